@@ -1,0 +1,13 @@
+"""The one error that this project raises on purpose."""
+
+
+class SmallObjError(ValueError):
+    """Something that the user can put right: what is wrong, where, and what to do about it.
+
+    Tools print its message as one line and end with exit code 2; everything else is a bug and
+    keeps its traceback.
+    """
+
+
+class UnreadableImage(SmallObjError):
+    """An image file that is missing, damaged, or not of the size that its annotations say."""
