@@ -1,0 +1,135 @@
+"""Section 5.1: how often each image is drawn, and the order of the draws.
+
+The stream of draws is infinite and shuffled, and any position of it can be asked for on its own:
+what stands at position ``k`` follows from the repeat factors, the seed and ``k`` alone. Nothing
+walks there, so a resumed run goes on where it stopped, and every process and every loader worker
+looks up its own positions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from fvcore.common.registry import Registry
+from numpy.typing import ArrayLike, NDArray
+
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sizes import SMALL_AREA, has_small
+
+_ONE = 1 << 20
+"""Repeat factors are kept in units of 2**-20, so that epochs add up exactly, however many."""
+
+SAMPLERS: "Registry[Callable[..., NDArray[np.float64]]]" = Registry("SAMPLER")
+"""Functions ``(records, cfg) -> (N,) repeat factors``, chosen by ``SMALLOBJ.SAMPLER``."""
+
+
+class Draw(NamedTuple):
+    """One draw of the stream."""
+
+    position: int
+    """Where in the stream it stands; with the seed, all that its sample depends on."""
+    index: int
+    """Which record is drawn."""
+    visit: int
+    """How often this record was drawn before in the same epoch."""
+
+
+def repeat_factors(
+    records: Sequence[Mapping[str, Any]], factor: float, small_area: float = SMALL_AREA
+) -> NDArray[np.float64]:
+    """Repeat factor per image: ``factor`` for small-object images, 1 for the others.
+
+    Args:
+        records: N dataset dicts whose annotations carry ``area``.
+        factor: the oversampling factor, any real number >= 1 (Table 3 has 2, 3 and 4).
+        small_area: what counts as small, in pixels of the original image.
+
+    Returns:
+        (N,) float64.
+    """
+    if not factor >= 1:
+        raise SmallObjError(
+            f"SMALLOBJ.OVERSAMPLING_FACTOR is {factor}; it must be 1 (off) or more."
+        )
+    small = [has_small(r["annotations"], small_area) for r in records]
+    return np.where(small, float(factor), 1.0)
+
+
+@SAMPLERS.register()
+def SmallObjectOversampling(  # noqa: N802 - a name in configs, like a class of Detectron2's
+    records: Sequence[Mapping[str, Any]], cfg: Any
+) -> NDArray[np.float64]:
+    """The paper's oversampling: ``SMALLOBJ.OVERSAMPLING_FACTOR`` for small-object images."""
+    return repeat_factors(records, cfg.SMALLOBJ.OVERSAMPLING_FACTOR, cfg.SMALLOBJ.SMALL_AREA)
+
+
+class Stream:
+    """The infinite, shuffled, seeded stream of draws.
+
+    In every epoch record ``i`` is drawn ``floor(r_i)`` or ``ceil(r_i)`` times, ``r_i`` on average;
+    the epoch is then shuffled. The length of an epoch is the sum of the factors, the broken rest
+    being carried over to the next, so where an epoch begins is a formula, not a walk.
+
+    Args:
+        factors: (N,) repeat factors, each >= 0 and at least one above 0.
+        seed: a non-negative integer; the same seed gives the same stream everywhere.
+    """
+
+    def __init__(self, factors: ArrayLike, seed: int) -> None:
+        values = np.asarray(factors, dtype=np.float64)
+        if values.ndim != 1 or not len(values):
+            raise SmallObjError("There is no image to draw from: the list of records is empty.")
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() < 1 / _ONE:
+            raise SmallObjError("Repeat factors must be finite, not negative, and not all zero.")
+        if seed < 0:
+            raise SmallObjError(f"{seed} is no seed; take one that is not negative.")
+        units = np.rint(values * _ONE).astype(np.int64)
+        self._whole = units // _ONE
+        self._rest = units % _ONE
+        self._broken = np.flatnonzero(self._rest)
+        self._total = int(units.sum())
+        self._seed = seed
+        self._epoch: tuple[int, NDArray[np.int32], NDArray[np.int32]] | None = None
+
+    def __len__(self) -> int:
+        """Draws in the first epoch: the sum of the repeat factors, rounded down."""
+        return self.epoch_start(1)
+
+    def epoch_start(self, epoch: int) -> int:
+        """Position of the first draw of an epoch."""
+        return epoch * self._total // _ONE
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch that a position belongs to."""
+        return -(-(position + 1) * _ONE // self._total) - 1
+
+    def epoch(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """All draws of one epoch, in order: record indices and visits, int32 each."""
+        rng = np.random.default_rng((self._seed, 0, epoch))
+        counts = self._whole.copy()
+        if len(self._broken):
+            # Systematic sampling in random order: a ruler with one mark per whole draw is laid
+            # over the broken rests, and whoever lies under a mark is drawn once more. The ruler
+            # starts at random among those starts that give the epoch its length.
+            order = rng.permutation(self._broken)
+            ends = np.cumsum(self._rest[order])
+            spare = int(ends[-1]) % _ONE
+            length = self.epoch_start(epoch + 1) - self.epoch_start(epoch)
+            more = length - int(self._whole.sum()) > int(ends[-1]) // _ONE
+            start = rng.integers(_ONE - spare, _ONE) if more else rng.integers(_ONE - spare)
+            counts[order] += np.diff((start + ends) // _ONE, prepend=0)
+        first = np.cumsum(counts) - counts
+        order = rng.permutation(int(counts.sum()))
+        indices = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+        return indices, (order - first[indices]).astype(np.int32)
+
+    def __getitem__(self, position: int) -> Draw:
+        """The draw at a position, 0 or more, at the cost of one epoch's order where it changes."""
+        if position < 0:
+            raise IndexError("positions of the stream start at 0")
+        epoch = self.epoch_of(position)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, *self.epoch(epoch))
+        _, indices, visits = self._epoch
+        at = position - self.epoch_start(epoch)
+        return Draw(position, int(indices[at]), int(visits[at]))
