@@ -1,0 +1,129 @@
+"""Section 5.2: which draws are augmented, and the generator that each draw has to itself.
+
+This is what the mappers of all engines share. A sample is a pure function of the seed and its
+position in the stream of draws; no generator outlives a draw.
+"""
+
+from math import floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallobj_d2.copy_paste import CopyPaste, Plan
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sampling import Draw
+from smallobj_d2.sizes import SMALL_AREA, has_small
+
+_PASTES, _TRANSFORMS, _FIXED = 1, 2, 3  # streams of randomness under one seed; 0 is the order's
+
+
+def draw_state(seed: int, position: int) -> np.random.RandomState:
+    """The generator for an engine's own resize and flip of one draw.
+
+    It is numpy's legacy kind, because that is what Detectron2's augmentations read.
+    """
+    sequence = np.random.SeedSequence((seed, _TRANSFORMS, position))
+    return np.random.RandomState(np.random.MT19937(sequence))
+
+
+class DrawAugmentation:
+    """Copy-paste on those draws of small-object images that are to be augmented.
+
+    Args:
+        copy_paste: what is done to them.
+        seed: the run's seed, not negative.
+        probability: the share of draws to augment.
+        paired: in each epoch exactly that share of each image's draws, rather than by chance.
+        one_copy_per_image: the same augmented copy of an image at each of its draws.
+        small_area: what counts as small.
+    """
+
+    def __init__(
+        self,
+        copy_paste: CopyPaste,
+        *,
+        seed: int,
+        probability: float = 0.5,
+        paired: bool = False,
+        one_copy_per_image: bool = False,
+        small_area: float = SMALL_AREA,
+    ) -> None:
+        self.copy_paste = copy_paste
+        self.seed = seed
+        self.probability = probability
+        self.paired = paired
+        self.one_copy_per_image = one_copy_per_image
+        self.small_area = small_area
+
+    def plan(self, record: dict[str, Any]) -> Plan | None:
+        """What this draw pastes, or None where it shows the original image.
+
+        Args:
+            record: a dataset dict with ``annotations``, ``height``, ``width`` and ``draw``.
+        """
+        draw: Draw = record["draw"]
+        annotations = record["annotations"]
+        if not has_small(annotations, self.small_area):
+            return None
+        rng = np.random.default_rng((self.seed, _PASTES, draw.position))
+        # The chance is drawn in both readings, so that they paste the same where they agree.
+        chance = rng.random() < self.probability
+        if self.paired:
+            due = [floor(n * self.probability + 1e-9) for n in (draw.visit, draw.visit + 1)]
+            chance = due[1] > due[0]
+        if not chance:
+            return None
+        if self.one_copy_per_image:
+            rng = np.random.default_rng((self.seed, _FIXED, draw.index))
+        return self.copy_paste.plan(annotations, record["height"], record["width"], rng)
+
+    def __call__(self, image: NDArray[np.uint8], record: dict[str, Any]) -> Plan | None:
+        """Augment the image in place and put the new annotations into the record.
+
+        Args:
+            image: (H, W, 3) uint8, of the size that the record says; changed in place.
+            record: see `plan`; its ``annotations`` are replaced.
+        """
+        plan = self.plan(record)
+        if plan is not None:
+            self.copy_paste.draw(image, plan)
+            record["annotations"] = plan.annotations
+        return plan
+
+
+def build_augmentation(cfg: Any, seed: int) -> DrawAugmentation | None:
+    """The augmentation of a config, or None where ``SMALLOBJ.COPY_PASTE`` is off.
+
+    Raises:
+        SmallObjError: if copy-paste is on and the config asks for no masks to be read.
+    """
+    s = cfg.SMALLOBJ
+    if not s.COPY_PASTE:
+        return None
+    return DrawAugmentation(
+        CopyPaste.from_config(cfg),
+        seed=seed,
+        probability=s.AUGMENTATION_PROBABILITY,
+        paired=s.AUGMENTATION_READING == "paired",
+        one_copy_per_image=s.ONE_COPY_PER_IMAGE,
+        small_area=s.SMALL_AREA,
+    )
+
+
+def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:
+    """Refuse copy-paste where no annotation has a mask to copy.
+
+    Raises:
+        SmallObjError: naming the ways on.
+    """
+    s = cfg.SMALLOBJ
+    if not s.COPY_PASTE or s.PASTE_BOXES:
+        return
+    if not any(a.get("segmentation") for r in records for a in r["annotations"]):
+        raise SmallObjError(
+            f"SMALLOBJ.COPY_PASTE is on, but no annotation of {', '.join(cfg.DATASETS.TRAIN)} has a "
+            "mask to cut objects out by. Either add `segmentation` to the annotations, or set "
+            "SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the paper), or set "
+            "SMALLOBJ.COPY_PASTE False."
+        )

@@ -1,0 +1,23 @@
+"""Section 4: each copy is scaled and rotated at random."""
+
+from dataclasses import dataclass
+from math import cos, radians, sin
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Uniform ranges of scale (a factor) and rotation (degrees)."""
+
+    scale: tuple[float, float] = (0.8, 1.2)
+    rotation: tuple[float, float] = (-15.0, 15.0)
+
+    def sample(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """A (2, 2) matrix: rotation times scale."""
+        (low, high), (least, most) = self.scale, self.rotation
+        u, v = rng.random(2).tolist()
+        scale, angle = low + (high - low) * u, radians(least + (most - least) * v)
+        c, s = scale * cos(angle), scale * sin(angle)
+        return np.array([[c, -s], [s, c]])

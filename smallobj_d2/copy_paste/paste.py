@@ -1,0 +1,270 @@
+"""Sections 4, 5.3 and 5.4 in one callable: choose, jitter, place, blend.
+
+Planning needs the annotations only; pixels are moved afterwards. So the analysis can count what
+an augmentation would paste without reading one image.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from smallobj_d2.copy_paste.blend import Image, cut, lay
+from smallobj_d2.copy_paste.choose import STRATEGIES, SourceRule
+from smallobj_d2.copy_paste.jitter import Jitter
+from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
+from smallobj_d2.copy_paste.place import Placer
+from smallobj_d2.copy_paste.scene import Scene
+from smallobj_d2.copy_paste.shapes import Annotation, Mask, Shape, Window
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sizes import SMALL_AREA
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Paste:
+    """One copy that found its place."""
+
+    source: Window
+    """The part of the image that it is cut from."""
+    matrix: NDArray[np.float64]
+    """(2, 3): source coordinates to image coordinates."""
+    mask: Mask
+    """(h, w) uint8 of 0 and 1, its pixels."""
+    x: int
+    y: int
+    """Where the corner of its mask lies."""
+
+
+@dataclass
+class Plan:
+    """What copy-paste does to one image."""
+
+    annotations: list[Annotation]
+    """The image's annotations afterwards: those it had, then the copies'."""
+    pastes: list[Paste] = field(default_factory=list)
+    candidates: int = 0
+    """Small objects that might have been copied."""
+    tried: int = 0
+    """Copies that were wanted."""
+    given_up: int = 0
+    """Copies for which there was no free place."""
+    capped: int = 0
+    """Copies over the limit for one image."""
+    removed: int = 0
+    """Instances that disappeared under copies; only where overlap is allowed."""
+
+    @property
+    def pasted(self) -> int:
+        """Copies that were placed."""
+        return len(self.pastes)
+
+
+class CopyPaste:
+    """Copy-pastes small objects of an image within the image.
+
+    Args:
+        strategy: name of the strategy that chooses sources: single, multiple, all, or your own.
+        copies: how often each chosen object is pasted.
+        multiple_share: share of the candidates that ``multiple`` takes.
+        sources: which objects may be copied.
+        jitter: how each copy is scaled and rotated.
+        margin: pixels between a copy and the border of the image.
+        gap: free pixels between a copy and any other instance, where overlap is not allowed.
+        allow_overlap: paste over whatever is there.
+        covered_labels: "visible" takes what a copy covers out of the masks below, "untouched"
+            leaves them.
+        max_pastes: the most copies for one image.
+        blur: size of the Gaussian that softens edges; 0 for hard edges.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: str = "all",
+        copies: int = 1,
+        multiple_share: float = 0.5,
+        sources: SourceRule | None = None,
+        jitter: Jitter | None = None,
+        margin: int = 5,
+        gap: int = 1,
+        allow_overlap: bool = False,
+        covered_labels: str = "visible",
+        max_pastes: int = 300,
+        blur: int = 0,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            known = ", ".join(sorted(name for name, _ in STRATEGIES))
+            raise SmallObjError(f"There is no strategy {strategy!r}; there are: {known}.")
+        _require(copies >= 1, "COPIES", copies, "must be 1 or more")
+        _require(0 < multiple_share <= 1, "MULTIPLE_SHARE", multiple_share, "is a share, above 0")
+        _require(margin >= 0, "MARGIN", margin, "must not be negative")
+        _require(gap >= 0, "GAP", gap, "must not be negative")
+        _require(blur == 0 or (blur > 0 and blur % 2), "BLUR", blur, "must be 0 or odd")
+        jitter = jitter or Jitter()
+        low, high = jitter.scale
+        _require(0 < low <= high, "SCALE", jitter.scale, "must be two factors, the smaller first")
+        least, most = jitter.rotation
+        _require(least <= most, "ROTATION", jitter.rotation, "must be two angles, smaller first")
+        self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
+        self.sources, self.jitter = sources or SourceRule(), jitter
+        self.margin, self.gap, self.allow_overlap = margin, gap, allow_overlap
+        self.covered_labels, self.max_pastes, self.blur = covered_labels, max_pastes, blur
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> "CopyPaste":
+        """The copy-paste that a config's ``SMALLOBJ`` node describes."""
+        s = cfg.SMALLOBJ
+        return cls(
+            strategy=s.STRATEGY,
+            copies=s.COPIES,
+            multiple_share=s.MULTIPLE_SHARE,
+            sources=SourceRule(
+                small_area=s.SMALL_AREA,
+                connected=s.REQUIRE_CONNECTED,
+                inside=s.REQUIRE_INSIDE,
+                max_covered=s.MAX_COVERED,
+                boxes=s.PASTE_BOXES,
+            ),
+            jitter=Jitter(scale=tuple(s.SCALE), rotation=tuple(s.ROTATION)),
+            margin=s.MARGIN,
+            gap=s.GAP,
+            allow_overlap=s.ALLOW_OVERLAP,
+            covered_labels=s.COVERED_LABELS,
+            max_pastes=s.MAX_PASTES,
+            blur=s.BLUR,
+        )
+
+    def __call__(
+        self, image: Image, annotations: Sequence[Annotation], rng: np.random.Generator
+    ) -> tuple[Image, list[Annotation]]:
+        """Augment one image; neither argument is changed.
+
+        Args:
+            image: (H, W, 3) uint8.
+            annotations: the instances of the image, as in Detectron2's dataset dicts: ``bbox``,
+                ``area``, ``iscrowd``, ``segmentation`` (polygons or RLE), perhaps ``keypoints``.
+            rng: source of randomness.
+
+        Returns:
+            The augmented image and its annotations: those given, then the copies', each of
+            which carries ``copy_paste``. Use `plan` and `draw` to know how many were given up.
+        """
+        _check_image(image)
+        plan = self.plan(annotations, image.shape[0], image.shape[1], rng)
+        image = image.copy()
+        self.draw(image, plan)
+        return image, plan.annotations
+
+    def plan(
+        self,
+        annotations: Sequence[Annotation],
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+    ) -> Plan:
+        """Decide what is pasted where, from the annotations alone.
+
+        Args:
+            annotations: see `__call__`.
+            height, width: size of the image.
+            rng: source of randomness.
+        """
+        scene = Scene(annotations, height, width)
+        plan = Plan(list(annotations))
+        candidates = self.sources.candidates(scene)
+        plan.candidates = len(candidates)
+        if not candidates:
+            return plan
+        chosen = STRATEGIES.get(self.strategy)(candidates, self.multiple_share, rng)
+        wanted = list(chosen) * self.copies
+        plan.tried = len(wanted)
+        plan.capped = max(0, len(wanted) - self.max_pastes)
+        if plan.capped:
+            logger.warning(
+                "An image wants %d pastes; SMALLOBJ.MAX_PASTES allows %d.",
+                plan.tried,
+                self.max_pastes,
+            )
+        placer = Placer(scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap)
+        shapes: list[Shape] = []
+        for i in wanted[: self.max_pastes]:
+            source = annotations[i]
+            linear = self.jitter.sample(rng)
+            if not source.get("segmentation"):  # a box stays upright
+                linear = np.eye(2) * np.sqrt(np.linalg.det(linear))
+            matrix, mask, shape = scene.shape(i).copy(linear)
+            corner = placer.find(mask, rng) if mask.any() else None
+            if corner is None:
+                plan.given_up += 1
+                continue
+            placer.take(mask, *corner)
+            matrix[:, 2] += corner
+            shape = shape.moved(*corner)
+            plan.annotations.append(label_of_copy(source, i, shape, matrix, (height, width)))
+            plan.pastes.append(
+                Paste(Window.around(*scene.boxes[i].tolist()), matrix, mask, *corner)
+            )
+            shapes.append(shape)
+        if self.allow_overlap and self.covered_labels == "visible":
+            _hide_covered(plan, scene, shapes)
+        return plan
+
+    def draw(self, image: Image, plan: Plan) -> None:
+        """Paste the pixels of a plan into its image, in place.
+
+        Args:
+            image: (H, W, 3) uint8; every copy is cut from it before the first is laid.
+            plan: from `plan` for this image's annotations and size.
+        """
+        rim = self.blur // 2
+        laid = []
+        for paste in plan.pastes:
+            height, width = paste.mask.shape
+            x0, y0 = max(paste.x - rim, 0), max(paste.y - rim, 0)
+            x1 = min(paste.x + width + rim, image.shape[1])
+            y1 = min(paste.y + height + rim, image.shape[0])
+            target = Window(x0, y0, x1 - x0, y1 - y0)
+            mask = paste.mask
+            if rim:
+                left, top = paste.x - x0, paste.y - y0
+                right, bottom = x1 - paste.x - width, y1 - paste.y - height
+                mask = cv2.copyMakeBorder(
+                    mask, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0
+                )
+            more = 2 + 2 * rim  # what interpolation looks at, and the soft rim at scale 1/2
+            x, y, w, h = paste.source
+            source = Window(x - more, y - more, w + 2 * more, h + 2 * more)
+            laid.append((cut(image, source, paste.matrix, target), mask, target))
+        for patch, mask, target in laid:
+            lay(image, patch, mask, target, self.blur)
+
+
+def _hide_covered(plan: Plan, scene: Scene, shapes: list[Shape]) -> None:
+    """Take what each copy covers out of the labels of everything below it, in place."""
+    size = (scene.height, scene.width)
+    originals = len(scene.annotations)
+    stack = [(label, scene.shape(i)) for i, label in enumerate(plan.annotations[:originals])]
+    for label, above in zip(plan.annotations[originals:], shapes, strict=True):
+        left = (uncovered(*below, above, size) for below in stack)
+        kept = [below for below in left if below is not None]
+        plan.removed += len(stack) - len(kept)
+        stack = [*kept, (label, above)]
+    plan.annotations = [label for label, _ in stack]
+
+
+def _check_image(image: Image) -> None:
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise SmallObjError(
+            f"Copy-paste takes an (H, W, 3) uint8 image, not {image.shape} {image.dtype}."
+        )
+
+
+def _require(holds: object, key: str, value: object, rule: str) -> None:
+    if not holds:
+        raise SmallObjError(f"SMALLOBJ.{key} is {value}; it {rule}.")
