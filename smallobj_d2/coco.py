@@ -151,6 +151,8 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
     images: dict[Any, dict[str, Any]] = {}
     root = str(image_root)
     for image in data["images"]:
+        if image["id"] in images:
+            raise SmallObjError(f"{where}: there are two images of id {image['id']}.")
         name = os.path.normpath(image["file_name"])
         if os.path.isabs(name) or name.split(os.sep)[0] == "..":
             raise SmallObjError(
@@ -208,7 +210,7 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path} is not COCO instance JSON: it has no list {part!r} at its top level."
             )
         for i, entry in enumerate(data[part]):
-            missing = [k for k in keys if k not in entry]
+            missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
             if missing:
                 raise SmallObjError(f"{path}: {part}[{i}] lacks {', '.join(missing)}.")
     return data
@@ -236,13 +238,18 @@ def _instance(
         if isinstance(segmentation["counts"], list):
             segmentation = coco_mask.frPyObjects(segmentation, *size)
         instance["segmentation"] = segmentation
+        x, y, w, h = coco_mask.toBbox(segmentation).tolist()
+        _hold_mask(instance, (x, y, x + w, y + h), counts)
     elif segmentation:
         parts = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
         if not parts:
             counts["no valid polygon"] += 1
             return None
+        # Detectron2 would resize a polygon of whole numbers to whole numbers.
+        parts = [[float(v) for v in p] if isinstance(p[0], int) else p for p in parts]
         instance["segmentation"] = parts
-        _hold_mask(instance, parts, counts)
+        xs, ys = list(chain(*(p[::2] for p in parts))), list(chain(*(p[1::2] for p in parts)))
+        _hold_mask(instance, (min(xs), min(ys), max(xs), max(ys)), counts)
     if instance.get("keypoints"):
         instance["keypoints"] = [
             k if i % 3 == 2 else k + 0.5 for i, k in enumerate(instance["keypoints"])
@@ -253,10 +260,12 @@ def _instance(
     return instance
 
 
-def _hold_mask(instance: dict[str, Any], parts: list[list[float]], counts: dict[str, int]) -> None:
+def _hold_mask(
+    instance: dict[str, Any], mask: tuple[float, float, float, float], counts: dict[str, int]
+) -> None:
+    """Give an instance the box of its mask (XYXY), if its own leaves out a pixel or more of it."""
     x, y, width, height = instance["bbox"]
-    x0, y0 = min(min(p[::2]) for p in parts), min(min(p[1::2]) for p in parts)
-    x1, y1 = max(max(p[::2]) for p in parts), max(max(p[1::2]) for p in parts)
+    x0, y0, x1, y1 = mask
     if x0 < x - 1 or y0 < y - 1 or x1 > x + width + 1 or y1 > y + height + 1:
         instance["bbox"] = [x0, y0, x1 - x0, y1 - y0]
         counts["box does not hold mask"] += 1

@@ -4,6 +4,7 @@ Every key is documented where it is added, below. ``docs/fidelity.md`` says whic
 paper each one stands for, and which test holds it.
 """
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def load_cfg(config_file: str | Path, opts: list[str] | None = None) -> CfgNode:
         raise SmallObjError(f"There is no config file {path}.")
     try:
         cfg.merge_from_file(str(path))
+    except FileNotFoundError as e:
+        raise SmallObjError(f"{path}: its _BASE_ is not there: {e.filename}.") from e
     except (KeyError, ValueError, AssertionError, OSError, AttributeError, TypeError) as e:
         raise SmallObjError(f"{path}: {_explain(e)}") from e
     except Exception as e:  # PyYAML's errors share no base with anything above
@@ -150,12 +153,26 @@ def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             raise SmallObjError(f"Override {key} {value}: {_explain(e)}") from e
 
 
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(.+?)'> vs\. <class '(.+?)'>\) "
+    r"with values \((.*) vs\. (.*)\) for config key: (\S+)",
+    re.DOTALL,
+)
+
+
 def _explain(error: BaseException) -> str:
     text = str(error.args[0] if error.args else error)
+    if mismatch := _MISMATCH.search(text):
+        wanted, given, default, value, key = mismatch.groups()
+        if wanted.endswith("CfgNode"):
+            return f"{key} is a group of keys and cannot be {value}."
+        return f"{key} must be of type {wanted}, like {default}; {value} is of type {given}."
     if "Non-existent" in text or (isinstance(error, AssertionError) and "Attribute" not in text):
         key = text.rsplit(":", 1)[-1].strip()
         more = "" if has_detectron2() else " (without Detectron2, only keys torchvision can honour)"
         return f"there is no key {key}{more}. The keys of SMALLOBJ are listed in config.py."
+    if isinstance(error, AttributeError | TypeError) and "object" in text or "NoneType" in text:
+        return "a config file is a mapping of keys to values, and this is not."
     return " ".join(text.split())
 
 
@@ -185,8 +202,12 @@ def check_cfg(cfg: CfgNode) -> None:
         raise SmallObjError(
             f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be 1 (off) or more."
         )
+    for key in ("SCALE", "ROTATION"):
+        if len(s[key]) != 2 or not all(isinstance(v, int | float) for v in s[key]):
+            raise SmallObjError(f"SMALLOBJ.{key} is {s[key]}; it must be two numbers.")
     for entry in s.DATASETS:
-        if len(entry) != 3 or not all(isinstance(e, str) for e in entry):
+        whole = isinstance(entry, list | tuple) and len(entry) == 3
+        if not whole or not all(isinstance(e, str) for e in entry):
             raise SmallObjError(
                 f"SMALLOBJ.DATASETS holds {entry!r}; each entry is [name, json file, image folder]."
             )

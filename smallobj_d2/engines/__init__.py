@@ -1,0 +1,39 @@
+"""Training engines: thin rooms on top of the core, neither imported by it.
+
+An engine is a module with
+
+* ``MAPPERS``: a registry of mappers, chosen by ``SMALLOBJ.MAPPER``,
+* ``build_train_loader(cfg, *, start_iter=0)``: batches of samples,
+* ``main(cfg, resume, eval_only)``: train and evaluate in this process, return the table row,
+* ``view(sample, cfg)``: a sample as a picture with outlines, for `smallobj_d2.visualization`.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from smallobj_d2.config import has_detectron2
+from smallobj_d2.errors import SmallObjError
+
+ENGINES = {
+    "detectron2": "smallobj_d2.engines.detectron2",
+    "torchvision": "smallobj_d2.engines.torchvision",
+}
+
+
+def choose_engine(name: str = "auto") -> str:
+    """The engine to use: ``auto`` takes detectron2 where it is installed, else torchvision."""
+    if name == "auto":
+        return "detectron2" if has_detectron2() else "torchvision"
+    if name not in ENGINES:
+        raise SmallObjError(f"There is no engine {name!r}; there are: auto, {', '.join(ENGINES)}.")
+    if name == "detectron2" and not has_detectron2():
+        raise SmallObjError(
+            "--engine detectron2: Detectron2 is not installed here. Install it by its own guide "
+            "(detectron2.readthedocs.io, Installation), or use --engine torchvision."
+        )
+    return name
+
+
+def load_engine(name: str = "auto") -> ModuleType:
+    """Import an engine by name."""
+    return import_module(ENGINES[choose_engine(name)])

@@ -1,0 +1,47 @@
+"""What every engine trains on: records and repeat factors, checked before anything starts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallobj_d2.augmentation import require_masks
+from smallobj_d2.coco import get_records, without_empty
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sampling import SAMPLERS
+
+Records = list[dict[str, Any]]
+
+
+def training_data(
+    cfg: Any, read: Callable[[Iterable[str]], Records] = get_records
+) -> tuple[Records, NDArray[np.float64]]:
+    """The records that a config trains on, and how often each is drawn.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        read: dataset names to records.
+
+    Returns:
+        N dataset dicts, and their (N,) repeat factors.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")
+    records = read(cfg.DATASETS.TRAIN)
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = without_empty(records)
+    if not records:
+        raise SmallObjError(f"No image of {names} has an annotation that is not a crowd.")
+    highest = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
+    if highest >= cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise SmallObjError(
+            f"{names} has {highest + 1} categories or more, but the model has "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set MODEL.ROI_HEADS.NUM_CLASSES to their number."
+        )
+    require_masks(records, cfg)
+    if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
+        known = ", ".join(name for name, _ in SAMPLERS)
+        raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
+    return records, SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg)

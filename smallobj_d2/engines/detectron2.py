@@ -1,0 +1,423 @@
+"""The Detectron2 engine: mapper, loader and trainer, each a thin layer on the stock one."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
+from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode, PolygonMasks
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from fvcore.common.registry import Registry
+
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.coco import (
+    dataset_info,
+    is_registered,
+    load_dataset,
+    mask_area,
+    register_from_config,
+)
+from smallobj_d2.engines import run
+from smallobj_d2.engines.data import Records, training_data
+from smallobj_d2.engines.loader import TrainLoader
+from smallobj_d2.engines.loader import build_train_loader as build_loader
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.evaluation import Row, count_objects, from_detectron2, load_ground_truth, table
+from smallobj_d2.sampling import Draw
+from smallobj_d2.visualization import Outlines, View, outlines_of_mask
+
+logger = logging.getLogger(__name__)
+
+MAPPERS = Registry("DETECTRON2_MAPPER")
+"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built with ``(cfg, is_train)``."""
+
+
+@MAPPERS.register()
+class SmallObjectMapper(DatasetMapper):
+    """Detectron2's DatasetMapper, with copy-paste between reading the image and resizing it.
+
+    With copy-paste off its output is the stock mapper's, bit for bit.
+
+    In our own loader a dataset dict carries its ``draw``, and the sample is a function of the
+    run's seed and the draw's position. In a stock loader there is no draw; then all randomness
+    comes from numpy's global generator, as it does for the stock mapper.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentation: DrawAugmentation | None = None,
+        seed: int = 0,
+        **stock: Any,
+    ) -> None:
+        """Build from explicit arguments.
+
+        Args:
+            is_train: whether for training or inference.
+            augmentation: the copy-paste, or None.
+            seed: the run's seed.
+            stock: what DatasetMapper takes.
+        """
+        super().__init__(is_train, **stock)
+        self.augmentation = augmentation if is_train else None
+        self.seed = seed
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor, from a config."""
+        seed = max(cfg.SEED, 0)
+        stock = super().from_config(cfg, is_train)
+        return {**stock, "augmentation": build_augmentation(cfg, seed), "seed": seed}
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict to a model input; see DatasetMapper."""
+        if not self.is_train:
+            return super().__call__(dataset_dict)
+        record = dict(dataset_dict)
+        image = _read_image(record, self.image_format)
+        sem_seg = None
+        if "sem_seg_file_name" in record:
+            sem_seg = utils.read_image(record.pop("sem_seg_file_name"), "L").squeeze(2)
+
+        if self.augmentation is not None and "annotations" in record:
+            if "draw" not in record:
+                record["draw"] = Draw(int(np.random.randint(1 << 62)), 0, 0)
+            if not image.flags.writeable:
+                image = image.copy()
+            self.augmentation(image, record)
+
+        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        with _numpy_seeded_for(self.seed, dataset_dict.get("draw")):
+            transforms = self.augmentations(aug_input)
+        image, sem_seg = aug_input.image, aug_input.sem_seg
+        shape = image.shape[:2]
+
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if sem_seg is not None:
+            record["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        if "annotations" in record:
+            self._transform_annotations(record, transforms, shape)
+        return record
+
+    def _transform_annotations(
+        self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]
+    ) -> None:
+        """The stock method, on copies of the annotations, noting which instances are pasted."""
+        unused = set()
+        if not self.use_instance_mask:
+            unused.add("segmentation")
+        if not self.use_keypoint:
+            unused.add("keypoints")
+        annotations = [
+            {k: v for k, v in a.items() if k not in unused}
+            for a in record.pop("annotations")
+            if a.get("iscrowd", 0) == 0
+        ]
+        pasted = ["copy_paste" in a for a in annotations]
+        annotations = [
+            utils.transform_instance_annotations(
+                a, transforms, shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+            )
+            for a in annotations
+        ]
+        instances = utils.annotations_to_instances(
+            annotations, shape, mask_format=self.instance_mask_format
+        )
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        record["instances"], kept = utils.filter_empty_instances(instances, return_mask=True)
+        if self.augmentation is not None:
+            record["pasted"] = [p for p, k in zip(pasted, kept.tolist(), strict=True) if k]
+
+
+@contextmanager
+def _numpy_seeded_for(seed: int, draw: Draw | None) -> Iterator[None]:
+    """Let Detectron2's augmentations, which read ``np.random``, read a generator of the draw.
+
+    The global generator is left as it was found. Without a draw nothing is done.
+    """
+    if draw is None:
+        yield
+        return
+    before = np.random.get_state()
+    np.random.set_state(draw_state(seed, draw.position).get_state())
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
+    try:
+        image = utils.read_image(record["file_name"], format=image_format)
+        utils.check_image_size(record, image)
+    except utils.SizeMismatchError as e:
+        raise UnreadableImage(
+            f"{record['file_name']} (image {record.get('image_id')}) is not of the size that its "
+            f"annotations say: {e}"
+        ) from e
+    except (OSError, SyntaxError, ValueError) as e:  # what Pillow raises for damaged files
+        raise UnreadableImage(
+            f"{record['file_name']} (image {record.get('image_id')}) cannot be read: {e}"
+        ) from e
+    return image
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Make the datasets of a config known to Detectron2's catalogs."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in DatasetCatalog or not is_registered(name):
+            continue
+        info = dataset_info(name)
+        dataset = load_dataset(name)
+        DatasetCatalog.register(name, lambda name=name: load_dataset(name).records)
+        MetadataCatalog.get(name).set(
+            json_file=str(info.json_file),
+            image_root=str(info.image_root),
+            evaluator_type="coco",
+            thing_classes=dataset.thing_classes,
+            thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(dataset.category_ids)},
+        )
+
+
+def read_records(names: Iterable[str]) -> Records:
+    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog."""
+    records: Records = []
+    for name in names:
+        if is_registered(name) or name not in DatasetCatalog:
+            records += load_dataset(name).records
+            continue
+        for record in DatasetCatalog.get(name):
+            annotations = []
+            for annotation in record["annotations"]:
+                annotation = {"iscrowd": 0, **annotation}
+                if "area" not in annotation:
+                    x0, y0, x1, y1 = BoxMode.convert(
+                        annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
+                    )
+                    boxed = {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+                    annotation["area"] = mask_area(boxed, record["height"], record["width"])
+                annotations.append(annotation)
+            records.append({**record, "annotations": annotations})
+    return records
+
+
+def _require_mask_format(records: Records, cfg: CfgNode) -> None:
+    """Say in words what Detectron2 would say with a traceback."""
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "polygon":
+        return
+    for record in records:
+        for annotation in record["annotations"]:
+            if isinstance(annotation.get("segmentation"), dict) and not annotation["iscrowd"]:
+                raise SmallObjError(
+                    f"Image {record['image_id']} of {', '.join(cfg.DATASETS.TRAIN)} has its masks "
+                    "as RLE, which Detectron2 trains on with INPUT.MASK_FORMAT bitmask only."
+                )
+
+
+def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
+    """The training loader of a config: oversampling, copy-paste, and draws that can be trusted.
+
+    Use it as ``build_train_loader`` of a trainer of your own.
+
+    Args:
+        cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
+        start_iter: the iteration to start at.
+    """
+    if cfg.SEED < 0:
+        raise SmallObjError(
+            "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
+            "call smallobj_d2.engines.run.settle_seed(cfg), which draws and records one."
+        )
+    if cfg.SMALLOBJ.MAPPER not in MAPPERS:
+        known = ", ".join(name for name, _ in MAPPERS)
+        raise SmallObjError(f"SMALLOBJ.MAPPER is {cfg.SMALLOBJ.MAPPER!r}; there are: {known}.")
+    records, factors = training_data(cfg, read_records)
+    _require_mask_format(records, cfg)
+    return build_loader(
+        records,
+        factors,
+        MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True),
+        seed=cfg.SEED,
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        start_iter=start_iter,
+        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
+    )
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with our loader, COCO evaluation, and an exact resume."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with _processes_on(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+        self.register_hooks([_SeedEachStep(cfg.SEED)])
+        self._hooks.insert(0, self._hooks.pop())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """The loader of a run that starts at iteration 0."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """COCO's evaluation of what the model predicts."""
+        tasks = ["bbox"]
+        if cfg.MODEL.MASK_ON:
+            tasks.append("segm")
+        if cfg.MODEL.KEYPOINT_ON:
+            tasks.append("keypoints")
+        output = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, tasks=tuple(tasks), output_dir=output)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
+        super().resume_or_load(resume)
+        if self.start_iter:
+            self._trainer.reset_data_loader(
+                lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
+            )
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the last evaluation of the run gave."""
+        return dict(self._last_eval_results)
+
+    def run_step(self) -> None:
+        """One iteration; a loss that is not finite names the draws it came from."""
+        try:
+            super().run_step()
+        except FloatingPointError as e:
+            positions = " ".join(map(str, self.data_loader.positions))
+            raise SmallObjError(
+                f"The loss of iteration {self.iter} is not finite. Look at its draws: "
+                f"tools/visualize.py --config {self.cfg.OUTPUT_DIR}/config.yaml "
+                f"--positions {positions}"
+            ) from e
+
+
+@contextmanager
+def _processes_on(device: str) -> Iterator[None]:
+    """Let DefaultTrainer run in several processes on the CPU, where it would name a GPU to each."""
+    stock = defaults.create_ddp_model
+    if device == "cpu":
+        defaults.create_ddp_model = partial(stock, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = stock
+
+
+class _SeedEachStep(HookBase):
+    """Makes the model's own randomness (which boxes are sampled) a function of the iteration.
+
+    So a run that was killed and resumed does what an unbroken one does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        run.seed_step(self.seed, self.trainer.iter)
+
+
+def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | None:
+    """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
+
+    Args:
+        cfg: a Detectron2 config with ``SMALLOBJ``.
+        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+
+    Returns:
+        The table row of the first test set in process 0, which is also in row.json; None in other
+        processes, and where DATASETS.TEST is empty.
+    """
+    register_from_config(cfg)
+    with run.running(cfg, "detectron2", resume=resume, eval_only=eval_only) as cfg:
+        for name in ("fvcore", "detectron2"):
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+        if comm.get_world_size() > 1:
+            comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        register_datasets(cfg)
+        cfg = _with_local_weights(cfg, resume)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
+        run.seed_step(cfg.SEED, -1)
+        if eval_only:
+            model = Trainer.build_model(cfg)
+            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+            results = Trainer.test(cfg, model)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume)
+            trainer.train()
+            results = trainer.results
+        if not comm.is_main_process() or not cfg.DATASETS.TEST:
+            return None
+        return _report(cfg, results)
+
+
+def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
+    """The config with MODEL.WEIGHTS on this machine, unless a checkpoint takes their place."""
+    if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return cfg
+    weights = run.check_weights(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights or "")
+    cfg.freeze()
+    return cfg
+
+
+def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
+    """Log the table row of each test set and write that of the first to row.json."""
+    rows = {}
+    for name in cfg.DATASETS.TEST:
+        truth = load_ground_truth(MetadataCatalog.get(name).json_file)
+        metrics = results if len(cfg.DATASETS.TEST) == 1 else results[name]
+        rows[name] = from_detectron2(metrics, count_objects(truth))
+        logger.info("%s:\n%s", name, table(rows[name]))
+    first = cfg.DATASETS.TEST[0]
+    run.write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
+    return rows[first]
+
+
+def view(sample: dict[str, Any], cfg: CfgNode) -> View:
+    """A sample of the mapper as a picture with outlines."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    if cfg.INPUT.FORMAT == "BGR":
+        image = image[:, :, ::-1]
+    instances = sample["instances"]
+    outlines: list[Outlines] = []
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        if isinstance(masks, PolygonMasks):
+            outlines = [[p.reshape(-1, 2) for p in parts] for parts in masks.polygons]
+        else:
+            outlines = [outlines_of_mask(m) for m in masks.tensor.numpy()]
+    else:
+        for x0, y0, x1, y1 in instances.gt_boxes.tensor.tolist():
+            outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
+    return View(np.ascontiguousarray(image), outlines, sample.get("pasted", []))

@@ -1,0 +1,228 @@
+"""The training loader of every engine: positions of the stream in, batches of samples out.
+
+The order of batches is decided in the main process, by a batch sampler; workers turn positions
+into samples. So batches are the same, in the same order, with any number of workers, and a
+resumed run continues with the batch that an unbroken one would see next.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.records import PackedRecords
+from smallobj_d2.sampling import Stream
+
+Sample = dict[str, Any]
+Mapper = Callable[[dict[str, Any]], Sample]
+
+
+class DrawDataset(Dataset[Sample]):
+    """The stream of draws as a map-style dataset: position to mapped sample.
+
+    The mapper gets a dataset dict of its own, with the key ``draw``.
+
+    Args:
+        records: N dataset dicts.
+        stream: what stands at each position.
+        mapper: dataset dict to sample; None gives the dataset dicts themselves.
+        skip_unreadable: take the next record in place of one whose image cannot be read, and
+            say so in the sample's ``skipped``.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]] | PackedRecords,
+        stream: Stream,
+        mapper: Mapper | None = None,
+        *,
+        skip_unreadable: bool = False,
+    ) -> None:
+        self.records = records if isinstance(records, PackedRecords) else PackedRecords(records)
+        self.stream = stream
+        self.mapper = mapper
+        self.skip_unreadable = skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def record(self, position: int) -> dict[str, Any]:
+        """The dataset dict at a position, with its ``draw``."""
+        draw = self.stream[position]
+        return {**self.records[draw.index], "draw": draw}
+
+    def __getitem__(self, position: int) -> Sample:
+        record = self.record(position)
+        if self.mapper is None:
+            return record
+        draw = record["draw"]
+        skipped: list[str] = []
+        while True:
+            try:
+                sample = self.mapper(record)
+            except UnreadableImage as e:
+                if not self.skip_unreadable or len(skipped) == len(self.records) - 1:
+                    raise
+                skipped.append(str(e))
+                substitute = (draw.index + len(skipped)) % len(self.records)
+                record = {**self.records[substitute], "draw": draw}
+            else:
+                return {**sample, "skipped": skipped} if skipped else sample
+
+
+class PositionSampler(Sampler[int]):
+    """Positions ``rank, rank + world_size, ...`` of the stream, without end.
+
+    A sampler in Detectron2's sense, for use with `DrawDataset`.
+
+    Args:
+        rank, world_size: which process this is, of how many.
+        start: how many positions this process has already seen.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
+        self.rank, self.world_size, self.start = rank, world_size, start
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.rank + self.start * self.world_size, self.world_size)
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of positions, those of wide and of tall images apart if ``wide`` is given.
+
+    Grouping saves padding, as in Detectron2. It delays a position until its batch is full, but
+    loses none.
+
+    Args:
+        positions: the positions this process sees.
+        stream: tells which record stands at a position.
+        size: positions in a batch.
+        wide: (N,) bool per record, wider than tall; None for no grouping.
+        start: batches to leave out at the beginning; no image is read for them.
+    """
+
+    def __init__(
+        self,
+        positions: PositionSampler,
+        stream: Stream,
+        size: int,
+        wide: NDArray[np.bool_] | None,
+        start: int = 0,
+    ) -> None:
+        self.positions, self.stream, self.size = positions, stream, size
+        self.wide, self.start = wide, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[list[int]]:
+        buckets: tuple[list[int], list[int]] = ([], [])
+        for position in self.positions:
+            bucket = buckets[0]
+            if self.wide is not None:
+                bucket = buckets[int(self.wide[self.stream[position].index])]
+            bucket.append(position)
+            if len(bucket) == self.size:
+                yield bucket.copy()
+                bucket.clear()
+
+
+def build_train_loader(
+    records: Sequence[dict[str, Any]],
+    factors: NDArray[np.float64],
+    mapper: Mapper,
+    *,
+    seed: int,
+    images_per_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    aspect_ratio_grouping: bool = True,
+    start_iter: int = 0,
+    skip_unreadable: bool = False,
+) -> "TrainLoader":
+    """Build the infinite training loader.
+
+    Args:
+        records: N dataset dicts.
+        factors: (N,) repeat factors.
+        mapper: dataset dict to sample.
+        seed: the run's seed, not negative.
+        images_per_batch: over all processes, which must divide it.
+        rank, world_size: which process this is, of how many.
+        num_workers: loader processes.
+        aspect_ratio_grouping: keep wide and tall images in batches apart.
+        start_iter: the iteration to start at; earlier batches are left out, unread.
+        skip_unreadable: replace unreadable images instead of stopping.
+
+    """
+    if images_per_batch % world_size:
+        raise SmallObjError(
+            f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
+            "share evenly. Choose a multiple."
+        )
+    stream = Stream(factors, seed)
+    wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
+    dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable)
+    batches = BatchSampler(
+        PositionSampler(rank, world_size), stream, images_per_batch // world_size, wide, start_iter
+    )
+    return TrainLoader(dataset, batches, num_workers)
+
+
+class TrainLoader:
+    """Iterates over batches, which are lists of samples.
+
+    Errors of the project's own arrive from the workers as they were raised, not wrapped in a
+    worker's traceback.
+
+    Attributes:
+        positions: positions of the draws in the batch that was handed out last.
+        skipped: how often each unreadable image was skipped, by what was wrong with it.
+    """
+
+    def __init__(self, dataset: DrawDataset, batches: BatchSampler, num_workers: int) -> None:
+        self.dataset = dataset
+        self.positions: list[int] = []
+        self.skipped: Counter[str] = Counter()
+        self._loader = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_list,
+            generator=torch.Generator(),  # else it draws a seed from the global one
+        )
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self._loader:
+            samples = []
+            for sample in batch:
+                if isinstance(sample, SmallObjError):
+                    raise sample
+                self.skipped.update(sample.pop("skipped", ()))
+                samples.append(sample)
+            self.positions = [s["draw"].position for s in samples]
+            yield samples
+
+
+class _Guarded(Dataset[Any]):
+    """A dataset that hands its own errors over instead of raising them in a worker."""
+
+    def __init__(self, dataset: DrawDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, position: int) -> Sample | SmallObjError:
+        try:
+            return self.dataset[position]
+        except SmallObjError as e:
+            return e
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples

@@ -1,0 +1,441 @@
+"""What every engine's run needs: its folder, seed, device, record, weights file and processes."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from smallobj_d2.errors import SmallObjError
+
+logger = logging.getLogger(__name__)
+
+_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+_DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+
+@contextmanager
+def running(
+    cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False
+) -> Iterator[Any]:
+    """Everything around a run, in each of its processes.
+
+    Settles the device and the seed, takes the output folder for this run alone, logs there, and
+    records what runs.
+
+    Yields:
+        The config, frozen, with the ``MODEL.DEVICE`` and ``SEED`` that are really used.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    with locked(output):
+        setup_logging(output)
+        cfg = settle_device(cfg)
+        if eval_only:  # no draws, so any seed will do
+            cfg = _with(cfg, "SEED", max(cfg.SEED, 0))
+        else:
+            cfg = settle_seed(cfg, resume, engine=engine)
+        record_run(cfg, engine, eval_only=eval_only)
+        yield cfg
+
+
+# --- Processes
+
+
+def rank() -> int:
+    """Which process this is, 0 if there is one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are, over all machines."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def share(value: Any) -> Any:
+    """What process 0 has, in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process has, in order, in process 0; an empty list in the others."""
+    if world_size() == 1:
+        return [value]
+    boxes = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, boxes, dst=0)
+    return boxes or []
+
+
+def launch(
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    *,
+    device: str = "cuda",
+    args: tuple[Any, ...] = (),
+) -> Any:
+    """Call ``main(*args)`` in every process of a run, and return what it returns in process 0.
+
+    Args:
+        main: importable by name.
+        num_processes: on this machine, one per GPU; without a GPU, processes on the CPU.
+        num_machines, machine_rank: over how many machines, and which this is.
+        dist_url: where process 0 listens, such as ``tcp://host:port``; "auto" for one machine.
+        device: the config's ``MODEL.DEVICE``.
+        args: of `main`; must pickle.
+
+    Raises:
+        SmallObjError: as `main` raised it in whichever process came first.
+    """
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    if cuda and num_processes > torch.cuda.device_count():
+        raise SmallObjError(
+            f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs."
+        )
+    if num_processes * num_machines == 1:
+        return main(*args)
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise SmallObjError(
+                "With --num-machines above 1, --dist-url must be tcp://<host of machine 0>:<port>."
+            )
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    reports = mp.get_context("spawn").SimpleQueue()
+    everything = (main, num_processes, num_machines, machine_rank, dist_url, cuda, reports, args)
+    try:
+        mp.start_processes(_process, everything, nprocs=num_processes, start_method="spawn")
+    except mp.ProcessExitedException:
+        if reports.empty():
+            raise
+    outcome = None if reports.empty() else reports.get()
+    if isinstance(outcome, SmallObjError):
+        raise outcome
+    return outcome
+
+
+def _process(
+    local_rank: int,
+    main: Callable[..., Any],
+    num_processes: int,
+    num_machines: int,
+    machine_rank: int,
+    dist_url: str,
+    cuda: bool,
+    reports: Any,
+    args: tuple[Any, ...],
+) -> None:
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
+    os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        init_method=dist_url,
+        world_size=num_processes * num_machines,
+        rank=machine_rank * num_processes + local_rank,
+    )
+    try:
+        result = main(*args)
+    except SmallObjError as e:
+        reports.put(SmallObjError(str(e)))
+        # The others wait for this one in some collective call; leaving makes the parent end them.
+        os._exit(2)
+    if local_rank == 0:
+        reports.put(result)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+# --- Device and seed
+
+
+def _with(cfg: Any, *pairs: Any) -> Any:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(pairs))
+    cfg.freeze()
+    return cfg
+
+
+def settle_device(cfg: Any) -> Any:
+    """The config with MODEL.DEVICE "cpu" if it asks for a GPU on a machine that has none."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    if rank() == 0:
+        logger.info(
+            "MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", cfg.MODEL.DEVICE
+        )
+    return _with(cfg, "MODEL.DEVICE", "cpu")
+
+
+def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) -> Any:
+    """The config with the SEED that all processes share.
+
+    A negative SEED asks for a fresh one, which is logged. A resumed run keeps the seed that
+    run.json recorded, as its stream of draws must go on.
+
+    Raises:
+        SmallObjError: if a resumed run is asked for another seed than it had, or another engine.
+    """
+    seed = cfg.SEED
+    if rank() == 0:
+        before = _read_record(Path(cfg.OUTPUT_DIR)) if resume else {}
+        if before and engine and before["engine"] != engine:
+            raise SmallObjError(
+                f"{cfg.OUTPUT_DIR} holds a run of the engine {before['engine']}, which {engine} "
+                "cannot go on with. Choose that engine, or another OUTPUT_DIR."
+            )
+        recorded = before.get("seed")
+        if recorded is not None and seed >= 0 and seed != recorded:
+            raise SmallObjError(
+                f"SEED is {seed}, but the run in {cfg.OUTPUT_DIR} has seed {recorded}; leave SEED "
+                "out to go on with that run, or choose another OUTPUT_DIR for a new one."
+            )
+        if seed < 0:
+            seed = recorded
+            if seed is None:
+                seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+            logger.info("SEED is negative: using seed %d.", seed)
+    return _with(cfg, "SEED", share(seed))
+
+
+def seed_step(seed: int, iteration: int) -> None:
+    """Start torch's generator afresh for an iteration of this process.
+
+    So what a model draws at random (boxes to learn from, say) depends on nothing that happened
+    before, and a resumed run does what an unbroken one does. Iteration -1 is the model's start.
+    """
+    sequence = np.random.SeedSequence((seed, iteration + 1, rank()))
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# --- The output folder
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the output folder, making it if need be, so that no second run writes there.
+
+    Raises:
+        SmallObjError: if another run holds it, or it cannot be written to.
+    """
+    if rank() != 0:
+        yield
+        return
+    with _one_line(output):
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("a")
+    with file:
+        try:
+            # Of this process alone: a lock that loader workers inherit would outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as e:
+            raise SmallObjError(
+                f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
+            ) from e
+        except OSError:  # a file system without locks; better to run without one than not at all
+            logger.warning("%s cannot be locked; let no other run write there.", output)
+        yield
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a folder or disk into one line."""
+    try:
+        yield
+    except OSError as e:
+        why = "the disk is full" if e.errno == errno.ENOSPC else (e.strerror or str(e)).lower()
+        raise SmallObjError(f"Cannot write {path}: {why}. Free space, or set OUTPUT_DIR.") from e
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: gives a temporary path that becomes `path` at the end.
+
+    Raises:
+        SmallObjError: if the disk is full or the folder cannot be written to; what was at `path`
+            before is still there then.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with _one_line(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield temporary
+            except RuntimeError as e:  # how torch.save reports a failed write
+                if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
+                    raise
+                raise OSError(errno.ENOSPC, "the disk may be full") from e
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON; see `writing`."""
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def setup_logging(output: Path) -> None:
+    """Log to the terminal and to log.txt in the output folder, process 0 only.
+
+    Calling it again moves the log to the new folder.
+    """
+    root = logging.getLogger("smallobj_d2")
+    for handler in [h for h in root.handlers if getattr(h, "of_run", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    if rank() != 0:
+        root.setLevel(logging.WARNING)
+        return
+    root.setLevel(logging.INFO)
+    with _one_line(output):
+        output.mkdir(parents=True, exist_ok=True)
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(output / "log.txt")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.of_run = True  # type: ignore[attr-defined]
+        root.addHandler(handler)
+
+
+def record_run(cfg: Any, engine: str, *, eval_only: bool = False) -> None:
+    """Write what runs to run.json (eval.json for evaluation alone), and the config to config.yaml.
+
+    What run.json said before a resume is kept under ``earlier``.
+    """
+    size = world_size()
+    if rank() != 0:
+        return
+    output = Path(cfg.OUTPUT_DIR)
+    record = {
+        "engine": engine,
+        "seed": cfg.SEED,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "device": _device_name(cfg.MODEL.DEVICE),
+        "processes": size,
+        "versions": versions(),
+    }
+    if eval_only:
+        write_json(output / "eval.json", {**record, "config": cfg.dump()})
+        return
+    before = _read_record(output)
+    if before:
+        earlier = before.pop("earlier", [])
+        record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]
+    write_json(output / "run.json", {**record, "config": cfg.dump()})
+    with writing(output / "config.yaml") as temporary:
+        temporary.write_text(cfg.dump())
+
+
+def _read_record(output: Path) -> dict[str, Any]:
+    path = output / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        return {**record, "seed": int(record["seed"]), "engine": str(record["engine"])}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise SmallObjError(
+            f"{path} is damaged ({e}), so that run's seed is unknown. Choose another OUTPUT_DIR."
+        ) from e
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that numbers can depend on."""
+    packages = (
+        "smallobj-d2",
+        "torch",
+        "torchvision",
+        "detectron2",
+        "numpy",
+        "opencv-python-headless",
+        "opencv-python",
+        "pillow",
+        "pycocotools",
+    )
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {len(os.sched_getaffinity(0))} cores"
+
+
+# --- Initial weights
+
+
+def check_weights(cfg: Any) -> Path | None:
+    """Where the file of MODEL.WEIGHTS is, downloaded and cached if it has an address.
+
+    Returns:
+        A local path, or None if the config asks for no weights.
+
+    Raises:
+        SmallObjError: if it cannot be had, naming the ways on.
+    """
+    name = cfg.MODEL.WEIGHTS
+    if not name:
+        return None
+    ways = (
+        'Ways on: MODEL.WEIGHTS <path of a local .pkl or .pth file>, or MODEL.WEIGHTS "" to train '
+        "from random weights (with MODEL.RESNETS.NORM GN or BN and MODEL.BACKBONE.FREEZE_AT 0)."
+    )
+    url = _ZOO + name.removeprefix("detectron2://") if name.startswith("detectron2://") else name
+    if "://" not in url:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise SmallObjError(f"MODEL.WEIGHTS: there is no file {path}. {ways}")
+        return path
+
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())  # Detectron2's own kind, so the cache is the same
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    quiet = logging.getLogger("iopath")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        return Path(manager.get_local_path(url))
+    except Exception as e:  # addresses fail in many ways, all of which mean that it cannot be had
+        raise SmallObjError(f"MODEL.WEIGHTS: {url} cannot be fetched ({e}). {ways}") from e
+    finally:
+        quiet.setLevel(level)
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,166 @@
+"""COCO AP to the eight numbers of a table row: masks and boxes by small, medium, large and all."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from smallobj_d2.coco import mask_area
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sizes import BANDS
+
+SIZES = ("small", "medium", "large", "all")
+"""Columns of a table row, in the paper's order."""
+
+TITLES = {"segm": "Segmentation AP", "bbox": "Detection AP"}
+"""The paper's names of the two halves of a row, by COCO's names of what is compared."""
+
+Row = dict[str, Any]
+"""``segm`` and ``bbox``: size to AP as a fraction, or None if there are no objects of that size;
+``ground_truth``: size to the number of objects."""
+
+# Places in COCOeval.stats, and Detectron2's names of them.
+_STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
+_NAMES = {"small": "APs", "medium": "APm", "large": "APl", "all": "AP"}
+
+
+def load_ground_truth(json_file: str | Path) -> COCO:
+    """Read a COCO JSON to evaluate against, filling in ``iscrowd`` and ``area`` where missing."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO(str(json_file))
+    for annotation in ground_truth.anns.values():
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            image = ground_truth.imgs[annotation["image_id"]]
+            annotation["area"] = mask_area(annotation, image["height"], image["width"])
+    return ground_truth
+
+
+def count_objects(ground_truth: COCO) -> dict[str, int]:
+    """How many objects of each size there are, crowds left out."""
+    areas = [a["area"] for a in ground_truth.anns.values() if not a.get("iscrowd", 0)]
+    counts = {size: sum(low <= a < high for a in areas) for size, (low, high) in BANDS.items()}
+    return {**counts, "all": len(areas)}
+
+
+def coco_metrics(
+    ground_truth: COCO, results: Sequence[Mapping[str, Any]], iou_type: str
+) -> dict[str, float | None]:
+    """AP, AP50, AP75, APs, APm and APl as fractions, by pycocotools.
+
+    Args:
+        ground_truth: what `load_ground_truth` gives.
+        results: detections in COCO's result format; may be none.
+        iou_type: "segm" or "bbox".
+
+    Returns:
+        None in place of an AP over sizes that no object has.
+    """
+    if iou_type == "segm" and any("segmentation" not in a for a in ground_truth.anns.values()):
+        number = next(i for i, a in ground_truth.anns.items() if "segmentation" not in a)
+        raise SmallObjError(
+            f"Annotation {number} has no mask to evaluate masks against. Set MODEL.MASK_ON False, "
+            "or add `segmentation` to the annotations."
+        )
+    counts = count_objects(ground_truth)
+    if not results or not counts["all"]:
+        sizes = {name: size for size, name in _NAMES.items()}
+        return {n: 0.0 if counts[sizes.get(n, "all")] else None for n in _STATS}
+    own = [dict(r) for r in results]
+    if iou_type == "segm":
+        for result in own:  # given a box, pycocotools would measure a mask's size by it
+            result.pop("bbox", None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        detections = ground_truth.loadRes(own)
+        evaluation = COCOeval(ground_truth, detections, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = {name: float(evaluation.stats[i]) for name, i in _STATS.items()}
+    return {name: None if ap < 0 else ap for name, ap in stats.items()}
+
+
+def ap_row(
+    coco_gt: COCO,
+    results: Sequence[Mapping[str, Any]],
+    iou_types: Iterable[str] = ("segm", "bbox"),
+) -> Row:
+    """The numbers of a table row.
+
+    Args:
+        coco_gt: what `load_ground_truth` gives.
+        results: detections in COCO's result format; may be none, and is then an AP of 0.
+        iou_types: which halves of the row.
+    """
+    metrics = {t: coco_metrics(coco_gt, results, t) for t in iou_types}
+    return row_of(metrics, count_objects(coco_gt))
+
+
+def row_of(metrics: Mapping[str, Mapping[str, float | None]], counts: Mapping[str, int]) -> Row:
+    """The numbers of a table row from what `coco_metrics` gives for each half."""
+    row: Row = {t: {size: m[_NAMES[size]] for size in SIZES} for t, m in metrics.items()}
+    return {**row, "ground_truth": dict(counts)}
+
+
+def from_detectron2(results: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> Row:
+    """The numbers of a table row from what Detectron2's COCOEvaluator returns.
+
+    Args:
+        results: per cent by task and name; NaN where there are no objects or no detections.
+        counts: what `count_objects` gives.
+    """
+
+    def fraction(value: float, size: str) -> float | None:
+        if not counts[size]:
+            return None
+        return 0.0 if math.isnan(value) else value / 100
+
+    row: Row = {
+        task: {size: fraction(results[task][_NAMES[size]], size) for size in SIZES}
+        for task in TITLES
+        if task in results
+    }
+    return {**row, "ground_truth": dict(counts)}
+
+
+def as_detectron2(
+    metrics: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, float]:
+    """What goes into metrics.json: per cent under Detectron2's names, such as ``segm/APs``."""
+    return {
+        f"{task}/{name}": math.nan if ap is None else 100 * ap
+        for task, aps in metrics.items()
+        for name, ap in aps.items()
+    }
+
+
+def table(row: Row) -> str:
+    """A row as text for the terminal; "-" where there are no objects of a size."""
+    lines = [["", *SIZES]]
+    for task, title in TITLES.items():
+        if task in row:
+            lines.append(
+                [title, *("-" if row[task][s] is None else f"{row[task][s]:.3f}" for s in SIZES)]
+            )
+    lines.append(["objects", *(str(row["ground_truth"][s]) for s in SIZES)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(SIZES) + 1)]
+    return "\n".join(
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def write_row(path: str | Path, row: Row) -> None:
+    """Write a row as JSON; None becomes null."""
+    Path(path).write_text(json.dumps(row, indent=2) + "\n")

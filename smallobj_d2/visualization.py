@@ -1,0 +1,144 @@
+"""Contact sheets: what the mapper really feeds the model, original beside augmented."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Outlines = list[NDArray[np.float64]]
+
+PASTED = (255, 64, 160)
+"""Colour of pasted instances, RGB."""
+ORIGINAL = (80, 220, 255)
+"""Colour of the instances that the image had."""
+
+
+@dataclass
+class View:
+    """One sample as a person can look at it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    outlines: list[Outlines]
+    """Per instance its outline in pixels, (P, 2) float64 arrays."""
+    pasted: list[bool] = field(default_factory=list)
+    """Per instance whether it is a pasted copy."""
+
+
+def outlines_of_mask(mask: NDArray[Any]) -> Outlines:
+    """The outer borders of a bitmap (H, W), as polygons to draw."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [c.reshape(-1, 2) + 0.5 for c in contours]
+
+
+def draw(view: View, *, width: int) -> NDArray[np.uint8]:
+    """A picture of a sample, scaled to a width, every instance outlined.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    height = round(view.image.shape[0] * width / view.image.shape[1])
+    shrink = cv2.INTER_AREA if width < view.image.shape[1] else cv2.INTER_LINEAR
+    canvas = cv2.resize(view.image, (width, height), interpolation=shrink)
+    scale = width / view.image.shape[1]
+    pasted = view.pasted or [False] * len(view.outlines)
+    order = sorted(zip(pasted, range(len(pasted)), strict=True))  # copies on top
+    for is_copy, i in order:
+        points = [np.rint((p * scale - 0.5) * 16).astype(np.int32) for p in view.outlines[i]]
+        colour, thickness = (PASTED, 2) if is_copy else (ORIGINAL, 1)
+        cv2.polylines(canvas, points, True, colour, thickness, cv2.LINE_AA, shift=4)
+    return canvas
+
+
+def contact_sheet(
+    rows: Iterable[tuple[Sequence[View], str]], *, titles: Sequence[str], width: int = 480
+) -> Image.Image:
+    """Rows of pictures side by side, a caption over each row.
+
+    Args:
+        rows: views that belong together, and what to say about them.
+        titles: what each column shows.
+        width: of one picture, in pixels.
+    """
+    gap, line = 8, 22
+    font = ImageFont.load_default(size=14)
+    blocks = []
+    for views, caption in rows:
+        pictures = [draw(v, width=width) for v in views]
+        block = Image.new(
+            "RGB", (len(titles) * (width + gap) + gap, max(map(len, pictures)) + line), "white"
+        )
+        ImageDraw.Draw(block).text((gap, 2), caption, fill="black", font=font)
+        for i, picture in enumerate(pictures):
+            block.paste(Image.fromarray(picture), (gap + i * (width + gap), line))
+        blocks.append(block)
+    total = line + gap + sum(b.height + gap for b in blocks)
+    sheet = Image.new("RGB", (len(titles) * (width + gap) + gap, total), "white")
+    text = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        text.text((gap + i * (width + gap), 4), title, fill="black", font=font)
+    y = line + gap
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height + gap
+    return sheet
+
+
+def training_sheet(engine: Any, cfg: Any, positions: Sequence[int], *, width: int) -> Image.Image:
+    """A contact sheet of draws of a config's stream, as its mapper gives them to the model.
+
+    Args:
+        engine: an engine, see `smallobj_d2.engines`.
+        cfg: the config; ``SEED`` must not be negative.
+        positions: which draws to show. Draws that show the original are shown as such.
+        width: of one picture, in pixels.
+    """
+    plain = cfg.clone()
+    plain.defrost()
+    plain.SMALLOBJ.COPY_PASTE = False
+    before = engine.build_train_loader(plain).dataset
+    after = engine.build_train_loader(cfg).dataset
+    rows = []
+    for position in positions:
+        sample = after[position]
+        views = [engine.view(before[position], plain), engine.view(sample, cfg)]
+        copies = sum(views[1].pasted)
+        what = f"{copies} pasted" if copies else "nothing pasted in this draw"
+        rows.append(
+            (
+                views,
+                f"draw {position}, image {sample['image_id']}: "
+                f"{len(views[0].outlines)} instances, {what}",
+            )
+        )
+    return contact_sheet(
+        rows, titles=["original", "as the model sees it (copies in pink)"], width=width
+    )
+
+
+def augmented_positions(engine: Any, cfg: Any, count: int, *, look_at: int = 2000) -> list[int]:
+    """The first positions of a config's stream whose draws get pastes, ``count`` at most.
+
+    Args:
+        engine, cfg: see `training_sheet`.
+        count: how many to find.
+        look_at: how many positions to look at before giving up.
+    """
+    from smallobj_d2.augmentation import build_augmentation
+
+    augmentation = build_augmentation(cfg, cfg.SEED)
+    if augmentation is None:
+        return list(range(count))
+    dataset = engine.build_train_loader(cfg).dataset
+    found: list[int] = []
+    for position in range(look_at):
+        plan = augmentation.plan(dataset.record(position))
+        if plan is not None and plan.pasted:
+            found.append(position)
+            if len(found) == count:
+                break
+    return found
