@@ -15,7 +15,8 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Draw
 from smallobj_d2.sizes import SMALL_AREA, has_small
 
-_PASTES, _TRANSFORMS, _FIXED = 1, 2, 3  # streams of randomness under one seed; 0 is the order's
+# Streams of randomness under one seed; 0 is the order's.
+_PASTES, _TRANSFORMS, _FIXED, _TURNS = 1, 2, 3, 4
 
 
 def draw_state(seed: int, position: int) -> np.random.RandomState:
@@ -35,6 +36,8 @@ class DrawAugmentation:
         seed: the run's seed, not negative.
         probability: the share of draws to augment.
         paired: in each epoch exactly that share of each image's draws, rather than by chance.
+            Where the share is not a whole number of draws, it is the one below or above, and
+            right on average.
         one_copy_per_image: the same augmented copy of an image at each of its draws.
         small_area: what counts as small.
     """
@@ -69,8 +72,10 @@ class DrawAugmentation:
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
         # The chance is drawn in both readings, so that they paste the same where they agree.
         chance = rng.random() < self.probability
-        if self.paired:
-            due = [floor(n * self.probability + 1e-9) for n in (draw.visit, draw.visit + 1)]
+        if self.paired and draw.epoch >= 0:
+            turns = np.random.default_rng((self.seed, _TURNS, draw.epoch, draw.index))
+            start = turns.random()
+            due = [floor(start + n * self.probability) for n in (draw.visit, draw.visit + 1)]
             chance = due[1] > due[0]
         if not chance:
             return None
@@ -122,8 +127,8 @@ def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:
         return
     if not any(a.get("segmentation") for r in records for a in r["annotations"]):
         raise SmallObjError(
-            f"SMALLOBJ.COPY_PASTE is on, but no annotation of {', '.join(cfg.DATASETS.TRAIN)} has a "
-            "mask to cut objects out by. Either add `segmentation` to the annotations, or set "
+            f"SMALLOBJ.COPY_PASTE is on, but no annotation of {', '.join(cfg.DATASETS.TRAIN)} has "
+            "a mask to cut objects out by. Either add `segmentation` to the annotations, or set "
             "SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the paper), or set "
             "SMALLOBJ.COPY_PASTE False."
         )

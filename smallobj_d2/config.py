@@ -41,8 +41,8 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.COPY_PASTE = False
     # The share of the draws of small-object images that are augmented.
     s.AUGMENTATION_PROBABILITY = 0.5
-    # "probability": each draw by chance (section 6.2). "paired": in each epoch exactly that share of
-    # an image's draws, so that factor 2 and 0.5 keep one original and one copy (section 5.2).
+    # "probability": each draw by chance (section 6.2). "paired": in each epoch exactly that share
+    # of an image's draws, so that factor 2 and 0.5 keep one original and one copy (section 5.2).
     s.AUGMENTATION_READING = "probability"
     # False: every augmented draw gets pastes of its own. True: an image has one augmented copy, the
     # same at every draw, as when copies are made offline once.
@@ -171,7 +171,7 @@ def _explain(error: BaseException) -> str:
         key = text.rsplit(":", 1)[-1].strip()
         more = "" if has_detectron2() else " (without Detectron2, only keys torchvision can honour)"
         return f"there is no key {key}{more}. The keys of SMALLOBJ are listed in config.py."
-    if isinstance(error, AttributeError | TypeError) and "object" in text or "NoneType" in text:
+    if (isinstance(error, AttributeError | TypeError) and "object" in text) or "NoneType" in text:
         return "a config file is a mapping of keys to values, and this is not."
     return " ".join(text.split())
 

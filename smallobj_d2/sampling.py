@@ -31,7 +31,9 @@ class Draw(NamedTuple):
     index: int
     """Which record is drawn."""
     visit: int
-    """How often this record was drawn before in the same epoch."""
+    """Which of the record's draws in this epoch: 0, 1, ..., each once, in random order."""
+    epoch: int = -1
+    """The epoch that the position belongs to; -1 in the samplers of others, which have none."""
 
 
 def repeat_factors(
@@ -118,10 +120,16 @@ class Stream:
             more = length - int(self._whole.sum()) > int(ends[-1]) // _ONE
             start = rng.integers(_ONE - spare, _ONE) if more else rng.integers(_ONE - spare)
             counts[order] += np.diff((start + ends) // _ONE, prepend=0)
-        first = np.cumsum(counts) - counts
-        order = rng.permutation(int(counts.sum()))
-        indices = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
-        return indices, (order - first[indices]).astype(np.int32)
+        # Each draw is a pair (index, visit) in eight bytes, so that repeating and shuffling move
+        # pairs as one.
+        pairs = np.empty((len(counts), 2), dtype=np.int32)
+        pairs[:, 0] = np.arange(len(counts))
+        pairs[:, 1] = counts - np.cumsum(counts)
+        packed = np.repeat(pairs.view(np.int64)[:, 0], counts)
+        draws = packed.view(np.int32).reshape(-1, 2)
+        draws[:, 1] += np.arange(len(draws), dtype=np.int32)
+        rng.shuffle(packed)
+        return draws[:, 0], draws[:, 1]
 
     def __getitem__(self, position: int) -> Draw:
         """The draw at a position, 0 or more, at the cost of one epoch's order where it changes."""
@@ -132,4 +140,4 @@ class Stream:
             self._epoch = (epoch, *self.epoch(epoch))
         _, indices, visits = self._epoch
         at = position - self.epoch_start(epoch)
-        return Draw(position, int(indices[at]), int(visits[at]))
+        return Draw(position, int(indices[at]), int(visits[at]), epoch)

@@ -48,7 +48,7 @@ def running(
             cfg = _with(cfg, "SEED", max(cfg.SEED, 0))
         else:
             cfg = settle_seed(cfg, resume, engine=engine)
-        record_run(cfg, engine, eval_only=eval_only)
+        record_run(cfg, engine, resume=resume, eval_only=eval_only)
         yield cfg
 
 
@@ -106,6 +106,11 @@ def launch(
     Raises:
         SmallObjError: as `main` raised it in whichever process came first.
     """
+    if num_processes < 1 or not 0 <= machine_rank < num_machines:
+        raise SmallObjError(
+            f"--num-gpus {num_processes}, --num-machines {num_machines} and --machine-rank "
+            f"{machine_rank} do not fit together; ranks of machines start at 0."
+        )
     cuda = device.startswith("cuda") and torch.cuda.is_available()
     if cuda and num_processes > torch.cuda.device_count():
         raise SmallObjError(
@@ -148,13 +153,17 @@ def _process(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
     os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=dist_url,
-        world_size=num_processes * num_machines,
-        rank=machine_rank * num_processes + local_rank,
-    )
     try:
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                init_method=dist_url,
+                world_size=num_processes * num_machines,
+                rank=machine_rank * num_processes + local_rank,
+            )
+        except (ValueError, RuntimeError) as e:
+            why = " ".join(str(e).split())[:200]
+            raise SmallObjError(f"--dist-url {dist_url}: the processes do not meet: {why}") from e
         result = main(*args)
     except SmallObjError as e:
         reports.put(SmallObjError(str(e)))
@@ -309,10 +318,8 @@ def setup_logging(output: Path) -> None:
 
     Calling it again moves the log to the new folder.
     """
+    close_logging()
     root = logging.getLogger("smallobj_d2")
-    for handler in [h for h in root.handlers if getattr(h, "of_run", False)]:
-        root.removeHandler(handler)
-        handler.close()
     if rank() != 0:
         root.setLevel(logging.WARNING)
         return
@@ -326,10 +333,19 @@ def setup_logging(output: Path) -> None:
         root.addHandler(handler)
 
 
-def record_run(cfg: Any, engine: str, *, eval_only: bool = False) -> None:
+def close_logging() -> None:
+    """Undo `setup_logging`."""
+    root = logging.getLogger("smallobj_d2")
+    for handler in [h for h in root.handlers if getattr(h, "of_run", False)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False) -> None:
     """Write what runs to run.json (eval.json for evaluation alone), and the config to config.yaml.
 
-    What run.json said before a resume is kept under ``earlier``.
+    What run.json said before a resume is kept under ``earlier``. A run from the start takes away
+    ``last_checkpoint``, so that a later resume cannot go on from a checkpoint of an older run.
     """
     size = world_size()
     if rank() != 0:
@@ -347,7 +363,10 @@ def record_run(cfg: Any, engine: str, *, eval_only: bool = False) -> None:
     if eval_only:
         write_json(output / "eval.json", {**record, "config": cfg.dump()})
         return
-    before = _read_record(output)
+    before = _read_record(output) if resume else {}
+    if not resume:
+        with _one_line(output):
+            (output / "last_checkpoint").unlink(missing_ok=True)
     if before:
         earlier = before.pop("earlier", [])
         record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]
