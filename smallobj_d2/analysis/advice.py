@@ -1,0 +1,222 @@
+"""What the numbers mean for somebody who decides whether and how to augment, in plain words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from smallobj_d2.analysis.objects import Objects
+from smallobj_d2.analysis.presented import Presented
+from smallobj_d2.analysis.table2 import PUBLISHED, Table, percent
+from smallobj_d2.copy_paste import STRATEGIES, CopyPaste
+from smallobj_d2.copy_paste.scene import Scene
+
+_EXAMINED = 5_000
+"""Small-object images in which sources are looked for; a fair sample where there are more."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What copy-paste finds to copy (sections 4 and 5.3)."""
+
+    small_images: int
+    """Images with at least one small object."""
+    examined: int
+    """Of these, how many were looked at."""
+    with_source: int
+    """Of those looked at, how many have an object that may be copied."""
+    candidates: float
+    """Objects that may be copied, per image looked at."""
+    wanted: float
+    """Copies that the config wants per augmented draw, on average."""
+
+    @property
+    def share(self) -> float:
+        """Share of the small-object images that have a source."""
+        return self.with_source / self.examined if self.examined else 0.0
+
+
+def find_sources(
+    records: Sequence[dict[str, Any]], objects: Objects, cfg: Any, *, progress: bool = False
+) -> Sources:
+    """Look for objects that may be copied, by the rule and strategy of a config.
+
+    Args:
+        records: M dataset dicts.
+        objects: of the same images.
+        cfg: a config with ``SMALLOBJ``; whether ``COPY_PASTE`` is on does not matter here.
+        progress: show a progress bar.
+    """
+    copy_paste = CopyPaste.from_config(cfg)
+    rng = np.random.default_rng(0)
+    small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
+    chosen = np.sort(rng.permutation(small)[:_EXAMINED])
+    found, wanted = [], []
+    for index in tqdm(
+        chosen.tolist(),
+        desc="Objects to copy",
+        unit=" images",
+        mininterval=0.5,
+        disable=not progress,
+    ):
+        record = records[index]
+        scene = Scene(record["annotations"], record["height"], record["width"])
+        candidates = copy_paste.sources.candidates(scene)
+        found.append(len(candidates))
+        copies = 0
+        if candidates:
+            strategy = STRATEGIES.get(copy_paste.strategy)
+            copies = len(strategy(candidates, copy_paste.multiple_share, rng)) * copy_paste.copies
+        wanted.append(min(copies, copy_paste.max_pastes))
+    return Sources(
+        small_images=len(small),
+        examined=len(chosen),
+        with_source=sum(n > 0 for n in found),
+        candidates=float(np.mean(found)) if found else 0.0,
+        wanted=float(np.mean(wanted)) if wanted else 0.0,
+    )
+
+
+def advise(
+    objects: Objects,
+    tables: Sequence[Table],
+    sources: Sources,
+    cfg: Any,
+    after: Presented | None = None,
+) -> list[str]:
+    """Some sentences of advice.
+
+    Args:
+        objects: the dataset.
+        tables: its Table 2, one per protocol.
+        sources: what there is to copy in it.
+        cfg: the config that ``sources`` and ``after`` are about.
+        after: what the config's draws show, where this was asked for.
+    """
+    if not len(objects):
+        return ["There is no object in this dataset, so there is nothing to say about it."]
+    s = cfg.SMALLOBJ
+    small, paper = tables[0].rows["small"], PUBLISHED.rows["small"]
+    images, with_small = objects.num_images, int(small.images)
+    if not with_small:
+        return [
+            f"No object is small (mask area below {s.SMALL_AREA:g} pixels), so neither "
+            "oversampling nor copy-paste of small objects would change anything. If objects are "
+            "small for your purpose nevertheless, raise SMALLOBJ.SMALL_AREA."
+        ]
+    words = [
+        f"{with_small:,} of {images:,} images ({percent(small.image_share)}) have a small object, "
+        f"and {percent(small.object_share)} of all objects are small. In COCO it is "
+        f"{percent(paper.image_share)} and {percent(paper.object_share)}."
+    ]
+    words.append(_on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR))
+    words += _on_masks(objects, s.PASTE_BOXES)
+    if objects.masked.any() or s.PASTE_BOXES:
+        words.append(_on_sources(sources))
+        if sources.with_source:
+            words.append(_on_pastes(sources, s, after))
+    words += _on_anchors(tables)
+    return words
+
+
+def _on_oversampling(share: float, factor: float) -> str:
+    if share == 1:
+        return (
+            "Every image has small objects, so oversampling cannot help: all images would be drawn "
+            "equally often, as before. Leave SMALLOBJ.OVERSAMPLING_FACTOR at 1 and look at "
+            "copy-paste."
+        )
+    factor = factor if factor > 1 else 3.0
+    drawn = factor * share / (factor * share + 1 - share)
+    effect = (
+        f"With an oversampling factor of {factor:g}, {percent(drawn)} of the drawn images would "
+        f"have small objects instead of {percent(share)}"
+    )
+    if share > 0.9:
+        return f"{effect}: there is hardly anything that oversampling can shift here."
+    return (
+        f"{effect}. The paper gained most for small objects with a factor of 3, at a cost for "
+        "large ones (its Table 3)."
+    )
+
+
+def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
+    share = objects.masked.mean()
+    if share == 1:
+        return []
+    if share > 0:
+        missing = len(objects) - int(objects.masked.sum())
+        return [f"{missing:,} of {len(objects):,} objects have no mask and cannot be cut out."]
+    if paste_boxes:
+        return ["No object has a mask; SMALLOBJ.PASTE_BOXES lets upright rectangles be pasted."]
+    return [
+        "No object has a mask, so copy-paste has no outline to cut along. Oversampling works "
+        "without masks; or set SMALLOBJ.PASTE_BOXES True to paste upright rectangles, which the "
+        "paper did not try."
+    ]
+
+
+def _on_sources(sources: Sources) -> str:
+    if not sources.with_source:
+        return (
+            "In no image with small objects may one of them be copied: all are occluded, in pieces "
+            "or cut off by the image border. Copy-paste would change nothing; the criteria are "
+            "SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED."
+        )
+    sampled = "" if sources.examined == sources.small_images else ", judged by a sample"
+    number = round(sources.share * sources.small_images)
+    return (
+        f"In {number:,} of the {sources.small_images:,} images with small objects "
+        f"({percent(sources.share)}{sampled}) at least one of them may be copied, being in one "
+        f"piece, not occluded and not cut off; on average {sources.candidates:.1f} may. "
+        + (
+            "The other images stay as they are when they are augmented."
+            if sources.share < 1
+            else "So each of them can be augmented."
+        )
+    )
+
+
+def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
+    settings = f"strategy {s.STRATEGY}, {s.COPIES} {'copy' if s.COPIES == 1 else 'copies'} each"
+    wish = f"{sources.wanted:.1f} copies in each augmented image on average"
+    if after is None or not after.tried:
+        return (
+            f"Copy-paste as configured ({settings}) would want {wish}. Use --augment CONFIG to "
+            "see what a config makes of this dataset."
+        )
+    text = (
+        f"This config ({settings}) wants {wish}; in the {after.objects.num_images:,} draws looked "
+        f"at it augmented {after.augmented:,} and pasted {after.pasted:,} copies"
+    )
+    lost = after.given_up + after.capped
+    if lost < 0.01 * after.tried:
+        return f"{text}, nearly all that it wanted."
+    reasons = []
+    if after.given_up:
+        reasons.append(f"{after.given_up:,} found no free place")
+    if after.capped:
+        reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
+    full = " These images are full: more copies will not fit." if lost > 0.2 * after.tried else ""
+    return f"{text}. It wanted {after.tried:,}: {' and '.join(reasons)}.{full}"
+
+
+def _on_anchors(tables: Sequence[Table]) -> list[str]:
+    table = next((t for t in tables if t.protocol == "training"), None)
+    if table is None:
+        return []
+    small, large = table.rows["small"], table.rows["large"]
+    text = (
+        f"In the input that the configured network sees, a small object overlaps its best anchor "
+        f"by {small.mean_max_iou:.2f} (IoU) on average"
+    )
+    if large.objects:
+        text += f", a large one by {large.mean_max_iou:.2f}"
+    if small.mean_max_iou < 0.4:
+        text += (
+            ". That is little: smaller MODEL.ANCHOR_GENERATOR.SIZES or a larger "
+            "INPUT.MIN_SIZE_TRAIN would bring the anchors closer to these objects"
+        )
+    return [f"{text}."]

@@ -1,0 +1,104 @@
+"""A dataset as a config's stream of draws presents it: repeat factors and pastes included."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from smallobj_d2.analysis.objects import Objects, ObjectsBuilder
+from smallobj_d2.augmentation import build_augmentation
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sampling import SAMPLERS, Stream
+
+
+@dataclass(frozen=True)
+class Presented:
+    """What some draws of a config show."""
+
+    objects: Objects
+    """Each draw is an image here."""
+    epochs: float
+    """How many epochs these draws make."""
+    augmented: int
+    """Draws that the augmentation chose."""
+    tried: int
+    """Copies that were wanted."""
+    pasted: int
+    given_up: int
+    """Copies for which there was no free place."""
+    capped: int
+    """Copies over SMALLOBJ.MAX_PASTES."""
+
+
+class _Chosen(Sequence[dict[str, Any]]):
+    """Some records of a sequence, unpacked when they are asked for."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], chosen: list[int]) -> None:
+        self._records, self._chosen = records, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[self._chosen[index]]
+
+
+def presented(
+    records: Sequence[dict[str, Any]],
+    objects: Objects,
+    cfg: Any,
+    *,
+    epochs: int = 1,
+    draws: int | None = None,
+    progress: bool = False,
+) -> Presented:
+    """Go through the draws of training with a config, annotations only.
+
+    The draws, and what is pasted in each, are those of a training run with the same ``SEED`` (0
+    where it is negative) on the same dataset.
+
+    Args:
+        records: M dataset dicts.
+        objects: of the same images.
+        cfg: a config with ``SMALLOBJ``.
+        epochs: how many epochs.
+        draws: no more draws than this; the first ones of the shuffled order are a fair sample.
+        progress: show a progress bar.
+    """
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        ranges = objects.ranges()
+        records = _Chosen(records, (ranges[1:] > ranges[:-1]).nonzero()[0].tolist())
+    if not len(records):
+        raise SmallObjError("There is no image with an annotation that is not a crowd.")
+    if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
+        known = ", ".join(name for name, _ in SAMPLERS)
+        raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
+    seed = max(cfg.SEED, 0)
+    stream = Stream(SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg), seed)
+    augmentation = build_augmentation(cfg, seed)
+    whole = stream.epoch_start(epochs)
+    count = min(whole, draws or whole)
+    builder = ObjectsBuilder()
+    augmented = tried = pasted = given_up = capped = 0
+    for position in tqdm(
+        range(count),
+        desc="Draws of the config",
+        unit=" draws",
+        mininterval=0.5,
+        disable=not progress,
+    ):
+        draw = stream[position]
+        record = {**records[draw.index], "draw": draw}
+        plan = augmentation.plan(record) if augmentation else None
+        if plan:
+            augmented += 1
+            tried += plan.tried
+            pasted += plan.pasted
+            given_up += plan.given_up
+            capped += plan.capped
+        image = builder.add_image(record["height"], record["width"])
+        for annotation in plan.annotations if plan else record["annotations"]:
+            builder.add(image, annotation)
+    share = count / whole * epochs
+    return Presented(builder.build(), share, augmented, tried, pasted, given_up, capped)

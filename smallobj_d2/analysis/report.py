@@ -1,0 +1,395 @@
+"""The report of an analysis: tables, pictures and what they mean, in files that need no others."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from smallobj_d2.analysis import figures
+from smallobj_d2.analysis.analyze import Analysis
+from smallobj_d2.analysis.coco_file import CocoFile
+from smallobj_d2.analysis.protocols import Protocol
+from smallobj_d2.analysis.table2 import PUBLISHED, percent, side_by_side
+from smallobj_d2.errors import SmallObjError
+
+
+def write_report(
+    analysis: Analysis, folder: Path, data: CocoFile | None = None, show: Sequence[str] = ()
+) -> list[Path]:
+    """Write the report.
+
+    Args:
+        analysis: what to tell.
+        folder: where to; it is made.
+        data: the dataset, for the images of Figure 5; None leaves that figure out.
+        show: which images to take for it; see `figure5_images`.
+
+    Returns:
+        The files, the report itself first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    captions = {}
+    for stem, (figure, caption) in _figures(analysis, data, show).items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[stem], captions[stem] = buffer.getvalue(), caption
+    files = [folder / "report.html", folder / "tables.md", folder / "tables.json"]
+    files[0].write_text(_html(analysis, pictures, captions), encoding="utf-8")
+    files[1].write_text(markdown(analysis), encoding="utf-8")
+    files[2].write_text(json.dumps(as_json(analysis), indent=1), encoding="utf-8")
+    for stem, png in pictures.items():
+        files.append(folder / f"{stem}.png")
+        files[-1].write_bytes(png)
+    return files
+
+
+def _figures(
+    analysis: Analysis, data: CocoFile | None, show: Sequence[str]
+) -> dict[str, tuple[Figure, str]]:
+    """Pictures by the stem of their file, each with a sentence on what it shows."""
+    objects, small_area = analysis.objects, analysis.small_area
+    after = analysis.after.objects if analysis.after else None
+    by_name = {p.name: m for p, m in zip(analysis.protocols, analysis.matches, strict=True)}
+    found: dict[str, tuple[Figure, str]] = {}
+    if len(objects):
+        found["sizes"] = (
+            figures.size_histogram(objects, after, small_area),
+            "How many objects of each size there are in an image on average."
+            + (" The black outline is what training with the config sees." if after else ""),
+        )
+        if analysis.after_tables:
+            found["shares"] = (
+                figures.shares(analysis.tables, analysis.after_tables),
+                "Each bar is divided among small, medium and large objects: more orange in the "
+                "anchors means that small objects have more to say in what the network learns.",
+            )
+        found["anchors_by_size"] = (
+            figures.matches_by_size(objects, by_name, small_area),
+            "How many anchors an object is learned from (top), and how well the best of them fits "
+            "(bottom; anchors above the dotted line are matched for that alone). Where very small "
+            "or very large objects have many anchors in training, these fit equally badly: "
+            "Detectron2 takes all that tie for the best.",
+        )
+    if (objects.bands(small_area) == 0).any():
+        cells = figures.cells_for(objects, small_area)
+        maps = {"Dataset": figures.location_map(objects, cells, small_area)}
+        half = percent(figures.spread(maps["Dataset"]))
+        words = f"Half of the small objects lie in {half} of the image"
+        if after is not None:
+            counts = figures.location_map(after, cells, small_area)
+            maps["As the config presents it"] = counts
+            words += f", and with the config in {percent(figures.spread(counts))}"
+        found["locations"] = (
+            figures.locations(maps),
+            "Where the centres of small objects lie in the image, all images laid over each other. "
+            f"{words}; it would be 50% if they were everywhere alike.",
+        )
+    if data is not None:
+        found |= _figure5(analysis, data, show)
+    else:
+        analysis.notes.append("With --images, anchors are drawn on some of the images.")
+    return found
+
+
+def _figure5(
+    analysis: Analysis, data: CocoFile, show: Sequence[str]
+) -> dict[str, tuple[Figure, str]]:
+    chosen = figure5_images(data, show)
+    read = [(i, read_picture(data[i])) for i in chosen]
+    missing = [data.images[i]["file_name"] for i, picture in read if picture is None]
+    if missing:
+        analysis.notes.append(
+            f"Anchors are not drawn on {', '.join(missing)}: there is no such image file, or it "
+            "has another size than the annotations say."
+        )
+    usable = [(i, picture) for i, picture in read if picture is not None]
+    if not usable:
+        return {}
+    return {
+        "anchors_on_images": (
+            figures.anchor_overlay(
+                [picture for _, picture in usable],
+                data.objects.images([i for i, _ in usable]),
+                analysis.protocols,
+                analysis.small_area,
+            ),
+            "Objects (black and white) and the anchors that are matched to them, in the colour of "
+            "the object's size.",
+        )
+    }
+
+
+def as_json(analysis: Analysis) -> dict[str, Any]:
+    """All numbers of a report, for a JSON file."""
+    after = analysis.after
+    return {
+        "dataset": analysis.name,
+        "images": analysis.objects.num_images,
+        "objects": len(analysis.objects),
+        "crowds_left_out": analysis.objects.crowds,
+        "small_area": analysis.small_area,
+        "config": analysis.config,
+        "protocols": [asdict(p) for p in analysis.protocols],
+        "tables": [t.as_json() for t in analysis.tables],
+        "published": PUBLISHED.as_json(),
+        "sources": asdict(analysis.sources),
+        "augmented": after
+        and {
+            "draws": after.objects.num_images,
+            "epochs": after.epochs,
+            "augmented_draws": after.augmented,
+            "copies_wanted": after.tried,
+            "copies_pasted": after.pasted,
+            "copies_without_place": after.given_up,
+            "copies_over_limit": after.capped,
+            "tables": [t.as_json() for t in analysis.after_tables],
+            "gains": [g.as_json() for g in analysis.gains],
+        },
+        "advice": analysis.advice,
+        "notes": analysis.notes,
+    }
+
+
+_PROTOCOL_TITLES = {
+    "paper": "as the paper counted",
+    "training": "as the configured network is trained",
+}
+
+
+def _protocol_words(protocol: Protocol) -> str:
+    sizes = ", ".join(f"{s:g}" for level in protocol.levels for s in level.sizes)
+    strides = ", ".join(str(level.stride) for level in protocol.levels)
+    if protocol.name == "paper":
+        return (
+            f"Anchors of sizes {sizes} stand on one grid of points {strides} pixels apart, and "
+            "images keep their size. On COCO this gives about the numbers that the paper prints; "
+            "they stand in italics."
+        )
+    resized = "kept as they are"
+    if protocol.short_edge:
+        resized = f"resized to {protocol.short_edge} pixels on the shorter side"
+        if protocol.max_size:
+            resized += f" (longer side up to {protocol.max_size})"
+    return (
+        f"Anchors, image size and matching are those of the config: images are {resized}, and "
+        f"anchors of sizes {sizes} stand {strides} pixels apart. This is what the network sees; it "
+        "does not compare with the paper's numbers."
+    )
+
+
+def _tables(analysis: Analysis) -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """Title, explanation, header and rows of each table."""
+    found = []
+    for i, table in enumerate(analysis.tables):
+        shown = [table, *analysis.after_tables[i : i + 1]]
+        if table.protocol == "paper":
+            shown.append(PUBLISHED)
+        title = f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}"
+        found.append((title, _protocol_words(analysis.protocols[i]), *side_by_side(shown)))
+    if analysis.gains:
+        header = ["", analysis.name, f"with {analysis.config}", "change"]
+        rows = [g.cells() for g in analysis.gains]
+        words = "What training with the config shows of small objects, against the dataset itself."
+        found.append(("What the augmentation changes", words, header, rows))
+    return found
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, padded so that it can also be read as it is."""
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+    left = [i == 0 or not any(r[i][:1].isdigit() for r in rows) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            c.ljust(w) if to_left else c.rjust(w)
+            for c, w, to_left in zip(row, widths, left, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join(
+        f"{'-' * (w + 2)}" if to_left else f"{'-' * (w + 1)}:"
+        for w, to_left in zip(widths, left, strict=True)
+    )
+    return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
+
+
+def markdown(analysis: Analysis) -> str:
+    """The tables and the advice as Markdown, which is also what the terminal shows."""
+    parts = [
+        f"# {analysis.name}: {analysis.objects.num_images:,} images, "
+        f"{len(analysis.objects):,} objects"
+    ]
+    for title, words, header, rows in _tables(analysis):
+        parts += [f"## {title}", words, text_table(header, rows)]
+    parts += ["## What this means", "\n".join(f"- {a}" for a in analysis.advice)]
+    if analysis.notes:
+        parts += ["## Notes", "\n".join(f"- {n}" for n in analysis.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1c1c1c;
+  background: #fff; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; }
+.sub { color: #5a5a5a; margin: .2rem 0 1.5rem; }
+.advice { background: #f3f6f9; border-left: 4px solid #0072b2; padding: .7rem 1.2rem; }
+.advice ul, .terms { margin: 0; padding-left: 1.1rem; }
+li { margin: .35rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+th, td { padding: .32rem .6rem; text-align: right; font-variant-numeric: tabular-nums; }
+th { border-bottom: 2px solid #1c1c1c; vertical-align: bottom; font-weight: 600; }
+td { border-bottom: 1px solid #e6e6e6; }
+th.left, td.left { text-align: left; white-space: nowrap; }
+td.size { font-weight: 600; }
+td:last-child { white-space: nowrap; }
+tr.group td { border-top: 2px solid #b4b4b4; }
+tr.published { color: #5a5a5a; font-style: italic; }
+figure { margin: 1.6rem 0; }
+figure img { max-width: 100%; height: auto; display: block; }
+figcaption { color: #3c3c3c; font-size: .93rem; margin-top: .3rem; }
+.notes { color: #5a5a5a; font-size: .9rem; }
+"""
+
+_TERMS = (
+    (
+        "Columns",
+        "Of each size: its share of all objects; the share of all images that have one; its share "
+        "of the area of all objects; its share of all matched anchors; and per object, how many "
+        "anchors are matched to it and its IoU with the best of them.",
+    ),
+    (
+        "Small, medium, large",
+        "An object is small if its mask covers less than {small} pixels of the original image "
+        "(a square of side {side}), and large from 9,216 pixels (side 96).",
+    ),
+    (
+        "Anchor",
+        "One of the many fixed boxes that a detector starts from. In training, each object is "
+        "learned from the anchors that are matched to it; with few it gets little attention.",
+    ),
+    (
+        "IoU",
+        "How well two boxes agree: the area they share divided by the area they cover together, "
+        "from 0 to 1.",
+    ),
+    (
+        "Matched anchors",
+        "Anchors with an IoU over 0.7 (or what the config says) with an object, and the best "
+        "anchor of each object, however low its IoU is.",
+    ),
+)
+
+
+def _html(analysis: Analysis, pictures: dict[str, bytes], captions: dict[str, str]) -> str:
+    """The report as one file that needs no other."""
+    title = f"Small objects in {analysis.name}"
+    count = f"{analysis.objects.num_images:,} images, {len(analysis.objects):,} objects"
+    if analysis.after:
+        count += f", compared with what {analysis.config} makes of them"
+    small = {"small": f"{analysis.small_area:,.0f}", "side": f"{analysis.small_area**0.5:.0f}"}
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="sub">{escape(count)}.</p>',
+        f'<div class="advice">{_list(analysis.advice)}</div>',
+        "<h2>How to read this</h2>",
+        '<ul class="terms">',
+        *(f"<li><b>{w}</b>: {escape(text.format(**small))}</li>" for w, text in _TERMS),
+        "</ul>",
+    ]
+    for name, words, header, rows in _tables(analysis):
+        body += [f"<h2>{escape(name)}</h2>", f"<p>{escape(words)}</p>", _table(header, rows)]
+    body.append("<h2>Pictures</h2>")
+    for stem, png in pictures.items():
+        source = base64.b64encode(png).decode()
+        caption = escape(captions[stem])
+        body.append(
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{source}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    if analysis.notes:
+        body += ["<h2>Notes</h2>", f'<div class="notes">{_list(analysis.notes)}</div>']
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _list(texts: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(t)}</li>' for t in texts)}</ul>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    left = [i == 0 or not any(r[i][:1].isdigit() for r in rows) for i in range(len(header))]
+    kind = ["left" if to_left else "" for to_left in left]
+    heads = (f'<th class="{k}">{escape(h)}</th>' for k, h in zip(kind, header, strict=True))
+    lines = [f"<tr>{''.join(heads)}</tr>"]
+    before, by_size = None, header[0] == "Size"
+    for row in rows:
+        cells = list(row)
+        style = "published" if PUBLISHED.data in row else ""
+        if by_size:
+            if row[0] == before:
+                cells[0] = ""
+            elif before is not None:
+                style += " group"
+            before = row[0]
+        lines.append(
+            f'<tr class="{style.strip()}">'
+            + "".join(
+                f'<td class="{k}{" size" if i == 0 and by_size else ""}">{escape(c)}</td>'
+                for i, (k, c) in enumerate(zip(kind, cells, strict=True))
+            )
+            + "</tr>"
+        )
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) -> list[int]:
+    """Which images to draw anchors on: those named, else some with few objects of many sizes.
+
+    Args:
+        data: the dataset.
+        wanted: image ids, or file names without their folder.
+        number: how many to choose where none is named.
+    """
+    if wanted:
+        by_name = {}
+        for i, image in enumerate(data.images):
+            by_name[str(image["image_id"])] = by_name[Path(image["file_name"]).name] = i
+        missing = [w for w in wanted if w not in by_name]
+        if missing:
+            raise SmallObjError(f"--show: there is no image {', '.join(missing)} in the dataset.")
+        return [by_name[w] for w in wanted]
+    objects = data.objects
+    images = objects.num_images
+    bands = objects.bands()
+    counts = [np.bincount(objects.image[bands == b], minlength=images) for b in range(3)]
+    total = np.sum(counts, axis=0)
+    score = 10 * (np.array(counts) > 0).sum(axis=0) - np.abs(total - 6) - 1000 * (total == 0)
+    best = np.argsort(-score, kind="stable")[:number]
+    chosen: list[int] = best[total[best] > 0].tolist()
+    return chosen
+
+
+def read_picture(record: dict[str, Any]) -> NDArray[np.uint8] | None:
+    """The image of a record (H, W, 3) RGB, or None where it cannot be had."""
+    picture: NDArray[Any] | None = cv2.imread(record["file_name"])
+    if picture is None or picture.shape[:2] != (record["height"], record["width"]):
+        return None
+    return picture[..., ::-1].astype(np.uint8)

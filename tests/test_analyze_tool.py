@@ -1,0 +1,199 @@
+"""tools/analyze.py from end to end: every kind of dataset, and what a person gets to see."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from smallobj_d2.scenes import make_dataset
+
+ROOT = Path(__file__).parents[1]
+AUGMENT = str(ROOT / "configs" / "orig_aug_multi3x.yaml")
+
+
+def tool(name: str):
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return module
+
+
+@pytest.fixture(scope="module")
+def analyze():
+    return tool("analyze").main
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), "scenes", 8, seed=2, progress=False)
+
+
+def test_a_whole_report(analyze, scenes, tmp_path, capsys):
+    images = str(scenes.parent / "images")
+    out = tmp_path / "out"
+    args = ["--json", str(scenes), "--images", images, "--augment", AUGMENT, "--output", str(out)]
+    assert analyze(args) == 0
+    shown = capsys.readouterr().out
+    assert str(out / "report.html") in shown
+    assert (out / "tables.md").read_text() in shown
+    assert "the paper, for COCO" in shown
+    pictures = ["anchors_by_size", "anchors_on_images", "locations", "shares", "sizes"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*(f"{p}.png" for p in pictures), "report.html", "tables.json", "tables.md"]
+    )
+    for picture in pictures:
+        pixels = cv2.imread(str(out / f"{picture}.png"))
+        assert min(pixels.shape[:2]) > 300
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 5
+    found = json.loads((out / "tables.json").read_text())
+    assert [t["protocol"] for t in found["tables"]] == ["paper", "training"]
+    assert found["augmented"]["copies_pasted"] > 0
+    assert found["augmented"]["tables"][0]["data"] == "with orig_aug_multi3x"
+    assert found["published"]["rows"]["small"]["mean_max_iou"] == 0.29
+
+
+def test_the_report_needs_no_other_file(analyze, scenes, tmp_path):
+    assert analyze(["--json", str(scenes), "--output", str(tmp_path)]) == 0
+    html = (tmp_path / "report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', html)
+    assert sources
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    assert html.count("<figure>") == html.count("<figcaption>") == len(sources)
+    assert not re.search(r"<figcaption></figcaption>|nan|None", html.replace(_pictures(html), ""))
+
+
+def _pictures(html: str) -> str:
+    return "".join(re.findall(r'src="[^"]*"', html))
+
+
+def test_named_images_are_drawn(analyze, scenes, tmp_path):
+    images = str(scenes.parent / "images")
+    args = ["--json", str(scenes), "--images", images, "--output", str(tmp_path)]
+    assert analyze([*args, "--show", "000000000002.jpg", "--show", "3"]) == 0
+    assert (tmp_path / "anchors_on_images.png").is_file()
+
+
+def test_images_that_cannot_be_read_are_named(analyze, scenes, tmp_path, capsys):
+    args = ["--json", str(scenes), "--images", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert analyze([*args, "--show", "2"]) == 0
+    assert "Anchors are not drawn on" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "anchors_on_images.png").exists()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a dataset of square objects, given their sides by image."""
+
+    def write(*images, mask=True, area=True) -> str:
+        annotations = []
+        for i, sides in enumerate(images):
+            for k, side in enumerate(sides):
+                x = 10 + 40 * k
+                box = {"bbox": [x, 10, side, side], "id": len(annotations), "iscrowd": 0}
+                box |= {"image_id": i, "category_id": 1}
+                if area:
+                    box["area"] = side * side
+                if mask:
+                    right, low = x + side, 10 + side
+                    box["segmentation"] = [[x, 10, right, 10, right, low, x, low]]
+                annotations.append(box)
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "height": 300, "width": 400}
+                for i in range(len(images))
+            ],
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "square"}],
+        }
+        path = tmp_path / "squares.json"
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("images", "kinds", "expected"),
+    [
+        ([[10, 20], [50], [150, 9]], {}, "2 of 3 images (67%) have a small object"),
+        ([[10, 20], [50]], {"mask": False}, "No object has a mask"),
+        ([[10, 20], [50]], {"area": False}, "lacked `area`"),
+        ([[100], [50]], {}, "No object is small"),
+        ([[10]], {}, "oversampling cannot help"),
+        ([[]], {}, "There is no object in this dataset"),
+    ],
+    ids=["usual", "no masks", "no area", "no small", "one object", "no object"],
+)
+def test_every_kind_of_dataset(analyze, write, tmp_path, capsys, images, kinds, expected):
+    assert analyze(["--json", write(*images, **kinds), "--output", str(tmp_path / "out")]) == 0
+    assert expected in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_one_protocol_and_overrides(analyze, write, tmp_path, capsys):
+    args = ["--json", write([10], [200]), "--output", str(tmp_path / "out")]
+    assert analyze([*args, "--protocol", "training", "INPUT.MIN_SIZE_TRAIN", "(400,)"]) == 0
+    shown = capsys.readouterr().out
+    assert "resized to 400 pixels" in shown
+    assert "the paper, for COCO" not in shown
+
+
+def test_layouts_are_printed(analyze, write, capsys):
+    assert analyze(["--json", write([10], [200]), "--layouts"]) == 0
+    assert "FPN, strides 4 to 64, 800 pixels" in capsys.readouterr().out
+
+
+def test_a_name_from_a_config(analyze, write, tmp_path, capsys):
+    path = write([10], [200])
+    entry = f"[['analyze_tool_test', '{path}', '{tmp_path}']]"
+    out = str(tmp_path / "out")
+    assert analyze(["analyze_tool_test", "--output", out, "SMALLOBJ.DATASETS", entry]) == 0
+    assert "# analyze_tool_test: 2 images, 2 objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Name a registered dataset, or give --json FILE"),
+        (["nothing_like_it"], "There is no dataset 'nothing_like_it'"),
+        (["--json", "nowhere.json"], "nowhere.json: the file cannot be read"),
+        (["--json", "{json}", "--config", "nowhere.yaml"], "There is no config file nowhere.yaml"),
+        (["--json", "{json}", "--augment", AUGMENT, "--draws", "0"], "--draws must be 1 or more"),
+        (
+            ["--json", "{json}", "--images", ".", "--show", "x.jpg"],
+            "--show: there is no image x.jpg",
+        ),
+        (["--json", "{json}", "--show", "0.jpg"], "--show needs --images"),
+        (["--json", "{json}", "SEED"], "Overrides are pairs of KEY VALUE"),
+        (
+            ["--json", "{no masks}", "--augment", AUGMENT],
+            "no annotation of squares.json has a mask",
+        ),
+        (["--json", "{empty}"], "squares.json has no image"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(analyze, write, tmp_path, capsys, args, message):
+    kinds = {"{json}": ([[10]], True), "{no masks}": ([[10]], False), "{empty}": ([], True)}
+    args = [write(*kinds[a][0], mask=kinds[a][1]) if a in kinds else a for a in args]
+    assert analyze([*args, "--output", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*\n", shown)
+    assert message in shown
+
+
+def test_the_benchmark_at_a_small_size(scenes, capsys):
+    args = ["--json", str(scenes), "--num-images", "30", "--annotations", "200", "--sample", "2"]
+    assert tool("benchmark_analysis").main(args) == 0
+    shown = capsys.readouterr().out
+    assert "30 images" in shown
+    assert shown.count("equal on all of them") == 2
+    assert "NOT EQUAL" not in shown
