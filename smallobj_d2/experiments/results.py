@@ -1,0 +1,205 @@
+"""What was measured, in one small file per scale and engine: ``experiments/results/*.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smallobj_d2.analysis.matching import match
+from smallobj_d2.analysis.objects import objects_of
+from smallobj_d2.analysis.protocols import PAPER, training_protocol
+from smallobj_d2.analysis.table2 import Row, Table, table2
+from smallobj_d2.coco import load_coco
+from smallobj_d2.config import load_cfg
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation import SIZES
+from smallobj_d2.experiments.runs import Run, State
+from smallobj_d2.experiments.scales import Scale
+from smallobj_d2.paper import AP
+
+KINDS = ("segm", "bbox")
+METRICS = tuple(f"{kind}.{size}" for kind in KINDS for size in SIZES)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The numbers of a sweep."""
+
+    about: dict[str, Any]
+    """``scale``, ``text``, ``engine``, ``device``, ``versions``, ``schedule``, ``ground_truth``."""
+    numbers: dict[tuple[str, int], dict[str, float]]
+    """AP by (row, seed) and metric; a row evaluated elsewhere is ``config@dataset``."""
+    seconds: dict[tuple[str, int], float]
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    table2: list[Table] = field(default_factory=list)
+    """The training images by Table 2; none at the paper's scale."""
+
+    @property
+    def rows(self) -> list[str]:
+        """All rows with a finished run."""
+        return sorted({row for row, _ in self.numbers})
+
+    def seeds(self, *rows: str) -> list[int]:
+        """The seeds for which all of these rows are finished."""
+        found = [{seed for row, seed in self.numbers if row == name} for name in rows]
+        return sorted(set.intersection(*found)) if found else []
+
+    def of_seed(self, seed: int) -> AP:
+        """The numbers of one seed, as the paper's are given."""
+        return lambda row, metric: self.numbers[row, seed][metric]
+
+    def values(self, row: str, metric: str) -> list[float]:
+        """An AP of each seed; none where there is no object of that size."""
+        each = [self.numbers[row, seed].get(metric) for seed in self.seeds(row)]
+        return [ap for ap in each if ap is not None]
+
+    def differences(self, row: str, base: str, metric: str) -> list[float]:
+        """By how much a row is above another, seed by seed."""
+        pairs = [(self.numbers[row, s], self.numbers[base, s]) for s in self.seeds(row, base)]
+        return [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
+
+
+def distil(scale: Scale, folder: Path) -> dict[str, Any]:
+    """Everything worth keeping of the runs in a folder, for a results file.
+
+    Args:
+        scale: of the runs.
+        folder: ``<out>/<scale>/<engine>`` of ``tools/reproduce.py``.
+
+    Raises:
+        SmallObjError: if no run is finished.
+    """
+    runs, failed, devices = [], [], set()
+    versions: dict[str, set[str]] = {}
+    requests = []
+    ground_truth: dict[str, dict[str, int]] = {}
+    for config, seed, dataset, path in _folders(folder):
+        run = Run(config, seed, path, {}, dataset)
+        state = run.state()
+        if state is State.FAILED:
+            failed.append({"config": config, "seed": seed, "why": run.complaint()[:300]})
+        if state is not State.FINISHED:
+            continue
+        row = json.loads((path / "row.json").read_bytes())
+        entry = {"config": config, "seed": seed, "seconds": round(run.seconds())}
+        if dataset:
+            entry["dataset"] = dataset
+        for kind in KINDS:
+            if kind in row:
+                entry[kind] = {s: v if v is None else round(v, 5) for s, v in row[kind].items()}
+        runs.append(entry)
+        ground_truth.setdefault(dataset or "validation", row.get("ground_truth", {}))
+        record = path / ("eval.json" if dataset else "run.json")
+        if record.is_file():
+            about = json.loads(record.read_bytes())
+            devices.add(about["device"])
+            for package, version in about["versions"].items():
+                versions.setdefault(package, set()).add(version)
+        if not dataset:
+            requests.append(path / "request.yaml")
+    if not runs:
+        raise SmallObjError(f"No run in {folder} is finished.")
+    about = {
+        "scale": scale.name,
+        "text": scale.about,
+        "engine": folder.name,
+        "device": sorted(devices),
+        "versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())},
+        "schedule": _schedule(requests),
+        "ground_truth": ground_truth,
+    }
+    tables = _table2_of_scenes(folder.parent, requests[0]) if scale.scenes and requests else []
+    return {
+        "about": about,
+        "table2": [t.as_json() for t in tables],
+        "failed": failed,
+        "runs": runs,
+    }
+
+
+def _folders(folder: Path) -> list[tuple[str, int, str, Path]]:
+    """Config, seed, dataset and folder of each run, in that order."""
+    found = []
+    for path in folder.glob("*/seed*"):
+        number = path.name.removeprefix("seed")
+        if not number.isdecimal():
+            continue
+        found.append((path.parent.name, int(number), "", path))
+        for other in path.iterdir():
+            if (other / "attempts.json").is_file():
+                found.append((path.parent.name, int(number), other.name, other))
+    return sorted(found)
+
+
+def _schedule(requests: Sequence[Path]) -> dict[str, Any]:
+    if not requests:
+        return {}
+    solver = yaml.safe_load(requests[0].read_text())["SOLVER"]
+    return {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
+
+
+def _table2_of_scenes(folder: Path, request: Path) -> list[Table]:
+    """Table 2 of made training images, by the paper's protocol and by the network's anchors."""
+    split = folder / "scenes" / "scenes_train"
+    json_file = split / "annotations.json"
+    if not json_file.is_file():
+        return []
+    objects = objects_of(load_coco(json_file, split / "images").records)
+    tables = []
+    for protocol in (PAPER, training_protocol(load_cfg(request))):
+        tables.append(
+            table2(objects, match(objects, protocol), data="scenes", protocol=protocol.name)
+        )
+    return tables
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Write what `distil` gives, a line for each run, so that a diff shows what was run anew."""
+    parts = [
+        f"{json.dumps(key)}: {json.dumps(value, indent=1)}"
+        for key, value in content.items()
+        if key != "runs"
+    ]
+    runs = ",\n".join(json.dumps(run) for run in content["runs"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{" + ",\n".join(parts) + ',\n"runs": [\n' + runs + "\n]}\n")
+
+
+def load_results(path: Path) -> Results:
+    """Read a results file.
+
+    Raises:
+        SmallObjError: if it is none.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+        return parse_results(data)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise SmallObjError(f"{path} is not a results file: {type(e).__name__}: {e}") from e
+
+
+def parse_results(data: dict[str, Any]) -> Results:
+    """What `distil` gives, as `Results`."""
+    numbers, seconds = {}, {}
+    for run in data["runs"]:
+        row = run["config"] + (f"@{run['dataset']}" if "dataset" in run else "")
+        aps = {
+            f"{kind}.{size}": ap
+            for kind in KINDS
+            for size, ap in run.get(kind, {}).items()
+            if ap is not None
+        }
+        numbers[row, run["seed"]] = aps
+        seconds[row, run["seed"]] = float(run["seconds"])
+    tables = [
+        Table(**{**t, "rows": {s: _row(row) for s, row in t["rows"].items()}})
+        for t in data["table2"]
+    ]
+    return Results(data["about"], numbers, seconds, data["failed"], tables)
+
+
+def _row(values: dict[str, float | None]) -> Row:
+    return Row(**{k: float("nan") if v is None else v for k, v in values.items()})

@@ -1,0 +1,229 @@
+"""One run of an experiment, and how far it has come: all of it is read from the run's folder.
+
+A folder holds what training leaves there (run.json, metrics.json, row.json, checkpoints), and of
+the sweep ``request.yaml``, what was asked for; ``output.txt``, what the run printed; and
+``attempts.json``, when it was started, how long it took and how it ended.
+"""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
+
+
+class State(Enum):
+    """How far a run has come."""
+
+    FINISHED = "finished"
+    RUNNING = "running"
+    """Another process holds its folder."""
+    CUT_OFF = "cut off"
+    """Begun, and goes on from its last checkpoint."""
+    FAILED = "failed"
+    """Ended with an error; to be tried again."""
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row, one seed; or the evaluation of such a run on another dataset."""
+
+    config: str
+    """The row's file in ``configs/``, without ``.yaml``."""
+    seed: int
+    folder: Path
+    request: dict[str, Any] = field(repr=False, compare=False)
+    """The whole config, for ``request.yaml``."""
+    dataset: str = ""
+    """Where it is evaluated, if that is not the validation set."""
+    model: "Run | None" = field(default=None, repr=False, compare=False)
+    """The run whose model is evaluated."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return f"{self.config} seed {self.seed}" + (f" on {self.dataset}" if self.dataset else "")
+
+    def command(self, tool: Path, engine: str, gpus: int) -> list[str]:
+        """The arguments of ``tools/train_net.py`` that do this run, or the rest of it."""
+        command = [str(tool), "--config", str(self.folder / "request.yaml"), "--engine", engine]
+        command += ["--num-gpus", str(max(1, gpus))]
+        if self.model is None:
+            return [*command, "--resume", "OUTPUT_DIR", str(self.folder)]
+        weights = self.model.folder / "model_final.pth"
+        return [
+            *(*command, "--eval-only", "OUTPUT_DIR", str(self.folder)),
+            *("MODEL.WEIGHTS", str(weights)),
+        ]
+
+    def state(self) -> State:
+        """How far it has come."""
+        if (self.folder / "row.json").is_file():
+            return State.FINISHED
+        if not self.folder.is_dir():
+            return State.MISSING
+        if is_held(self.folder):
+            return State.RUNNING
+        attempts = self.attempts()
+        if not attempts:
+            return State.MISSING
+        return State.CUT_OFF if attempts[-1]["code"] is None else State.FAILED
+
+    def progress(self) -> float:
+        """The share of its iterations that are done, from 0 to 1."""
+        if (self.folder / "row.json").is_file():
+            return 1.0
+        total = int(self.request.get("SOLVER", {}).get("MAX_ITER", 0))
+        last = _last_line(self.folder / "metrics.json")
+        if not last or not total or self.model is not None:
+            return 0.0
+        try:
+            return min(1.0, (int(json.loads(last)["iteration"]) + 1) / total)
+        except (ValueError, KeyError, TypeError):  # the line is being written
+            return 0.0
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """``started``, ``seconds`` and ``code`` of each attempt.
+
+        The code is None where nobody saw the end: the attempt was stopped, or runs.
+        """
+        path = self.folder / "attempts.json"
+        if not path.is_file():
+            return []
+        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
+        for attempt in attempts[-1:]:
+            if attempt["code"] is None and not attempt["seconds"]:  # it lived as long as it wrote
+                wrote = max(p.stat().st_mtime for p in self.folder.glob("*.*"))
+                attempt["seconds"] = round(max(0.0, wrote - attempt["started"]), 1)
+        return attempts
+
+    def seconds(self) -> float:
+        """What all its attempts took together."""
+        return float(sum(a["seconds"] for a in self.attempts()))
+
+    def begin(self, **about: Any) -> None:
+        """Note a new attempt, and what is asked for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_json(
+            self.folder / "attempts.json",
+            [*self.attempts(), {"started": time.time(), "seconds": 0.0, "code": None, **about}],
+        )
+        (self.folder / "request.yaml").write_text(yaml.safe_dump(self.request, sort_keys=False))
+
+    def end(self, code: int | None) -> None:
+        """Note how the attempt ended; None if it was stopped and is to go on later."""
+        attempts = self.attempts()
+        attempts[-1]["seconds"] = round(time.time() - attempts[-1]["started"], 1)
+        attempts[-1]["code"] = code
+        _write_json(self.folder / "attempts.json", attempts)
+
+    def complaint(self) -> str:
+        """The last thing that it printed."""
+        return _last_line(self.folder / "output.txt")
+
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run, all but the final one."""
+        for path in self.folder.glob("model_[0-9]*.pth"):
+            path.unlink()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process writes to a run's folder."""
+    lock = folder / ".lock"
+    if not lock.is_file():
+        return False
+    with lock.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def plan_runs(
+    scale: Scale, configs: Path, folder: Path, rows: Iterable[str], seeds: Iterable[int]
+) -> list[Run]:
+    """The runs of a sweep, seed by seed, so that one that is stopped early can be compared.
+
+    Args:
+        scale: how large.
+        configs: the folder ``configs/``.
+        folder: of the sweep of one scale; the engine's folder is in it.
+        rows: names in ``configs/``; ``NAME@augmented_val`` adds that evaluation to the run.
+        seeds: of the runs.
+    """
+    runs = []
+    rows = list(rows)
+    configs_of_rows = list(dict.fromkeys(row.partition("@")[0] for row in rows))
+    for seed in seeds:
+        for config in configs_of_rows:
+            where = folder / config / f"seed{seed}"
+            request = scale.request(configs / f"{config}.yaml", folder.parent)
+            request["SEED"] = seed
+            run = Run(config, seed, where, request)
+            runs.append(run)
+            if f"{config}@{AUGMENTED_VAL}" in rows:
+                other = {**request, "DATASETS": {**request["DATASETS"], "TEST": [AUGMENTED_VAL]}}
+                runs.append(Run(config, seed, where / AUGMENTED_VAL, other, AUGMENTED_VAL, run))
+    return runs
+
+
+def check_requests(runs: Iterable[Run]) -> None:
+    """Refuse to mix runs of different experiments in one folder.
+
+    Raises:
+        SmallObjError: naming a run that was made with another config, and the key.
+    """
+    for run in runs:
+        path = run.folder / "request.yaml"
+        if not path.is_file():
+            continue
+        before, now = _flat(yaml.safe_load(path.read_text())), _flat(run.request)
+        for key in sorted({*before, *now}):
+            if key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
+                continue
+            if before.get(key) != now.get(key):
+                raise SmallObjError(
+                    f"{run.folder} was made with {key} {before.get(key)}; now it is "
+                    f"{now.get(key)}. Choose another --out, or remove that folder."
+                )
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _last_line(path: Path) -> str:
+    """The last line of a text file that says something."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4000))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    # Of a bar that was drawn over itself, the last state.
+    said = [line.strip().rsplit("\r", 1)[-1] for line in lines if line.strip()]
+    return said[-1] if said else ""

@@ -1,0 +1,126 @@
+"""How large an experiment is: the paper's own scale, and smaller ones on made scenes.
+
+A scale is a file in ``experiments/scales``. Merged over a row's YAML it changes the network, the
+data and the schedule, for all rows alike, and leaves the row's ``SMALLOBJ`` keys as they are.
+"""
+
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from smallobj_d2.config import load_cfg
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.offline import augment_dataset
+from smallobj_d2.scenes import make_splits
+
+AUGMENTED_VAL = "augmented_val"
+"""The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""
+
+_ELSEWHERE = ("SMALLOBJ", "OUTPUT_DIR", "VERSION", "DATASETS")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One file of ``experiments/scales``."""
+
+    name: str
+    about: str
+    config: dict[str, Any] = field(repr=False)
+    """Config keys that are merged over those of each row."""
+    gpus: int
+    """GPUs of one run; 0 for the CPU."""
+    seconds: float
+    """What one run takes, about; for an estimate before any run is finished."""
+    machine: str
+    """The machine that ``seconds`` is for, and where the number comes from."""
+    scenes: dict[str, int] | None = None
+    """Arguments of `make_splits`; None for the datasets that the configs name."""
+
+    def datasets(self, folder: Path) -> list[list[str]]:
+        """``SMALLOBJ.DATASETS`` of the runs of a sweep in `folder`."""
+        found = []
+        if self.scenes is not None:
+            for split in ("scenes_train", "scenes_val"):
+                root = folder / "scenes" / split
+                found.append([split, str(root / "annotations.json"), str(root / "images")])
+        root = folder / AUGMENTED_VAL
+        return [*found, [AUGMENTED_VAL, str(root / "annotations.json"), str(root / "images")]]
+
+    def request(self, row: Path, folder: Path) -> dict[str, Any]:
+        """The config of a row at this scale, as the content of a YAML file.
+
+        Args:
+            row: a file of ``configs/``.
+            folder: of the sweep, which holds the scale's datasets.
+        """
+        if not row.is_file():
+            raise SmallObjError(f"There is no config {row}.")
+        merged: dict[str, Any] = CfgNode.load_yaml_with_base(str(row))
+        _merge(self.config, merged)
+        if self.scenes is not None:
+            merged["DATASETS"] = {"TRAIN": ["scenes_train"], "TEST": ["scenes_val"]}
+        merged.setdefault("SMALLOBJ", {})["DATASETS"] = self.datasets(folder)
+        merged["TEST"] = {**merged.get("TEST", {}), "EVAL_PERIOD": 0}  # row.json means: finished
+        return merged
+
+    def prepare(self, configs: Path, folder: Path, *, augmented_val: bool) -> None:
+        """Make the datasets that the runs need, unless they are there.
+
+        Args:
+            configs: the folder ``configs/``.
+            folder: of the sweep.
+            augmented_val: whether any run is evaluated on the augmented validation set.
+        """
+        if self.scenes is not None:
+            make_splits(folder / "scenes", **self.scenes, progress=sys.stderr.isatty())
+        done = folder / AUGMENTED_VAL / "annotations.json"
+        if not augmented_val or done.is_file():
+            return
+        request = self.request(configs / "aug.yaml", folder)
+        request["DATASETS"]["TRAIN"] = request["DATASETS"]["TEST"]
+        request["SEED"] = 0
+        path = folder / "augmented_val.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(request))
+        augment_dataset(load_cfg(path), done.parent)
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(value, into[key])
+        else:
+            into[key] = deepcopy(value)
+
+
+def load_scale(path: Path) -> Scale:
+    """Read a file of ``experiments/scales``.
+
+    Raises:
+        SmallObjError: if there is none of that name.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise SmallObjError(f"There is no scale {path.stem!r}; there are: {known}.")
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = {}
+    if "network_of" in data:
+        other = CfgNode.load_yaml_with_base(str(path.parent / data["network_of"]))
+        _merge({k: v for k, v in other.items() if k not in _ELSEWHERE}, config)
+    _merge(data.get("config") or {}, config)
+    if "SMALLOBJ" in config:
+        raise SmallObjError(f"{path}: a scale cannot set SMALLOBJ; that is what the rows are.")
+    return Scale(
+        name=path.stem,
+        about=data["about"],
+        config=config,
+        gpus=data["gpus"],
+        seconds=data["run"]["seconds"],
+        machine=data["run"]["machine"],
+        scenes=data.get("scenes"),
+    )

@@ -1,0 +1,215 @@
+"""The report: the paper's numbers beside the measured ones, and what these say of its claims."""
+
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from smallobj_d2.analysis.table2 import PUBLISHED
+from smallobj_d2.evaluation import SIZES
+from smallobj_d2.experiments.claims import Status, decide, interval, judge, t_quantile
+from smallobj_d2.experiments.report import build_report
+from smallobj_d2.experiments.results import distil, load_results, parse_results, write_results
+from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
+from smallobj_d2.paper import load_paper
+
+ROOT = Path(__file__).parents[1]
+PAPER = load_paper(ROOT / "experiments" / "paper.yaml")
+SCALE = Scale("fake", "invented numbers", {}, 0, 60.0, "this")
+ELSEWHERE = f"aug_oversample_2x@{AUGMENTED_VAL}"
+
+
+def row_of(config: str, shift: float) -> dict:
+    """What row.json says; numbers follow the paper's, moved a little."""
+    published = {**PAPER.numbers[config.partition("@")[0]], **PAPER.numbers.get(config, {})}
+    return {
+        "dataset": "x",
+        **{k: {s: published[f"{k}.{s}"] + shift for s in SIZES} for k in ("segm", "bbox")},
+        "ground_truth": dict.fromkeys(SIZES, 7),
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Folders as a sweep leaves them, of some rows and three seeds; one run has failed."""
+    folder = tmp_path / "fake" / "torchvision"
+    for config in ("baseline", "oversample_2x", "aug_oversample_2x", ELSEWHERE, "orig_aug"):
+        for seed in range(3):
+            name, _, dataset = config.partition("@")
+            run = folder / name / f"seed{seed}" / dataset
+            run.mkdir(parents=True, exist_ok=True)
+            shift = 0.1 + 1e-4 * seed * len(config)
+            (run / "row.json").write_text(json.dumps(row_of(config, shift)))
+            about = {"device": "cpu, 2 cores", "versions": {"torch": "2.11.0"}}
+            (run / ("eval.json" if dataset else "run.json")).write_text(json.dumps(about))
+            attempts = [{"started": 1.0, "seconds": 61.0, "code": 0}]
+            (run / "attempts.json").write_text(json.dumps(attempts))
+            request = {"SOLVER": {"MAX_ITER": 400, "IMS_PER_BATCH": 8}}
+            (run / "request.yaml").write_text(yaml.safe_dump(request))
+    failed = folder / "aug" / "seed0"
+    failed.mkdir(parents=True)
+    (failed / "attempts.json").write_text('[{"started": 1.0, "seconds": 2.0, "code": 2}]')
+    (failed / "output.txt").write_text("Engine: torchvision\nerror: the disk is full\n")
+    return folder
+
+
+@pytest.fixture
+def results(runs):
+    return parse_results(distil(SCALE, runs))
+
+
+def test_distils_runs_into_a_small_file(runs, tmp_path):
+    content = distil(SCALE, runs)
+    path = tmp_path / "results.json"
+    write_results(path, content)
+    assert json.loads(path.read_text()) == content
+    assert path.stat().st_size < 600 * len(content["runs"])
+    read = load_results(path)
+    assert read == parse_results(content)
+    assert read.seeds("baseline", ELSEWHERE) == [0, 1, 2]
+    assert read.values("baseline", "segm.small") == pytest.approx([0.213, 0.2138, 0.2146])
+    assert read.failed == [{"config": "aug", "seed": 0, "why": "error: the disk is full"}]
+    assert read.about["schedule"] == {"iterations": 400, "images": 8}
+
+
+def test_quantiles_are_students():
+    # From the tables: 97.5% at 1, 2, 3, 4, 9, 30 degrees of freedom, 99.5% at 2 and 5.
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042}
+    for freedom, value in table.items():
+        assert t_quantile(0.975, freedom) == pytest.approx(value, abs=5e-4)
+    assert t_quantile(0.995, 2) == pytest.approx(9.925, abs=5e-4)
+    assert t_quantile(0.995, 5) == pytest.approx(4.032, abs=5e-4)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    inside = [
+        low < 3 < high for low, high in (interval(rng.normal(3, 2, size=3)) for _ in range(2000))
+    ]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_one_seed_decides_nothing():
+    verdict = decide(np.array([[5.0, 7.0]]))
+    assert (verdict.status, verdict.mean) == (Status.OPEN, 5.0)
+    assert math.isnan(verdict.low)
+
+
+def test_holds_if_every_comparison_does():
+    assert decide(np.array([[1.0, 2.0], [1.1, 2.1], [0.9, 2.0]])).status is Status.HOLDS
+    assert decide(np.array([[1.0, 2.0], [1.1, -2.1], [0.9, 2.0]])).status is Status.OPEN
+    assert decide(np.array([[1.0, -2.0], [1.1, -2.1], [0.9, -2.0]])).status is Status.FAILS
+
+
+def test_many_comparisons_do_not_refute_by_chance():
+    """Of conclusions that are just true, at most 2.5% are refuted, however many comparisons."""
+    rng = np.random.default_rng(1)
+    drawn = (decide(rng.normal(0, 1, size=(4, 9))) for _ in range(2000))
+    assert np.mean([v.status is Status.FAILS for v in drawn]) < 0.04
+
+
+def test_judges_the_papers_conclusions(results):
+    claims = {c.name: c for c in PAPER.claims}
+    assert judge(claims["orig_aug_lowers_large"], "segm.large", results).status is Status.HOLDS
+    missing = judge(claims["overlap_lowers_small"], "segm.small", results)
+    assert (missing.status, missing.missing) == (Status.UNMEASURED, ("orig_aug_overlap",))
+    assert judge(claims["aug_overfits_to_pasted"], "segm.small", results).seeds == 3
+
+
+def test_a_gain_over_nothing_is_not_decided(results):
+    claim = next(c for c in PAPER.claims if c.name == "orig_aug_gain_masks")
+    for seed in range(3):
+        results.numbers["baseline", seed]["segm.small"] = 0.0
+    assert judge(claim, "segm.small", results).status is Status.OPEN
+
+
+class Page(HTMLParser):
+    """Counts what is in a page, and checks that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.links: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.links += [v for k, v in attrs if k in ("src", "href") and v and v[0] != "#"]
+        if tag not in ("meta", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in ("meta", "path", "use", "rect"):
+            assert self.open.pop() == tag
+
+
+def test_shows_partial_results(results, tmp_path):
+    markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
+    text = markdown.read_text()
+    assert "## Scale fake, engine torchvision" in text
+    assert "aug seed 0: error: the disk is full" in text
+    line = next(x for x in text.splitlines() if x.startswith("| original+aug"))
+    assert "12.4 (+1.1)" in line  # the paper's
+    assert "22.5 ±0.1 **(+1.1)**" in line  # measured, told from chance
+    assert "### Table 4" in text
+    assert "### Table 5" not in text  # nothing of it is measured but the baseline
+    assert "not measured" in text
+    page = Page(html.read_text())
+    assert page.counts["svg"] == 2
+    assert page.links == []  # nothing is loaded from elsewhere
+    for picture in (tmp_path / "report_files").iterdir():
+        assert f"(report_files/{picture.name})" in text
+
+
+def test_the_same_results_give_the_same_report(results, tmp_path):
+    files = [build_report(PAPER, [results]).write(tmp_path / n, "report") for n in "ab"]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_one_run_is_enough(results):
+    only = {("baseline", 0): results.numbers["baseline", 0]}
+    one = type(results)(results.about, only, {("baseline", 0): 61.0})
+    text = build_report(PAPER, [one]).markdown("pictures")
+    assert "1 run of 1 row, 1 seed each" in text
+    assert f"{len(PAPER.claims)} conclusions wait for rows" in text
+
+
+def test_tool_says_what_is_wrong(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "report.py"), "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There are no results")
+    empty = tmp_path / "tiny" / "torchvision"
+    empty.mkdir(parents=True)
+    done = subprocess.run([*command, "--runs", str(empty)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "is finished" in done.stderr
+
+
+def test_compares_the_scenes_with_coco(runs):
+    """Table 2 of made scenes stands in the report, beside the paper's."""
+    scale = Scale("fake", "x", {}, 0, 60.0, "this", {"num_train": 8, "num_val": 1, "seed": 0})
+    config = load_scale(ROOT / "experiments" / "scales" / "tiny.yaml")
+    request = config.request(ROOT / "configs" / "baseline.yaml", runs.parent)
+    for path in runs.glob("baseline/*/request.yaml"):
+        path.write_text(yaml.safe_dump(request))
+    scale.prepare(ROOT / "configs", runs.parent, augmented_val=False)
+    content = json.loads(json.dumps(distil(scale, runs)))
+    assert [t["protocol"] for t in content["table2"]] == ["paper", "training"]
+    text = build_report(PAPER, [parse_results(content)]).markdown("pictures")
+    assert f"| small | {PUBLISHED.data} | 41.43%" in text
+    assert "| small | scenes, training protocol |" in text
