@@ -26,4 +26,5 @@ setup(
         "torchvision>=0.16",
         "tqdm",
     ],
+    extras_require={"slurm": ["submitit"]},
 )

@@ -56,7 +56,7 @@ CATEGORIES: tuple[dict[str, Any], ...] = (
 _CATEGORY_ID = {c["name"]: c["id"] for c in CATEGORIES}
 _NAMES = tuple(_CATEGORY_ID)
 
-_RECIPE_VERSION = 1  # raise it whenever the same seed would give other bytes
+_RECIPE_VERSION = 2  # raise it whenever the same seed would give other bytes
 _MIN_SIDE = 64
 _MAX_OBJECTS = 60  # of one size class in a scene, and in a crowd
 _LIGHT = np.array([-0.45, -0.6, 0.66], dtype=np.float32)  # from the upper left, towards the viewer
@@ -495,7 +495,9 @@ def _raster(polygons: Sequence[Sequence[float]], height: int, width: int) -> Byt
 def _instance(thing: _Object, height: int, width: int) -> dict[str, Any]:
     polygons = _polygons(thing.visible, height, width)
     rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    return _annotation(thing.category, polygons, rle, crowd=False)
+    points = np.concatenate(polygons).reshape(-1, 2)
+    box = [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]  # the outline's, as COCO
+    return _annotation(thing.category, polygons, rle, box, crowd=False)
 
 
 def _crowd_annotation(mask: npt.NDArray[np.bool_], category: str) -> dict[str, Any]:
@@ -503,13 +505,16 @@ def _crowd_annotation(mask: npt.NDArray[np.bool_], category: str) -> dict[str, A
     edges = np.flatnonzero(np.diff(flat, prepend=False))  # runs alternate, the first is of zeros
     counts = np.diff(edges, prepend=0, append=flat.size).tolist()
     rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return _annotation(category, {"size": list(mask.shape), "counts": counts}, rle, crowd=True)
+    box = mask_util.toBbox(rle).tolist()
+    return _annotation(category, {"size": list(mask.shape), "counts": counts}, rle, box, crowd=True)
 
 
-def _annotation(category: str, segmentation: Any, rle: Any, *, crowd: bool) -> dict[str, Any]:
+def _annotation(
+    category: str, segmentation: Any, rle: Any, box: list[float], *, crowd: bool
+) -> dict[str, Any]:
     return {
         "category_id": _CATEGORY_ID[category],
-        "bbox": mask_util.toBbox(rle).tolist(),
+        "bbox": box,
         "area": float(mask_util.area(rle)),
         "segmentation": segmentation,
         "iscrowd": int(crowd),
