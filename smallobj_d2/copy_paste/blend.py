@@ -9,23 +9,20 @@ from smallobj_d2.copy_paste.shapes import Mask, Window, warp
 Image = NDArray[np.uint8]
 
 
-def cut(image: Image, source: Window, matrix: NDArray[np.float64], target: Window) -> Image:
-    """The pixels of a copy: a part of the image under an affine map.
+def cut(image: Image, matrix: NDArray[np.float64], target: Window) -> Image:
+    """The pixels of a copy: those of the image under an affine map, as far as a window shows them.
 
     Args:
         image: (H, W, C) uint8.
-        source: the part of the image to copy.
         matrix: (2, 3), source coordinates to image coordinates.
         target: where the copy goes.
 
     Returns:
         (target.height, target.width, C) uint8.
     """
-    x0, y0 = max(source.x, 0), max(source.y, 0)
-    part = image[y0 : source.y + source.height, x0 : source.x + source.width]
     local = matrix.copy()
-    local[:, 2] += matrix[:, :2] @ (x0, y0) - target[:2]
-    return warp(part, local, target.width, target.height, cv2.BORDER_REPLICATE)
+    local[:, 2] -= target[:2]
+    return warp(image, local, target.width, target.height, cv2.BORDER_REPLICATE)
 
 
 def lay(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> None:
@@ -37,11 +34,15 @@ def lay(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> No
         mask: (h, w) uint8 of 0 and 1, the pixels of the copy.
         target: where it goes, inside the image.
         blur: 0 gives a hard edge: pixels of the mask change and no others. An odd number is the
-            size of the Gaussian that turns the mask into weights between copy and image.
+            size of the Gaussian that turns the mask into weights between copy and image; pixels
+            farther than half of it outside the mask do not change.
     """
-    region = image[target.y : target.y + target.height, target.x : target.x + target.width]
+    region = target.of(image)
     if not blur:
         np.copyto(region, patch, where=mask.view(bool)[:, :, None])
         return
-    weight = cv2.GaussianBlur(mask.astype(np.float32), (blur, blur), 0)[:, :, None]
+    # Beyond the window there is nothing of the mask: a border of zeros, not OpenCV's reflection.
+    weight = cv2.GaussianBlur(
+        mask.astype(np.float32), (blur, blur), 0, borderType=cv2.BORDER_CONSTANT
+    )[:, :, None]
     region[...] = np.rint(patch * weight + region * (1 - weight)).astype(np.uint8)

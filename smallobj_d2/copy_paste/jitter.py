@@ -1,10 +1,12 @@
 """Section 4: each copy is scaled and rotated at random."""
 
 from dataclasses import dataclass
-from math import cos, radians, sin
+from math import cos, inf, radians, sin
 
 import numpy as np
 from numpy.typing import NDArray
+
+from smallobj_d2.copy_paste.checks import require
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,12 @@ class Jitter:
     scale: tuple[float, float] = (0.8, 1.2)
     rotation: tuple[float, float] = (-15.0, 15.0)
 
+    def __post_init__(self) -> None:
+        rule = "must be two numbers, the smaller first"
+        require(_is_range(self.scale), "SCALE", self.scale, rule)
+        require(_is_range(self.rotation), "ROTATION", self.rotation, rule)
+        require(self.scale[0] > 0, "SCALE", self.scale, "must be above 0")
+
     def sample(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """A (2, 2) matrix: rotation times scale."""
         (low, high), (least, most) = self.scale, self.rotation
@@ -21,3 +29,7 @@ class Jitter:
         scale, angle = low + (high - low) * u, radians(least + (most - least) * v)
         c, s = scale * cos(angle), scale * sin(angle)
         return np.array([[c, -s], [s, c]])
+
+
+def _is_range(pair: tuple[float, float]) -> bool:
+    return len(pair) == 2 and -inf < pair[0] <= pair[1] < inf

@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
-from smallobj_d2.copy_paste.shapes import Annotation, Bitmap, Outline, Shape, Window
+from smallobj_d2.copy_paste.shapes import Annotation, Bitmap, Mask, Outline, Shape, Window
+
+_SMALLEST = 1e-3
+"""Holes of less area (in pixels) are the rounding of an outline that crosses itself."""
 
 
 def label_of_copy(
@@ -61,51 +65,75 @@ def _move_keypoints(keypoints: Any, matrix: NDArray[np.float64]) -> list[float]:
     return flat
 
 
-def uncovered(
-    label: Annotation, shape: Shape, above: Shape, size: tuple[int, int]
-) -> tuple[Annotation, Shape] | None:
-    """What is left of an instance under another one.
+def uncovered(label: Annotation, shape: Shape, above: Mask) -> Annotation | None:
+    """What is left of an instance under copies: none of the pixels that they own.
+
+    Polygons stay polygons and RLE stays RLE. Where a polygon's edge is cut, what is left of that
+    edge may give the pixel next to it to the other side, as COCO's tools round corners. All that
+    covers an instance is therefore cut away at once.
 
     Args:
         label, shape: the instance below, in image coordinates.
-        above: the shape that covers it, in image coordinates.
-        size: (height, width) of the image.
+        above: (H, W) uint8 of 0 and 1, the pixels of the image that are covered.
 
     Returns:
-        Its new annotation and shape, which are the old ones if nothing of it is covered, or None
-        if nothing is left.
+        Its new annotation, which is the old one if nothing of it is covered, or None if nothing
+        is left.
     """
-    window = Window.around(*shape.bounds())
+    height, width = above.shape
+    window = Window.around(*shape.bounds()).clipped(width, height)
+    cover = window.of(above)
+    if not cover.any():
+        return label
     own = shape.pixels(window)
-    hidden = own & above.pixels(window)
-    if not hidden.any():
-        return label, shape
-    left = own ^ hidden
-    if not left.any():
-        return None
+    if not (own & cover).any():
+        return label
     rest: Shape
-    if isinstance(shape, Outline) and isinstance(above, Outline):
-        rest = Outline(list(_difference(shape, above)))
-        if not rest.parts:
-            return None
+    if isinstance(shape, Outline):
+        rest = Outline(list(_difference(shape, Bitmap(cover, window.x, window.y))))
+        area = _area(rest, height, width)
     else:
-        rest = Bitmap(left, window.x, window.y)
+        rest = Bitmap(own & (1 - cover), window.x, window.y)
+        area = float(np.count_nonzero(rest.mask))
+    if not area:
+        return None
     changed = dict(label)
     changed["bbox"] = _box(rest, label)
-    changed["area"] = float(np.count_nonzero(left))
+    changed["area"] = area
     if label.get("segmentation"):
-        changed["segmentation"] = rest.segmentation(*size)
-    return changed, rest
+        changed["segmentation"] = rest.segmentation(height, width)
+    return changed
 
 
-def _difference(below: Outline, above: Outline) -> Iterator[NDArray[np.float64]]:
-    """The parts of one outline that another leaves uncovered, as polygons without holes."""
-    rest = shapely.difference(_geometry(below), _geometry(above))
+def _area(outline: Outline, height: int, width: int) -> float:
+    """Pixels that an outline owns in an image, counted by COCO's tools."""
+    if not outline.parts:
+        return 0.0
+    rles = coco_mask.frPyObjects(outline.segmentation(height, width), height, width)
+    return float(coco_mask.area(coco_mask.merge(rles)))
+
+
+def _difference(below: Outline, above: Bitmap) -> Iterator[NDArray[np.float64]]:
+    """The parts of an outline outside the squares of some pixels, as polygons without holes.
+
+    Cutting along pixels rather than along the outline of what is above gives each pixel to one of
+    the two, whatever rasterises them.
+    """
+    rest = shapely.difference(_geometry(below), _squares(above))
     for polygon in _polygons(rest):
         for simple in _without_holes(polygon):
             points = np.asarray(simple.exterior.coords)[:-1]
             if len(points) >= 3 and Outline([points]).pixels(Window.around(*simple.bounds)).any():
                 yield points
+
+
+def _squares(bitmap: Bitmap) -> Any:
+    """The union of a bitmap's pixels as squares, put together from the runs of its rows."""
+    steps = np.diff(bitmap.mask.astype(np.int8), axis=1, prepend=0, append=0)
+    rows, left = np.nonzero(steps > 0)
+    _, right = np.nonzero(steps < 0)
+    x, y = bitmap.x, bitmap.y
+    return shapely.union_all(shapely.box(left + x, rows + y, right + x, rows + y + 1))
 
 
 def _geometry(outline: Outline) -> Any:
@@ -122,12 +150,16 @@ def _polygons(geometry: Any) -> Iterator[Any]:
 
 
 def _without_holes(polygon: Any) -> Iterator[Any]:
-    """COCO's polygons have no holes: cut through the middle of one until none is left."""
-    if not polygon.interiors:
-        yield polygon
+    """COCO's polygons have no holes: cut through one from top to bottom until none is left."""
+    holes = [h for h in polygon.interiors if shapely.area(shapely.Polygon(h)) > _SMALLEST]
+    if not holes:
+        yield shapely.Polygon(polygon.exterior)
         return
-    middle = polygon.interiors[0].centroid.x
     x0, y0, x1, y1 = polygon.bounds
+    left, _, right, _ = holes[0].bounds
+    middle = (left + right) / 2
+    if left < round(middle) < right:
+        middle = round(middle)  # between pixels, where the cut divides none
     for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
         for part in _polygons(shapely.intersection(polygon, half)):
             yield from _without_holes(part)

@@ -7,31 +7,31 @@ an augmentation would paste without reading one image.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.blend import Image, cut, lay
+from smallobj_d2.copy_paste.checks import is_whole, require, require_image
 from smallobj_d2.copy_paste.choose import STRATEGIES, SourceRule
 from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Annotation, Mask, Shape, Window
+from smallobj_d2.copy_paste.shapes import Annotation, Bitmap, Mask, Shape, Window
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sizes import SMALL_AREA
 
 logger = logging.getLogger(__name__)
+
+_COVERED_LABELS = ("visible", "untouched")
 
 
 @dataclass(frozen=True)
 class Paste:
     """One copy that found its place."""
 
-    source: Window
-    """The part of the image that it is cut from."""
     matrix: NDArray[np.float64]
     """(2, 3): source coordinates to image coordinates."""
     mask: Mask
@@ -92,7 +92,7 @@ class CopyPaste:
         sources: SourceRule | None = None,
         jitter: Jitter | None = None,
         margin: int = 5,
-        gap: int = 1,
+        gap: int = 0,
         allow_overlap: bool = False,
         covered_labels: str = "visible",
         max_pastes: int = 300,
@@ -101,18 +101,17 @@ class CopyPaste:
         if strategy not in STRATEGIES:
             known = ", ".join(sorted(name for name, _ in STRATEGIES))
             raise SmallObjError(f"There is no strategy {strategy!r}; there are: {known}.")
-        _require(copies >= 1, "COPIES", copies, "must be 1 or more")
-        _require(0 < multiple_share <= 1, "MULTIPLE_SHARE", multiple_share, "is a share, above 0")
-        _require(margin >= 0, "MARGIN", margin, "must not be negative")
-        _require(gap >= 0, "GAP", gap, "must not be negative")
-        _require(blur == 0 or (blur > 0 and blur % 2), "BLUR", blur, "must be 0 or odd")
-        jitter = jitter or Jitter()
-        low, high = jitter.scale
-        _require(0 < low <= high, "SCALE", jitter.scale, "must be two factors, the smaller first")
-        least, most = jitter.rotation
-        _require(least <= most, "ROTATION", jitter.rotation, "must be two angles, smaller first")
+        positive, share = "must be a whole number, 1 or more", "is a share, above 0"
+        labels = f"must be one of {_COVERED_LABELS}"
+        require(is_whole(copies, 1), "COPIES", copies, positive)
+        require(is_whole(max_pastes, 1), "MAX_PASTES", max_pastes, positive)
+        require(0 < multiple_share <= 1, "MULTIPLE_SHARE", multiple_share, share)
+        require(is_whole(margin, 0), "MARGIN", margin, "must be a whole number, 0 or more")
+        require(is_whole(gap, 0), "GAP", gap, "must be a whole number, 0 or more")
+        require(covered_labels in _COVERED_LABELS, "COVERED_LABELS", covered_labels, labels)
+        require(is_whole(blur, 0) and (blur == 0 or blur % 2), "BLUR", blur, "must be 0 or odd")
+        self.sources, self.jitter = sources or SourceRule(), jitter or Jitter()
         self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
-        self.sources, self.jitter = sources or SourceRule(), jitter
         self.margin, self.gap, self.allow_overlap = margin, gap, allow_overlap
         self.covered_labels, self.max_pastes, self.blur = covered_labels, max_pastes, blur
 
@@ -155,7 +154,7 @@ class CopyPaste:
             The augmented image and its annotations: those given, then the copies', each of
             which carries ``copy_paste``. Use `plan` and `draw` to know how many were given up.
         """
-        _check_image(image)
+        require_image(image)
         plan = self.plan(annotations, image.shape[0], image.shape[1], rng)
         image = image.copy()
         self.draw(image, plan)
@@ -186,11 +185,7 @@ class CopyPaste:
         plan.tried = len(wanted)
         plan.capped = max(0, len(wanted) - self.max_pastes)
         if plan.capped:
-            logger.warning(
-                "An image wants %d pastes; SMALLOBJ.MAX_PASTES allows %d.",
-                plan.tried,
-                self.max_pastes,
-            )
+            _warn_of_cap(plan.tried, self.max_pastes)
         placer = Placer(scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap)
         shapes: list[Shape] = []
         for i in wanted[: self.max_pastes]:
@@ -199,17 +194,17 @@ class CopyPaste:
             if not source.get("segmentation"):  # a box stays upright
                 linear = np.eye(2) * np.sqrt(np.linalg.det(linear))
             matrix, mask, shape = scene.shape(i).copy(linear)
-            corner = placer.find(mask, rng) if mask.any() else None
+            covered = mask.copy()
+            shape.cover(covered)
+            corner = placer.find(covered, rng) if mask.any() else None
             if corner is None:
                 plan.given_up += 1
                 continue
-            placer.take(mask, *corner)
+            placer.take(covered, *corner)
             matrix[:, 2] += corner
             shape = shape.moved(*corner)
             plan.annotations.append(label_of_copy(source, i, shape, matrix, (height, width)))
-            plan.pastes.append(
-                Paste(Window.around(*scene.boxes[i].tolist()), matrix, mask, *corner)
-            )
+            plan.pastes.append(Paste(matrix, mask, *corner))
             shapes.append(shape)
         if self.allow_overlap and self.covered_labels == "visible":
             _hide_covered(plan, scene, shapes)
@@ -222,49 +217,38 @@ class CopyPaste:
             image: (H, W, 3) uint8; every copy is cut from it before the first is laid.
             plan: from `plan` for this image's annotations and size.
         """
+        require_image(image)
         rim = self.blur // 2
         laid = []
         for paste in plan.pastes:
             height, width = paste.mask.shape
-            x0, y0 = max(paste.x - rim, 0), max(paste.y - rim, 0)
-            x1 = min(paste.x + width + rim, image.shape[1])
-            y1 = min(paste.y + height + rim, image.shape[0])
-            target = Window(x0, y0, x1 - x0, y1 - y0)
-            mask = paste.mask
-            if rim:
-                left, top = paste.x - x0, paste.y - y0
-                right, bottom = x1 - paste.x - width, y1 - paste.y - height
-                mask = cv2.copyMakeBorder(
-                    mask, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0
-                )
-            more = 2 + 2 * rim  # what interpolation looks at, and the soft rim at scale 1/2
-            x, y, w, h = paste.source
-            source = Window(x - more, y - more, w + 2 * more, h + 2 * more)
-            laid.append((cut(image, source, paste.matrix, target), mask, target))
+            around = Window(paste.x - rim, paste.y - rim, width + 2 * rim, height + 2 * rim)
+            target = around.clipped(image.shape[1], image.shape[0])
+            mask = Bitmap(paste.mask, paste.x, paste.y).pixels(target)
+            laid.append((cut(image, paste.matrix, target), mask, target))
         for patch, mask, target in laid:
             lay(image, patch, mask, target, self.blur)
 
 
+@cache
+def _warn_of_cap(wanted: int, limit: int) -> None:
+    """Once for each number in each process, or a crowded dataset would fill the log."""
+    logger.warning("An image wants %d pastes; SMALLOBJ.MAX_PASTES allows %d.", wanted, limit)
+
+
 def _hide_covered(plan: Plan, scene: Scene, shapes: list[Shape]) -> None:
-    """Take what each copy covers out of the labels of everything below it, in place."""
-    size = (scene.height, scene.width)
+    """Take what copies cover out of the labels of everything below them, in place."""
+    above = np.zeros((scene.height, scene.width), np.uint8)
     originals = len(scene.annotations)
-    stack = [(label, scene.shape(i)) for i, label in enumerate(plan.annotations[:originals])]
-    for label, above in zip(plan.annotations[originals:], shapes, strict=True):
-        left = (uncovered(*below, above, size) for below in stack)
-        kept = [below for below in left if below is not None]
-        plan.removed += len(stack) - len(kept)
-        stack = [*kept, (label, above)]
-    plan.annotations = [label for label, _ in stack]
-
-
-def _check_image(image: Image) -> None:
-    if image.ndim != 3 or image.dtype != np.uint8:
-        raise SmallObjError(
-            f"Copy-paste takes an (H, W, 3) uint8 image, not {image.shape} {image.dtype}."
-        )
-
-
-def _require(holds: object, key: str, value: object, rule: str) -> None:
-    if not holds:
-        raise SmallObjError(f"SMALLOBJ.{key} is {value}; it {rule}.")
+    left = []
+    for i in reversed(range(len(plan.annotations))):  # from the topmost instance down
+        copy = i - originals
+        shape = shapes[copy] if copy >= 0 else scene.shape(i)
+        left.append(uncovered(plan.annotations[i], shape, above))
+        if copy >= 0:
+            paste = plan.pastes[copy]
+            height, width = paste.mask.shape
+            covered = Window(paste.x, paste.y, width, height).of(above)
+            covered |= paste.mask
+    plan.annotations = [label for label in reversed(left) if label is not None]
+    plan.removed = len(left) - len(plan.annotations)

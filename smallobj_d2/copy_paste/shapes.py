@@ -1,9 +1,14 @@
 """The shape of an instance: an outline (polygons) or a bitmap (RLE).
 
-Both know which pixels they own, can be looked at through a small window, and can be copied under
-an affine map. Nothing here makes a bitmap of the whole image, except by decoding an RLE.
+Both know which pixels they own and which they touch, can be looked at through a small window, and
+can be copied under an affine map. Nothing here makes a bitmap of the whole image, except by
+decoding an RLE.
 
-Coordinates are COCO's: pixel ``(i, j)`` spans ``[i, i + 1) x [j, j + 1)``.
+Coordinates are COCO's: pixel ``(i, j)`` is the square from ``(i, j)`` to ``(i + 1, j + 1)``.
+
+A shape *owns* the pixels that COCO's own tools give it. It *touches* those whose inside it meets,
+be it with a corner: every pixel that it owns, and every one that any other way of turning outlines
+into pixels might give it. Shapes that touch no common pixel are apart for everybody.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.errors import SmallObjError
+
 Annotation = dict[str, Any]
 Mask = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
+FARTHEST = 1e5
+"""No coordinate may be larger; COCO's tools count fifths of a pixel in 32 bits."""
 _SHIFT = 4
 """Fractional bits of a coordinate handed to OpenCV."""
 _FINE = 4
@@ -38,6 +47,16 @@ class Window(NamedTuple):
         left, top = int(np.floor(x0)), int(np.floor(y0))
         return cls(left, top, int(np.ceil(x1)) - left, int(np.ceil(y1)) - top)
 
+    def clipped(self, width: int, height: int) -> "Window":
+        """The part of it that lies in an image."""
+        x, y = max(self.x, 0), max(self.y, 0)
+        right, bottom = min(self.x + self.width, width), min(self.y + self.height, height)
+        return Window(x, y, max(right - x, 0), max(bottom - y, 0))
+
+    def of(self, image: NDArray[Any]) -> NDArray[Any]:
+        """A view of these pixels of an image (H, W, ...), which must hold the window."""
+        return image[self.y : self.y + self.height, self.x : self.x + self.width]
+
 
 class Copy(NamedTuple):
     """A copy of a shape under a linear map, moved to the origin of a patch of its own."""
@@ -57,12 +76,16 @@ class Shape(Protocol):
         """(h, w) uint8 of 0 and 1: the pixels of a window that the instance owns."""
 
     def centres(self, window: Window) -> Mask:
-        """As `pixels`, to an eighth of a pixel, but cheap for shapes larger than the window."""
+        """As `pixels` but for some on the edge; cheap where the shape is larger than the window."""
 
-    def cover(self, canvas: Mask, frame: int) -> None:
-        """Mark all pixels that the instance touches, on a canvas with a frame around the image.
+    def cover(self, canvas: Mask) -> None:
+        """Mark the pixels that the instance covers, those along its edges included, in place.
 
-        That is at least every pixel it owns, whichever way its outline is rasterised.
+        Whichever way an outline is turned into pixels, the instance owns none further out than
+        the neighbours of those marked.
+
+        Args:
+            canvas: (H, W) uint8, as large as the image.
         """
 
     def is_connected(self) -> bool:
@@ -87,15 +110,39 @@ def box_xyxy(annotation: Mapping[str, Any]) -> tuple[float, float, float, float]
     return (x, y, a, b) if annotation.get("bbox_mode", 1) == 0 else (x, y, x + a, y + b)
 
 
-def shape_of(annotation: Mapping[str, Any]) -> Shape:
-    """The shape of an instance: that of its mask, or of its box where it has none."""
+def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
+    """The shape of an instance: that of its mask, or of its box where it has none.
+
+    Args:
+        annotation: its ``bbox`` must hold its mask, give or take a pixel.
+        height, width: size of the image.
+
+    Raises:
+        SmallObjError: for a mask that is none; `smallobj_d2.coco` lets none pass.
+    """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
-        return Bitmap.decode(segmentation, annotation)
+        if list(segmentation["size"]) != [height, width]:
+            raise SmallObjError(
+                f"An RLE in `segmentation` has size {segmentation['size']}; it must be the image's "
+                f"height and width, {[height, width]}."
+            )
+        return Bitmap.decode(segmentation, box_xyxy(annotation))
     if segmentation:
-        return Outline([np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in segmentation])
+        return Outline([_points(part) for part in segmentation])
     x0, y0, x1, y1 = box_xyxy(annotation)
     return Outline([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)])
+
+
+def _points(part: Any) -> Points:
+    flat = np.asarray(part, dtype=np.float64)
+    # Written so that NaN fails it too.
+    if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not abs(flat).max() < FARTHEST:
+        raise SmallObjError(
+            f"A polygon in `segmentation` is {part!r:.80}; it must be [x, y, x, y, ...] of three "
+            f"points or more, all of them finite and below {FARTHEST:.0f}."
+        )
+    return flat.reshape(-1, 2)
 
 
 class Outline:
@@ -107,19 +154,28 @@ class Outline:
 
     def __init__(self, parts: Sequence[Points]) -> None:
         self.parts = parts
+        self._bounds: tuple[float, float, float, float] | None = None
 
     def bounds(self) -> tuple[float, float, float, float]:
-        points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
-        (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-        return x0, y0, x1, y1
+        if self._bounds is None:
+            points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+            (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            self._bounds = x0, y0, x1, y1
+        return self._bounds
 
     def moved(self, x: int, y: int) -> "Outline":
         return Outline([p + (x, y) for p in self.parts])
 
     def pixels(self, window: Window) -> Mask:
-        """The pixels as COCO's own tools rasterise polygons."""
+        """As COCO's own tools turn polygons into pixels.
+
+        Exact in a window that holds the shape. In others, edges that begin left of or above the
+        window may be off by a fifth of a pixel, because those tools round towards zero.
+        """
         x, y, width, height = window
-        flat = [(p - (x, y)).ravel().tolist() for p in self.parts]
+        if not width or not height:
+            return np.zeros((height, width), np.uint8)
+        flat = [(p - (x, y)).ravel() for p in self.parts]
         masks = coco_mask.decode(coco_mask.frPyObjects(flat, height, width))
         return masks[:, :, 0] if len(flat) == 1 else masks.any(axis=2).view(np.uint8)
 
@@ -130,21 +186,22 @@ class Outline:
             _fill(fine, (part - (x, y)) * _FINE)
         return fine[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE]
 
-    def cover(self, canvas: Mask, frame: int) -> None:
+    def cover(self, canvas: Mask) -> None:
         for part in self.parts:
-            _fill(canvas, part + frame)
+            _fill(canvas, part)
 
     def is_connected(self) -> bool:
         return len(self.parts) == 1 or _one_piece(self.pixels(Window.around(*self.bounds())))
 
     def copy(self, linear: NDArray[np.float64]) -> Copy:
-        parts = [p @ linear.T for p in self.parts]
-        x0, y0, x1, y1 = Outline(parts).bounds()
-        window = Window.around(x0, y0, x1, y1)
-        shift = np.array([-window.x, -window.y], dtype=np.float64)
-        shape = Outline([p + shift for p in parts])
+        turned = Outline([p @ linear.T for p in self.parts])
+        window = Window.around(*turned.bounds())
+        shape = turned.moved(-window.x, -window.y)
         mask = shape.pixels(Window(0, 0, window.width, window.height))
-        return Copy(np.column_stack([linear, shift]), mask, shape)
+        matrix = np.empty((2, 3))
+        matrix[:, :2] = linear
+        matrix[:, 2] = -window.x, -window.y
+        return Copy(matrix, mask, shape)
 
     def segmentation(self, height: int, width: int) -> list[list[float]]:
         return [p.ravel().tolist() for p in self.parts]
@@ -162,55 +219,65 @@ class Bitmap:
         self.mask, self.x, self.y = mask, x, y
 
     @classmethod
-    def decode(cls, rle: Mapping[str, Any], annotation: Mapping[str, Any]) -> "Bitmap":
-        """From an RLE of either kind; of the decoded image only the instance's box is kept."""
+    def decode(cls, rle: Mapping[str, Any], box: tuple[float, float, float, float]) -> "Bitmap":
+        """From an RLE of either kind; of the decoded image only the part in a box is kept.
+
+        Args:
+            rle: COCO's ``size`` and ``counts``.
+            box: XYXY, which must hold the mask, give or take a pixel.
+        """
+        height, width = rle["size"]
         if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, *rle["size"])
-        whole: Mask = coco_mask.decode(rle)
-        x, y, width, height = Window.around(*box_xyxy(annotation))
-        x, y = max(x, 0), max(y, 0)
-        return cls(whole[y : y + height + 1, x : x + width + 1].copy(), x, y)
+            rle = coco_mask.frPyObjects(rle, height, width)
+        x0, y0, x1, y1 = box
+        window = Window.around(x0 - 1, y0 - 1, x1 + 1, y1 + 1).clipped(width, height)
+        mask: Mask = np.ascontiguousarray(window.of(coco_mask.decode(rle)))
+        return cls(mask, window.x, window.y)
 
     def bounds(self) -> tuple[float, float, float, float]:
-        x, y, width, height = cv2.boundingRect(self.mask)
-        return self.x + x, self.y + y, self.x + x + width, self.y + y + height
+        tight = self.trimmed()
+        height, width = tight.mask.shape
+        return tight.x, tight.y, tight.x + width, tight.y + height
 
     def moved(self, x: int, y: int) -> "Bitmap":
         return Bitmap(self.mask, self.x + x, self.y + y)
 
     def pixels(self, window: Window) -> Mask:
         out = np.zeros((window.height, window.width), np.uint8)
-        left, top = window.x - self.x, window.y - self.y
-        inner = self.mask[
-            max(top, 0) : max(top + window.height, 0), max(left, 0) : max(left + window.width, 0)
-        ]
-        x, y = max(-left, 0), max(-top, 0)
-        out[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
+        height, width = self.mask.shape
+        x, y = self.x - window.x, self.y - window.y
+        common = Window(x, y, width, height).clipped(window.width, window.height)
+        common.of(out)[...] = Window(common.x - x, common.y - y, *common[2:]).of(self.mask)
         return out
 
     def centres(self, window: Window) -> Mask:
         return self.pixels(window)
 
-    def cover(self, canvas: Mask, frame: int) -> None:
+    def cover(self, canvas: Mask) -> None:
         height, width = self.mask.shape
-        y, x = self.y + frame, self.x + frame
-        canvas[y : y + height, x : x + width] |= self.mask
+        Window(self.x, self.y, width, height).of(canvas)[...] |= self.mask
 
     def is_connected(self) -> bool:
         return _one_piece(self.mask)
 
     def copy(self, linear: NDArray[np.float64]) -> Copy:
-        height, width = self.mask.shape
-        corners = np.array([(0, 0), (width, 0), (0, height), (width, height)]) + (self.x, self.y)
-        window = Window.around(*Outline([corners @ linear.T]).bounds())
+        source = self.trimmed()
+        height, width = source.mask.shape
+        corners = np.array([(0, 0), (width, 0), (0, height), (width, height)]) @ linear.T
+        window = Window.around(*Outline([corners]).bounds())
         matrix = np.column_stack([linear, (-window.x, -window.y)])
-        local = matrix.copy()
-        local[:, 2] += linear @ (self.x, self.y)
-        mask = warp(self.mask * np.uint8(255), local, window.width, window.height) >> 7
-        x, y, width, height = cv2.boundingRect(mask)
-        matrix[:, 2] -= (x, y)
-        mask = np.ascontiguousarray(mask[y : y + height, x : x + width])
-        return Copy(matrix, mask, Bitmap(mask, 0, 0))
+        mask = source.mask
+        if mask.size:
+            mask = warp(mask * np.uint8(255), matrix, window.width, window.height) >> 7
+        copy = Bitmap(mask, 0, 0).trimmed()
+        matrix[:, 2] -= linear @ (source.x, source.y) + (copy.x, copy.y)
+        return Copy(matrix, copy.mask, Bitmap(copy.mask, 0, 0))
+
+    def trimmed(self) -> "Bitmap":
+        """The same without empty rows and columns around."""
+        window = Window(*cv2.boundingRect(self.mask)) if self.mask.size else Window(0, 0, 0, 0)
+        mask = np.ascontiguousarray(window.of(self.mask))
+        return Bitmap(mask, self.x + window.x, self.y + window.y)
 
     def segmentation(self, height: int, width: int) -> dict[str, Any]:
         """Compressed RLE, made from the columns that hold pixels and no others."""
@@ -252,5 +319,7 @@ def _fill(canvas: Mask, part: Points) -> None:
 
 
 def _one_piece(mask: Mask) -> bool:
+    if not mask.size:
+        return False
     labels, _ = cv2.connectedComponents(mask, connectivity=8)
-    return bool(labels <= 2)  # the background is one of them
+    return bool(labels == 2)  # the background is one of them

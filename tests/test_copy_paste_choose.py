@@ -1,0 +1,220 @@
+"""Sections 4 and 5.3: which small objects are copied."""
+
+from collections import Counter
+from math import cos, pi, sin
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_scenes import KINDS, random_scene, raster, rectangle, rle_of
+from scipy.stats import chisquare
+
+from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
+from smallobj_d2.copy_paste.scene import Scene
+
+
+def candidates(annotations, height=100, width=100, **rule):
+    return SourceRule(**rule).candidates(Scene(annotations, height, width))
+
+
+def chosen(strategy, n, share=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    return list(STRATEGIES.get(strategy)(list(range(10, 10 + n)), share, rng))
+
+
+# --- strategies
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_single_takes_one(n):
+    assert len(chosen("single", n)) == 1
+
+
+def test_single_takes_each_object_equally_often():
+    counts = Counter(chosen("single", 5, seed=s)[0] for s in range(2000))
+    assert set(counts) == set(range(10, 15))
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "expected"),
+    [
+        (1, 0.5, 1),  # exactly one small object: it is copied
+        (1, 0.01, 1),
+        (2, 0.01, 2),  # several means two at least
+        (3, 0.5, 2),
+        (9, 0.01, 2),  # round(share x n) would be none
+        (9, 0.5, 5),
+        (100, 0.07, 7),  # 0.07 x 100 is 7.000000000000001
+        (6, 1.0, 6),
+    ],
+)
+def test_multiple_takes_its_share_rounded_up_and_two_at_least(n, share, expected):
+    result = chosen("multiple", n, share)
+    assert len(result) == len(set(result)) == expected
+
+
+def test_multiple_takes_each_pair_equally_often():
+    counts = Counter(tuple(sorted(chosen("multiple", 4, seed=s))) for s in range(3000))
+    assert len(counts) == 6
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_all_takes_each_object_once():
+    assert chosen("all", 7) == list(range(10, 17))
+
+
+@pytest.mark.parametrize("strategy", ["single", "multiple", "all"])
+@pytest.mark.parametrize("copies", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_each_chosen_object_is_pasted_as_often_as_copies_says(strategy, copies, n):
+    annotations = [rectangle(20 * i + 10, 10, 4, 4) for i in range(n)]
+    copy_paste = CopyPaste(strategy=strategy, copies=copies)
+    plan = copy_paste.plan(annotations, 400, 400, np.random.default_rng(0))
+    sources = Counter(a["copy_paste"]["source"] for a in plan.annotations if "copy_paste" in a)
+    assert set(sources.values()) == {copies}
+    assert len(sources) == {"single": 1, "multiple": min(n, max(2, -(-n // 2))), "all": n}[strategy]
+    assert plan.tried == plan.pasted == len(sources) * copies
+
+
+def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
+    monkeypatch.setitem(STRATEGIES._obj_map, "last", lambda c, share, rng: [max(c)])
+    annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
+    plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
+    assert plan.annotations[2]["copy_paste"]["source"] == 1
+
+
+# --- which objects may be copied
+
+
+def test_only_small_objects_are_copied():
+    small, not_small = rectangle(10, 10, 31, 33), rectangle(50, 50, 32, 32)
+    assert small["area"] == 1023
+    assert not_small["area"] == 1024
+    assert candidates([small, not_small]) == [0]
+    assert candidates([small, not_small], small_area=1025) == [0, 1]
+
+
+def test_small_is_by_the_area_of_the_mask_in_the_annotation_not_by_its_box():
+    assert candidates([rectangle(10, 10, 50, 50, area=1000.0)]) == [0]
+
+
+def test_crowds_are_not_copied():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[10:20, 10:20] = 1
+    crowd = rectangle(10, 10, 10, 10, iscrowd=1, segmentation=rle_of(mask))
+    assert candidates([crowd, rectangle(50, 50, 5, 5)]) == [1]
+
+
+def test_boxes_are_copied_only_on_request():
+    box = rectangle(10, 10, 5, 5)
+    del box["segmentation"]
+    assert candidates([box]) == []
+    assert candidates([box], boxes=True) == [0]
+
+
+def test_objects_without_area_are_not_copied():
+    assert candidates([rectangle(10, 10, 0, 5)]) == []
+
+
+def test_a_mask_of_two_pieces_is_copied_only_if_connected_is_off():
+    parts = [*rectangle(10, 10, 4, 4)["segmentation"], *rectangle(20, 10, 4, 4)["segmentation"]]
+    polygon = rectangle(10, 10, 14, 4, segmentation=parts)
+    rle = polygon | {"segmentation": rle_of(raster(parts, 100, 100))}
+    assert candidates([polygon]) == candidates([rle]) == []
+    assert candidates([polygon, rle], connected=False, max_covered=1) == [0, 1]
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_parts_that_touch_are_one_piece_even_across_a_corner(shift):
+    parts = [*rectangle(10, 10, 4, 4)["segmentation"]]
+    parts += rectangle(14, 11 + shift, 4, 4)["segmentation"]
+    assert candidates([rectangle(10, 10, 8, 5 + shift, segmentation=parts)]) == [0]
+
+
+@pytest.mark.parametrize("box", [(0, 50), (90, 50), (50, 0), (50, 90), (0.5, 50), (50, 89.5)])
+def test_an_object_at_the_image_border_is_copied_only_if_inside_is_off(box):
+    assert candidates([rectangle(*box, 10, 10)]) == []
+    assert candidates([rectangle(*box, 10, 10)], inside=False) == [0]
+
+
+@pytest.mark.parametrize("box", [(1, 50), (89, 50), (50, 1), (50, 89)])
+def test_one_pixel_to_the_border_is_inside(box):
+    assert candidates([rectangle(*box, 10, 10)]) == [0]
+
+
+@pytest.mark.parametrize("box", [(-2, 50), (93, 50), (50, -2), (200, 200)])
+def test_what_reaches_out_of_the_image_is_never_copied(box):
+    assert candidates([rectangle(*box, 10, 10)], inside=False) == []
+
+
+@pytest.mark.parametrize(
+    ("covered", "allowed", "copied"),
+    [(10, 0.1, True), (11, 0.1, False), (1, 0, False), (0, 0, True), (100, 0.9, False)]
+    + [(100, 1, True)],
+)
+def test_a_neighbour_may_claim_the_allowed_share_of_the_mask(covered, allowed, copied):
+    """The object has 10 x 10 pixels."""
+    mask = np.zeros((100, 100), np.uint8)
+    mask[20:30, 20:30].flat[:covered] = 1
+    mask[30:40, 20:40] = 1
+    neighbour = rectangle(20, 20, 20, 20, area=5000, segmentation=rle_of(mask))
+    result = candidates([rectangle(20, 20, 10, 10), neighbour], max_covered=allowed)
+    assert result == ([0] if copied else [])
+
+
+def test_crowds_and_several_neighbours_together_cover():
+    thing = rectangle(20, 20, 10, 10)
+    left = rectangle(10, 20, 11, 10, area=2000)
+    right = rectangle(29, 20, 11, 10, area=2000, iscrowd=1)
+    assert candidates([thing, left]) == candidates([thing, right]) == [0]
+    assert candidates([thing, left, right]) == []
+
+
+@given(st.integers(0, 10**6))
+def test_the_candidates_are_those_of_a_check_on_the_whole_image(seed):
+    """Brute force: every mask of every kind on the whole image, every criterion at random."""
+    rng = np.random.default_rng(seed)
+    image, annotations = random_scene(rng, kinds=KINDS[:4], most=8)
+    height, width = image.shape[:2]
+    inside, share = bool(rng.random() < 0.5), float(rng.choice([0.1, 0.5, 1]))
+    rule = SourceRule(inside=inside, connected=False, max_covered=share)
+    masks = [raster(a["segmentation"], height, width).astype(bool) for a in annotations]
+    expected, tolerated = [], []
+    for i, annotation in enumerate(annotations):
+        x, y, a, b = annotation["bbox"]
+        x1, y1 = (a, b) if annotation["bbox_mode"] == 0 else (x + a, y + b)
+        claimed = np.any([m for j, m in enumerate(masks) if j != i] or [masks[i] & False], axis=0)
+        ok = annotation["area"] > 0 and annotation["area"] < 1024 and not annotation["iscrowd"]
+        if inside:
+            ok &= min(x, y) >= 1 and x1 <= width - 1 and y1 <= height - 1
+        n, hidden = masks[i].sum(), (masks[i] & claimed).sum()
+        # In a window that cuts an edge off, COCO's rounding moves it by a fifth of a pixel.
+        slack = 0.05 * n + 3
+        if ok and (share == 1 or hidden <= share * n):
+            expected.append(i)
+        if share < 1 and abs(hidden - share * n) <= slack:
+            tolerated.append(i)
+    assert set(rule.candidates(Scene(annotations, height, width))) ^ set(expected) <= set(tolerated)
+
+
+def test_a_ring_around_an_object_does_not_cover_it():
+    turns = np.linspace(0, 2 * pi, 40)
+    outer = [v for t in turns for v in (50 + 30 * cos(t), 50 + 30 * sin(t))]
+    inner = [v for t in turns[::-1] for v in (50 + 20 * cos(t), 50 + 20 * sin(t))]
+    ring = rectangle(20, 20, 60, 60, area=1500, segmentation=[outer + inner])
+    assert candidates([ring, rectangle(45, 45, 10, 10)], max_covered=0) == [1]
+
+
+# --- wrong rules
+
+
+@pytest.mark.parametrize(
+    ("key", "rule"),
+    [("SMALL_AREA", {"small_area": 0}), ("MAX_COVERED", {"max_covered": 1.5})]
+    + [("MAX_COVERED", {"max_covered": -0.1}), ("MAX_COVERED", {"max_covered": float("nan")})],
+)
+def test_a_rule_that_means_nothing_is_refused_by_its_key(key, rule):
+    with pytest.raises(SmallObjError, match=f"SMALLOBJ.{key} is"):
+        SourceRule(**rule)

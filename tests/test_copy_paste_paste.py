@@ -1,0 +1,282 @@
+"""Copy-paste as a whole: the laws on random scenes and real images, degenerate input, errors."""
+
+import logging
+import os
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from copy_paste_laws import check
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from random_scenes import random_options, random_scene, rectangle, rle_of
+
+from smallobj_d2 import CopyPaste, Jitter, SmallObjError, SourceRule, get_cfg, load_coco
+from smallobj_d2.copy_paste.paste import _warn_of_cap
+
+DATASETS = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+REAL = {
+    "coco": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "dsb2018": ("dsb2018/annotations/val.json", "dsb2018/val"),
+}
+
+
+# --- the laws
+
+
+@settings(max_examples=250)
+@given(st.integers(0, 10**9))
+@example(9102)  # two copies, one grazing what the other cuts
+def test_every_law_holds_on_random_scenes(seed):
+    """See copy_paste_laws; all kinds of annotations, all options, at random."""
+    rng = np.random.default_rng(seed)
+    image, annotations = random_scene(rng)
+    check(image, annotations, CopyPaste(**random_options(rng)), seed)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "parts", "rle", "uncompressed", "box"])
+def test_the_laws_are_put_to_the_test_by_every_kind_of_annotation(kind):
+    """Many small objects in a large image, so that every law has something to say."""
+    counts = Counter()
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        image, annotations = random_scene(rng, kinds=[kind], low=200, high=300, most=8)
+        rule = SourceRule(connected=False, max_covered=1, boxes=True)
+        for options in ({}, {"allow_overlap": True}, {"blur": 5, "gap": 0}):
+            counts += check(image, annotations, CopyPaste(copies=5, sources=rule, **options), seed)
+    assert counts["copies pasted"] > 30
+    assert counts["masks are apart by COCO's tools"] > 100
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "options", [{}, {"allow_overlap": True}, {"blur": 5, "strategy": "single"}]
+)
+def test_every_law_holds_on_real_images(name, options):
+    json_file, folder = (DATASETS / part for part in REAL[name])
+    if not json_file.is_file():
+        pytest.skip(f"{name} is not in DETECTRON2_DATASETS")
+    pasted = 0
+    for record in load_coco(json_file, folder).records[:6]:
+        if len(record["annotations"]) < 60:
+            image = cv2.imread(record["file_name"])
+            pasted += check(image, record["annotations"], CopyPaste(copies=1, **options), 0)[
+                "copies pasted"
+            ]
+    assert pasted
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_image_of_500_instances_obeys_the_laws_and_ends(overlap):
+    annotations = [rectangle(8 + 9 * (i % 25), 8 + 9 * (i // 25), 5, 4) for i in range(500)]
+    image = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
+    copy_paste = CopyPaste(copies=1, allow_overlap=overlap, max_pastes=60)
+    counts = check(image, annotations, copy_paste, 0)
+    assert counts["copies tried"] == 500
+    if overlap:
+        assert counts["copies pasted"] == 60
+
+
+# --- counts
+
+
+def test_the_same_generator_gives_the_same_result_and_another_another():
+    image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    things = [rectangle(20, 20, 8, 6)]
+    results = [CopyPaste()(image, things, np.random.default_rng(s))[0] for s in (1, 1, 2)]
+    assert (results[0] == results[1]).all()
+    assert (results[0] != results[2]).any()
+
+
+def test_no_global_random_state_is_read_or_changed():
+    image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    results = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        before = np.random.get_state()[1].copy()
+        results.append(CopyPaste()(image, [rectangle(20, 20, 8, 6)], np.random.default_rng(0))[0])
+        assert (np.random.get_state()[1] == before).all()
+    assert (results[0] == results[1]).all()
+
+
+def test_copies_for_which_there_is_no_place_are_given_up_and_counted():
+    full = rectangle(0, 0, 60, 60, area=3600.0, segmentation=rle_of(np.ones((60, 60), np.uint8)))
+    rule = SourceRule(max_covered=1)
+    things = [rectangle(20, 20, 5, 5), full]
+    plan = CopyPaste(copies=7, sources=rule).plan(things, 60, 60, np.random.default_rng(0))
+    assert (plan.candidates, plan.tried, plan.pasted, plan.given_up, plan.capped) == (1, 7, 0, 7, 0)
+    assert plan.annotations == things
+
+
+def test_an_image_gets_no_more_than_max_pastes_and_the_rest_is_counted_and_logged(caplog):
+    things = [rectangle(20 * i + 10, 10, 5, 5) for i in range(4)]
+    copy_paste = CopyPaste(copies=5, max_pastes=6)
+    _warn_of_cap.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        plan = copy_paste.plan(things, 300, 300, np.random.default_rng(0))
+        copy_paste.plan(things, 300, 300, np.random.default_rng(1))
+    assert caplog.text.count("wants") == 1  # once, or a crowded dataset would fill the log
+    assert (plan.tried, plan.pasted, plan.given_up, plan.capped) == (20, 6, 0, 14)
+    assert "wants 20 pastes; SMALLOBJ.MAX_PASTES allows 6" in caplog.text
+    sources = Counter(a["copy_paste"]["source"] for a in plan.annotations[4:])
+    assert max(sources.values()) - min(sources.values()) <= 1  # each object its share
+
+
+def test_planning_needs_no_pixels_and_drawing_no_generator():
+    things = [rectangle(20, 20, 8, 6)]
+    image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    plan = CopyPaste().plan(things, 80, 90, np.random.default_rng(5))
+    drawn = image.copy()
+    CopyPaste().draw(drawn, plan)
+    result, after = CopyPaste()(image, things, np.random.default_rng(5))
+    assert (drawn == result).all()
+    assert after == plan.annotations
+
+
+# --- degenerate input
+
+SLIVER = {"segmentation": [[20, 20, 30, 20.01, 40, 20]], "area": 0.1, "bbox": [20, 20, 20, 0.01]}
+DEGENERATE = {
+    "no annotations": [],
+    "none small": [rectangle(10, 10, 40, 40)],
+    "one pixel": [rectangle(20, 20, 1, 1)],
+    "less than a pixel": [rectangle(20.1, 20.1, 0.2, 0.2)],
+    "a sliver": [rectangle(20, 20, 20, 1) | SLIVER],
+    "no area": [rectangle(20, 20, 0, 0)],
+    "an empty RLE": [rectangle(20, 20, 5, 5, segmentation=rle_of(np.zeros((64, 64), np.uint8)))],
+    "an area that is a lie": [rectangle(5, 5, 50, 50, area=3.0)],
+    "outside the image": [rectangle(-40, -40, 10, 10), rectangle(90, 90, 9, 9)],
+    "half outside": [rectangle(-5, 20, 10, 10), rectangle(60, 60, 9, 9)],
+    "a bow tie": [
+        rectangle(20, 20, 9, 9) | {"segmentation": [[20, 20, 29, 29, 29, 20, 20, 29]], "area": 40.0}
+    ],
+    "a spiral over itself": [
+        rectangle(20, 20, 9, 9) | {"segmentation": [[20, 20, 29, 20, 29, 29, 20, 29] * 3]}
+    ],
+    "the same point again": [rectangle(20, 20, 9, 9) | {"segmentation": [[20, 20] * 5]}],
+    "a huge crowd": [
+        rectangle(0, 0, 64, 64, iscrowd=1, segmentation=rle_of(np.ones((64, 64), np.uint8))),
+        rectangle(20, 20, 5, 5),
+    ],
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"allow_overlap": True}, {"blur": 5, "margin": 0}])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_annotations_obey_the_laws(case, options):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    annotations = deepcopy(DEGENERATE[case])
+    for inside in (True, False):
+        rule = SourceRule(inside=inside, connected=inside, max_covered=0.1 if inside else 1)
+        for seed in range(5):
+            check(image, annotations, CopyPaste(copies=3, sources=rule, **options), seed)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (9, 9), (10, 10), (11, 300)])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tiny_images_obey_the_laws(size, overlap):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    rule = SourceRule(inside=False)
+    for options in ({}, {"margin": 0, "gap": 0, "blur": 5}):
+        copy_paste = CopyPaste(copies=3, allow_overlap=overlap, sources=rule, **options)
+        check(image, [rectangle(0, 0, 1, 1)], copy_paste, 0)
+
+
+def test_an_object_that_owns_no_pixel_is_given_up_not_pasted_empty():
+    thing = rectangle(20, 20, 20, 1) | SLIVER
+    plan = CopyPaste(copies=9).plan([thing], 64, 64, np.random.default_rng(0))
+    assert plan.tried == 9
+    assert all(p.mask.any() for p in plan.pastes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_coordinates_that_are_no_numbers_are_refused_and_nothing_hangs(value):
+    thing = rectangle(20, 20, 5, 5)
+    polygon = thing | {"segmentation": [[20, 20, 25, value, 25, 25]]}
+    box = thing | {"bbox": [20, value, 5, 5], "segmentation": None}
+    image = np.zeros((64, 64, 3), np.uint8)
+    for bad in (polygon, box):
+        with pytest.raises(SmallObjError, match=r"^Annotation 0.* must be.* finite"):
+            check(image, [bad, thing], CopyPaste(sources=SourceRule(boxes=True)), 0)
+
+
+# --- wrong use
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((20, 20, 3), np.int64),
+        np.zeros((20, 20, 3), np.float32),
+        np.zeros((20, 20), np.uint8),
+        np.zeros((20, 20, 1), np.uint8),
+        np.zeros((20, 20, 4), np.uint8),
+        [[[0, 0, 0]]],
+    ],
+)
+def test_an_image_of_another_kind_is_refused_with_what_it_is(image):
+    with pytest.raises(SmallObjError, match=r"takes an \(H, W, 3\) uint8"):
+        CopyPaste()(image, [], np.random.default_rng(0))
+    with pytest.raises(SmallObjError, match=r"takes an \(H, W, 3\) uint8"):
+        CopyPaste().draw(image, CopyPaste().plan([], 20, 20, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"copies": 0},
+        {"copies": 1.5},
+        {"multiple_share": 0},
+        {"multiple_share": 1.1},
+        {"margin": -1},
+        {"margin": 2.5},
+        {"gap": -1},
+        {"blur": 4},
+        {"blur": -3},
+        {"covered_labels": "hidden"},
+        {"max_pastes": 0},
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_key_value_and_rule(options):
+    ((key, value),) = options.items()
+    with pytest.raises(SmallObjError, match=f"^SMALLOBJ.{key.upper()} is {value!r}; it .+[.]$"):
+        CopyPaste(**options)
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are():
+    with pytest.raises(SmallObjError, match="'some'; there are: all, multiple, single"):
+        CopyPaste(strategy="some")
+
+
+def test_the_config_says_everything():
+    cfg = get_cfg()
+    s = cfg.SMALLOBJ
+    s.STRATEGY, s.COPIES, s.MULTIPLE_SHARE = "multiple", 3, 0.25
+    s.SMALL_AREA, s.REQUIRE_CONNECTED, s.REQUIRE_INSIDE = 500.0, False, False
+    s.MAX_COVERED, s.PASTE_BOXES = 0.4, True
+    s.SCALE, s.ROTATION = (0.5, 2.0), (-5.0, 50.0)
+    s.MARGIN, s.GAP, s.ALLOW_OVERLAP, s.COVERED_LABELS = 7, 2, True, "untouched"
+    s.MAX_PASTES, s.BLUR = 11, 3
+    made = CopyPaste.from_config(cfg)
+    assert vars(made) == vars(
+        CopyPaste(
+            strategy="multiple",
+            copies=3,
+            multiple_share=0.25,
+            sources=SourceRule(500.0, False, False, 0.4, True),
+            jitter=Jitter((0.5, 2.0), (-5.0, 50.0)),
+            margin=7,
+            gap=2,
+            allow_overlap=True,
+            covered_labels="untouched",
+            max_pastes=11,
+            blur=3,
+        )
+    )
+
+
+def test_the_defaults_of_the_config_and_of_the_class_are_the_same():
+    assert vars(CopyPaste.from_config(get_cfg())) == vars(CopyPaste())
