@@ -4,8 +4,6 @@ Detectron2's own loader drops ``area``; without it nobody can say which objects 
 from that, and from keys of the user's own being carried along, the dicts are the same.
 """
 
-import json
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.check import Checked, log_findings, stop_on_errors, without_gc
 from smallobj_d2.errors import SmallObjError
-
-logger = logging.getLogger(__name__)
+from smallobj_d2.measure import usable
 
 XYWH = 1
 """``bbox_mode`` of all boxes here: the value of Detectron2's ``BoxMode.XYWH_ABS``."""
@@ -54,6 +52,7 @@ _BUILTIN = {
     for split in ("train", "val")
 }
 _registered: dict[str, DatasetInfo] = {}
+_logged: set[tuple[str, int, int]] = set()
 
 
 def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
@@ -98,8 +97,8 @@ def dataset_info(name: str) -> DatasetInfo:
     else:
         known = ", ".join([*_BUILTIN, *_registered])
         raise SmallObjError(
-            f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its name "
-            'from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
+            f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its "
+            'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
     if not info.json_file.is_file():
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
@@ -133,58 +132,48 @@ def without_empty(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
-    """Read a COCO instance JSON.
+    """Read a COCO instance JSON, after checking all of it.
 
     Each annotation keeps all its keys. Category ids become contiguous, boxes get ``bbox_mode``,
     RLE becomes compressed RLE, keypoints move from pixel indices to coordinates (half a pixel),
     polygons of under three points go, and so do instances left without any. What is missing and
-    harmless is filled in and counted in the log: ``iscrowd`` (0) and ``area`` (that of the mask,
-    or of the box). A box that does not hold its mask is replaced by the mask's.
+    harmless is filled in: ``iscrowd`` (0) and ``area`` (that of the mask, or of the box). A box
+    that does not hold its mask is replaced by the mask's. The log counts all this, once for each
+    file in a process.
 
     Raises:
-        SmallObjError: if the file is not COCO instance JSON, naming the id of what is wrong.
+        SmallObjError: naming the first defects that `smallobj_d2.check` calls errors.
     """
-    data = _read(Path(json_file))
-    where = str(json_file)
-    categories = sorted(data["categories"], key=lambda c: c["id"])
+    with without_gc():
+        checked = Checked(json_file)
+        stop_on_errors(checked.findings)
+        _log_once(checked)
+        return _dataset(checked, str(image_root))
+
+
+def _dataset(checked: Checked, image_root: str) -> CocoDataset:
+    categories = sorted(checked.categories, key=lambda c: c["id"])
     contiguous = {c["id"]: i for i, c in enumerate(categories)}
-    images: dict[Any, dict[str, Any]] = {}
-    root = str(image_root)
-    for image in data["images"]:
-        if image["id"] in images:
-            raise SmallObjError(f"{where}: there are two images of id {image['id']}.")
-        name = os.path.normpath(image["file_name"])
-        if os.path.isabs(name) or name.split(os.sep)[0] == "..":
-            raise SmallObjError(
-                f"{where}: image {image['id']}: file_name {image['file_name']!r} leads out of the "
-                "image folder. File names must be relative to it."
-            )
-        images[image["id"]] = {
-            "file_name": os.path.join(root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
+    images: dict[Any, dict[str, Any]] = {
+        image["id"]: {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": int(image["height"]),
+            "width": int(image["width"]),
             "image_id": image["id"],
             "annotations": [],
         }
-    counts = {"no iscrowd": 0, "no area": 0, "no valid polygon": 0, "box does not hold mask": 0}
-    for annotation in data["annotations"]:
-        label = f"{where}: annotation {annotation.get('id')}"
-        if annotation["image_id"] not in images:
-            raise SmallObjError(
-                f"{label} belongs to image {annotation['image_id']}, which is not in `images`."
-            )
-        if annotation["category_id"] not in contiguous:
-            raise SmallObjError(
-                f"{label} has category {annotation['category_id']}, which is not in `categories`."
-            )
+        for image in checked.images
+    }
+    counts = dict.fromkeys(
+        ("no iscrowd", "no area", "no valid polygon", "box does not hold mask"), 0
+    )
+    label = str(checked.path)
+    for annotation in checked.annotations:
         record = images[annotation["image_id"]]
         instance = _instance(annotation, record, label, counts)
         if instance is not None:
             instance["category_id"] = contiguous[annotation["category_id"]]
             record["annotations"].append(instance)
-    for what, count in counts.items():
-        if count:
-            logger.warning("%s: %d annotations: %s.", where, count, what)
     return CocoDataset(
         [images[i] for i in sorted(images)],
         [c["name"] for c in categories],
@@ -192,28 +181,13 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as e:
-        raise SmallObjError(f"{path} cannot be read: {e.strerror}.") from e
-    except ValueError as e:
-        raise SmallObjError(f"{path} is not valid JSON: {e}.") from e
-    wanted = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for part, keys in wanted.items():
-        if not isinstance(data, dict) or not isinstance(data.get(part), list):
-            raise SmallObjError(
-                f"{path} is not COCO instance JSON: it has no list {part!r} at its top level."
-            )
-        for i, entry in enumerate(data[part]):
-            missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
-            if missing:
-                raise SmallObjError(f"{path}: {part}[{i}] lacks {', '.join(missing)}.")
-    return data
+def _log_once(checked: Checked) -> None:
+    """Say what is harmless, unless this file has been read before as it is now."""
+    stat = checked.path.stat()
+    state = (str(checked.path), stat.st_mtime_ns, stat.st_size)
+    if state not in _logged:
+        _logged.add(state)
+        log_findings(checked.findings)
 
 
 def _instance(
@@ -227,6 +201,8 @@ def _instance(
         counts["no iscrowd"] += 1
     if len(instance["bbox"]) != 4:
         raise SmallObjError(f"{label}: bbox {instance['bbox']} is not [x, y, width, height].")
+    # Detectron2 moves boxes in the type they have, and would round whole numbers after a resize.
+    instance["bbox"] = [float(v) for v in instance["bbox"]]
     segmentation = instance.pop("segmentation", None)
     if isinstance(segmentation, dict):
         size = (record["height"], record["width"])
@@ -239,9 +215,12 @@ def _instance(
             segmentation = coco_mask.frPyObjects(segmentation, *size)
         instance["segmentation"] = segmentation
         x, y, w, h = coco_mask.toBbox(segmentation).tolist()
+        if not w or not h:
+            counts["no valid polygon"] += 1
+            return None
         _hold_mask(instance, (x, y, x + w, y + h), counts)
     elif segmentation:
-        parts = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
+        parts = [p for p in segmentation if usable(p)]
         if not parts:
             counts["no valid polygon"] += 1
             return None
@@ -254,9 +233,9 @@ def _instance(
         instance["keypoints"] = [
             k if i % 3 == 2 else k + 0.5 for i, k in enumerate(instance["keypoints"])
         ]
-    if "area" not in instance:
+    if not instance.get("area"):
+        counts["no area"] += "area" not in instance
         instance["area"] = mask_area(instance, record["height"], record["width"])
-        counts["no area"] += 1
     return instance
 
 

@@ -19,6 +19,8 @@ from smallobj_d2.scenes import make_splits
 from smallobj_d2.visualization import augmented_positions, training_sheet
 
 CONFIG = _path.ROOT / "configs" / "demo.yaml"
+TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
+"""Images to train on and to evaluate on, their longest side in pixels, and the scenes' seed."""
 
 
 def main() -> int:

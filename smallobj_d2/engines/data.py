@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from smallobj_d2.augmentation import require_masks
 from smallobj_d2.coco import get_records, without_empty
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.images import require_files
 from smallobj_d2.sampling import SAMPLERS
 
 Records = list[dict[str, Any]]
@@ -41,6 +42,8 @@ def training_data(
             f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set MODEL.ROI_HEADS.NUM_CLASSES to their number."
         )
     require_masks(records, cfg)
+    if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
+        require_files(records)  # better now than in the night
     if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
         known = ", ".join(name for name, _ in SAMPLERS)
         raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")

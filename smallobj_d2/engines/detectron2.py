@@ -2,6 +2,7 @@
 
 import logging
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,12 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
 from detectron2.engine import DefaultTrainer, HookBase, defaults
@@ -23,6 +29,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
+from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.coco import (
@@ -36,9 +43,10 @@ from smallobj_d2.engines import run
 from smallobj_d2.engines.data import Records, training_data
 from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.loader import build_train_loader as build_loader
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.engines.safe import read_file
+from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation import Row, count_objects, from_detectron2, load_ground_truth, table
-from smallobj_d2.images import opened, require_size
+from smallobj_d2.images import opened, require_files, require_size, resize
 from smallobj_d2.sampling import Draw
 from smallobj_d2.visualization import Outlines, View, outlines_of_mask
 
@@ -85,12 +93,18 @@ class SmallObjectMapper(DatasetMapper):
         """The arguments of the constructor, from a config."""
         seed = max(cfg.SEED, 0)
         stock = super().from_config(cfg, is_train)
+        if cfg.SMALLOBJ.FAST_RESIZE:
+            stock["augmentations"] = [
+                _FastResize(a) if isinstance(a, T.ResizeShortestEdge) else a
+                for a in stock["augmentations"]
+            ]
         return {**stock, "augmentation": build_augmentation(cfg, seed), "seed": seed}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict to a model input; see DatasetMapper."""
         if not self.is_train:
-            return super().__call__(dataset_dict)
+            with opened(dataset_dict, PathManager.open):
+                return super().__call__(dataset_dict)
         record = dict(dataset_dict)
         image = _read_image(record, self.image_format)
         sem_seg = None
@@ -123,7 +137,13 @@ class SmallObjectMapper(DatasetMapper):
         self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]
     ) -> None:
         """As the stock method, but the record's annotations stay as they are."""
-        kept = [a for a in record.pop("annotations") if a.get("iscrowd", 0) == 0]
+        kept = [
+            a
+            for a in record.pop("annotations")
+            if a.get("iscrowd", 0) == 0
+            # Without its mask, the stock method would end in a KeyError.
+            and (not self.use_instance_mask or a.get("segmentation"))
+        ]
         unused = set()
         if not self.use_instance_mask:
             unused.add("segmentation")
@@ -142,7 +162,7 @@ class SmallObjectMapper(DatasetMapper):
         instances = utils.annotations_to_instances(
             annotations, shape, mask_format=self.instance_mask_format
         )
-        if self.recompute_boxes:
+        if self.recompute_boxes and annotations:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         record["instances"], full = utils.filter_empty_instances(instances, return_mask=True)
         if self.augmentation is not None:
@@ -196,6 +216,31 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
         for plane in planes:
             cv2.flip(plane, 1, plane)
     return planes
+
+
+class _FastResize(T.Augmentation):
+    """A resize of Detectron2's, done by OpenCV where that is as good (``SMALLOBJ.FAST_RESIZE``)."""
+
+    def __init__(self, stock: T.ResizeShortestEdge) -> None:
+        super().__init__()
+        self.stock = stock
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        chosen = self.stock.get_transform(image)
+        if not isinstance(chosen, T.ResizeTransform):  # nothing to resize
+            return chosen
+        return _FastResizeTransform(
+            chosen.h, chosen.w, chosen.new_h, chosen.new_w, interp=chosen.interp
+        )
+
+
+class _FastResizeTransform(T.ResizeTransform):
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        how = self.interp if interp is None else interp
+        if how == Image.Resampling.BILINEAR and img.dtype == np.uint8:
+            return resize(img, (self.new_h, self.new_w), fast=True)
+        resized: np.ndarray = super().apply_image(img, interp)
+        return resized
 
 
 @contextmanager
@@ -298,6 +343,7 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     if cfg.SMALLOBJ.MAPPER not in MAPPERS:
         known = ", ".join(name for name, _ in MAPPERS)
         raise SmallObjError(f"SMALLOBJ.MAPPER is {cfg.SMALLOBJ.MAPPER!r}; there are: {known}.")
+    register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
     _require_mask_format(records, cfg)
     return build_loader(
@@ -315,6 +361,40 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     )
 
 
+class Checkpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the stock method; a run that is killed here still has the checkpoint before."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        with run.writing(path) as temporary:
+            torch.save(data, temporary)
+        self.logger.info("Saved %s", path)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Say which checkpoint is the last."""
+        with run.writing(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
+
+    def _load_file(self, filename: str) -> Any:
+        """As the stock methods, for files that hold no more than weights and basic types."""
+        data = read_file(filename)
+        if not isinstance(data, dict):
+            raise SmallObjError(f"{filename} is not a checkpoint: it holds {type(data).__name__}.")
+        if filename.endswith(".pkl"):
+            if "model" in data and "__author__" in data:  # Detectron2's model zoo
+                return data
+            blobs = data.get("blobs", data)  # Caffe2's
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        return data if "model" in data else {"model": data}
+
+
 class Trainer(DefaultTrainer):
     """DefaultTrainer with our loader, COCO evaluation, and an exact resume."""
 
@@ -323,6 +403,22 @@ class Trainer(DefaultTrainer):
             super().__init__(cfg)
         self.register_hooks([_SeedEachStep(cfg.SEED)])
         self._hooks.insert(0, self._hooks.pop())
+        self._write_metrics = self._trainer._write_metrics
+        self._trainer._write_metrics = self._check_losses
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The stock hooks, which save with our checkpointer."""
+        self.checkpointer = Checkpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        hooks: list[HookBase | None] = super().build_hooks()
+        return hooks
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The stock loader with our mapper, whose errors have words."""
+        mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -339,6 +435,14 @@ class Trainer(DefaultTrainer):
             tasks.append("keypoints")
         output = os.path.join(cfg.OUTPUT_DIR, "inference")
         return COCOEvaluator(dataset_name, tasks=tuple(tasks), output_dir=output)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
+        """The stock evaluation; an image that cannot be read is named without a traceback."""
+        try:
+            return super().test(cfg, model, evaluators)
+        except UnreadableImage as e:  # torch has put a worker's traceback before what it says
+            raise UnreadableImage(str(e).strip().rsplit("UnreadableImage: ")[-1]) from e
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
@@ -357,13 +461,19 @@ class Trainer(DefaultTrainer):
         """One iteration; a loss that is not finite names the draws it came from."""
         try:
             super().run_step()
-        except FloatingPointError as e:
-            positions = " ".join(map(str, self.data_loader.positions))
-            raise SmallObjError(
-                f"The loss of iteration {self.iter} is not finite. Look at its draws: "
-                f"tools/visualize.py --config {self.cfg.OUTPUT_DIR}/config.yaml "
-                f"--positions {positions}"
-            ) from e
+        except FloatingPointError as e:  # where the model itself has noticed
+            raise self._not_finite(str(e)) from e
+
+    def _check_losses(self, losses: Any, *args: Any, **kwargs: Any) -> None:
+        """Each process looks at its own losses before they are put together."""
+        bad = {k: v for k, v in losses.items() if not torch.isfinite(v).all()}
+        if bad:
+            raise self._not_finite(", ".join(f"{k} {v.item()}" for k, v in bad.items()))
+        self._write_metrics(losses, *args, **kwargs)
+
+    def _not_finite(self, which: str) -> SmallObjError:
+        positions = self._trainer.data_loader.positions
+        return run.not_finite(Path(self.cfg.OUTPUT_DIR), self.iter, positions, which)
 
 
 @contextmanager
@@ -409,23 +519,32 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
         if comm.get_world_size() > 1:
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
+        for name in filter(is_registered, cfg.DATASETS.TEST):
+            require_files(load_dataset(name).records)  # better now than after the training
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         run.seed_step(cfg.SEED, -1)
         if eval_only:
             model = Trainer.build_model(cfg)
-            checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
             results = Trainer.test(cfg, model)
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume)
             trainer.train()
+            run.report_skipped(Path(cfg.OUTPUT_DIR), trainer._trainer.data_loader.skipped)
             results = trainer.results
         if not comm.is_main_process() or not cfg.DATASETS.TEST:
             return None
         return _report(cfg, results)
+
+
+def _has_no_words(entry: logging.LogRecord) -> bool:
+    """Whether an entry of Detectron2's log is not about an error that says what is wrong."""
+    return not (entry.exc_info and isinstance(entry.exc_info[1], SmallObjError | OSError))
 
 
 def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:

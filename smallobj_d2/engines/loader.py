@@ -5,6 +5,7 @@ into samples. So batches are the same, in the same order, with any number of wor
 resumed run continues with the batch that an unbroken one would see next.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Stream
+
+logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], Sample]
@@ -205,7 +208,10 @@ class TrainLoader:
             for sample in batch:
                 if isinstance(sample, SmallObjError):
                     raise sample
-                self.skipped.update(sample.pop("skipped", ()))
+                for what in sample.pop("skipped", ()):
+                    if what not in self.skipped:
+                        logger.warning("Skipped: %s", what)
+                    self.skipped[what] += 1
                 samples.append(sample)
             self.positions = [s["draw"].position for s in samples]
             yield samples

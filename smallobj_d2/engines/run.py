@@ -9,7 +9,8 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +42,10 @@ def running(
         The config, frozen, with the ``MODEL.DEVICE`` and ``SEED`` that are really used.
     """
     output = Path(cfg.OUTPUT_DIR)
-    with locked(output):
+    with locked(output), _full_disk(output):
+        if rank() == 0:
+            for left_over in output.glob("*.tmp"):  # of a run that was killed while writing
+                left_over.unlink()
         setup_logging(output)
         cfg = settle_device(cfg)
         if eval_only:  # no draws, so any seed will do
@@ -284,6 +288,26 @@ def _one_line(path: Path) -> Iterator[None]:
         raise SmallObjError(f"Cannot write {path}: {why}. Free space, or set OUTPUT_DIR.") from e
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of writing. Those of reading, such as a missing file, are the reader's to explain."""
+
+
+@contextmanager
+def _full_disk(output: Path) -> Iterator[None]:
+    """Turn what a disk can do to a run, wherever it writes, into one line."""
+    loud = logging.raiseExceptions
+    logging.raiseExceptions = False  # a log that cannot be written must not hide that line
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _OF_THE_DISK:
+            raise
+        with _one_line(Path(e.filename) if e.filename else output):
+            raise
+    finally:
+        logging.raiseExceptions = loud
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: gives a temporary path that becomes `path` at the end.
@@ -302,6 +326,8 @@ def writing(path: Path) -> Iterator[Path]:
                 if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
                     raise
                 raise OSError(errno.ENOSPC, "the disk may be full") from e
+            with temporary.open("rb") as file:
+                os.fsync(file)  # so that not even a power cut leaves an empty file at `path`
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -311,6 +337,39 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON; see `writing`."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def report_skipped(output: Path, skipped: Mapping[str, int]) -> None:
+    """List the images that were skipped as they could not be read, in the log and skipped.json.
+
+    Called in all processes at once, at the end of the training. What skipped.json says of the time
+    before a resume is added to; a run that skips nothing has no such file.
+
+    Args:
+        output: the run's folder.
+        skipped: how often this process skipped each image, by what is wrong with it.
+    """
+    total = sum(map(Counter, gather(dict(skipped))), Counter())
+    if rank() != 0 or not total:
+        return
+    path = output / "skipped.json"
+    if path.is_file():
+        total.update(json.loads(path.read_bytes()))
+    for what, count in total.most_common():
+        logger.warning("Skipped %d %s: %s", count, "time" if count == 1 else "times", what)
+    logger.warning("%d images were skipped, %d draws in all.", len(total), total.total())
+    write_json(path, dict(total.most_common()))
+
+
+def not_finite(output: Path, iteration: int, positions: Iterable[int], which: str) -> SmallObjError:
+    """The error for losses that are not finite, naming the draws that they came from."""
+    draws = " ".join(map(str, positions))
+    return SmallObjError(
+        f"The loss is not finite at iteration {iteration}: {which}. Its draws have the positions "
+        f"{draws}; look at them with tools/visualize.py --config {output / 'config.yaml'} "
+        f"--positions {draws}. Mostly the learning rate is too high: lower SOLVER.BASE_LR, or "
+        "raise SOLVER.WARMUP_ITERS."
+    )
 
 
 def setup_logging(output: Path) -> None:
@@ -367,6 +426,7 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
     if not resume:
         with _one_line(output):
             (output / "last_checkpoint").unlink(missing_ok=True)
+            (output / "skipped.json").unlink(missing_ok=True)
     if before:
         earlier = before.pop("earlier", [])
         record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]

@@ -1,0 +1,205 @@
+"""The torchvision engine: the same YAML, draws, schedule and numbers, without Detectron2.
+
+`main` is a run. The other modules are its parts: `mapper` (dataset dict to sample), `model`,
+`weights` (initial weights of any naming), `trainer`, `inference`, and `support` (what a config may
+ask for).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.engines import run
+from smallobj_d2.engines.data import training_data
+from smallobj_d2.engines.loader import TrainLoader
+from smallobj_d2.engines.loader import build_train_loader as build_loader
+from smallobj_d2.engines.torchvision.inference import detect, write_results
+from smallobj_d2.engines.torchvision.mapper import (
+    MAPPERS,
+    SmallObjectMapper,
+    build_mapper,
+    windows_of,
+)
+from smallobj_d2.engines.torchvision.model import build_model
+from smallobj_d2.engines.torchvision.support import check_supported
+from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
+from smallobj_d2.engines.torchvision.weights import load_weights
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation import (
+    Row,
+    as_detectron2,
+    coco_metrics,
+    count_objects,
+    load_ground_truth,
+    row_of,
+    table,
+)
+from smallobj_d2.images import require_files
+from smallobj_d2.visualization import Outlines, View, outlines_of_mask
+
+__all__ = [
+    "MAPPERS",
+    "SmallObjectMapper",
+    "build_model",
+    "build_train_loader",
+    "evaluate",
+    "main",
+    "view",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
+    """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+
+    Returns:
+        The table row of the first test set in process 0, which is also in row.json; None in other
+        processes, and where DATASETS.TEST is empty.
+    """
+    check_supported(cfg)
+    register_from_config(cfg)
+    with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
+        for name in cfg.DATASETS.TEST:
+            require_files(load_dataset(name).records)  # better now than after the training
+        checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
+        weights = checkpoint or run.check_weights(cfg)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
+        run.seed_step(cfg.SEED, -1)
+        model = build_model(cfg).to(_device(cfg))
+        if eval_only:
+            if weights is None:
+                raise SmallObjError(
+                    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, "
+                    "or add --resume for the last one in OUTPUT_DIR."
+                )
+            load_weights(model, weights)
+            return _first(cfg, evaluate(cfg, model)[0])
+
+        trainer = Trainer.from_config(cfg, model)
+        if checkpoint:
+            trainer.resume(checkpoint)
+        elif weights:
+            load_weights(model, weights)
+        if trainer.next_iteration >= trainer.max_iter:
+            logger.info("All %d iterations are done: nothing is left to train.", trainer.max_iter)
+            return _first(cfg, evaluate(cfg, model)[0])
+
+        rows: dict[str, Row] = {}
+
+        def evaluate_now() -> dict[str, float]:
+            latest, numbers = evaluate(cfg, model)
+            rows.update(latest)
+            return numbers
+
+        loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
+        trainer.train(
+            loader,
+            eval_period=cfg.TEST.EVAL_PERIOD,
+            evaluate=evaluate_now if cfg.DATASETS.TEST else None,
+        )
+        run.report_skipped(Path(cfg.OUTPUT_DIR), loader.skipped)
+        return _first(cfg, rows)
+
+
+def _first(cfg: Any, rows: dict[str, Row]) -> Row | None:
+    return rows[cfg.DATASETS.TEST[0]] if rows else None
+
+
+def _device(cfg: Any) -> torch.device:
+    if cfg.MODEL.DEVICE == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(cfg.MODEL.DEVICE)
+
+
+def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
+    """The training loader of a config, for this process.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
+        start_iter: the iteration to start at.
+    """
+    if cfg.SEED < 0:
+        raise SmallObjError("SEED is negative; engines.run.settle_seed(cfg) gives it a value.")
+    register_from_config(cfg)
+    mapper = build_mapper(cfg, True)
+    records, factors = training_data(cfg)
+    return build_loader(
+        records,
+        factors,
+        mapper,
+        seed=cfg.SEED,
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        rank=run.rank(),
+        world_size=run.world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        start_iter=start_iter,
+        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
+    )
+
+
+def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
+    """Evaluate a model on each of DATASETS.TEST. Called in all processes at once.
+
+    Returns:
+        Rows by dataset, and all numbers under Detectron2's names; in processes other than the first
+        none.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    rows: dict[str, Row] = {}
+    numbers: dict[str, float] = {}
+    several = len(cfg.DATASETS.TEST) > 1
+    for name in cfg.DATASETS.TEST:
+        dataset = load_dataset(name)
+        if len(dataset.category_ids) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise SmallObjError(
+                f"{name} has {len(dataset.category_ids)} categories, but the model has "
+                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. "
+                f"Set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.category_ids)}."
+            )
+        results = detect(
+            model,
+            dataset.records,
+            build_mapper(cfg, False),
+            dataset.category_ids,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        if run.rank() != 0:
+            continue
+        write_results(output / "inference" / (name if several else ""), results)
+        truth = load_ground_truth(dataset_info(name).json_file)
+        tasks = ("segm", "bbox") if cfg.MODEL.MASK_ON else ("bbox",)
+        metrics = {t: coco_metrics(truth, results, t) for t in tasks}
+        rows[name] = row_of(metrics, count_objects(truth))
+        prefix = f"{name}/" if several else ""
+        numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
+        logger.info("%s:\n%s", name, table(rows[name]))
+    if rows:
+        run.write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
+    return rows, numbers
+
+
+def view(sample: dict[str, Any], cfg: Any) -> View:
+    """A sample of the mapper as a picture with outlines."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    if cfg.INPUT.FORMAT == "BGR":
+        image = image[:, :, ::-1]
+    target = sample["target"]
+    outlines: list[Outlines] = []
+    if "masks" in target:
+        for (x0, y0, _, _), mask in windows_of(target):
+            outlines.append([part + (x0, y0) for part in outlines_of_mask(mask.numpy())])
+    else:
+        for x0, y0, x1, y1 in target["boxes"].tolist():
+            outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
+    return View(np.ascontiguousarray(image), outlines, target["pasted"].tolist())

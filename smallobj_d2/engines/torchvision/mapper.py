@@ -1,0 +1,312 @@
+"""A dataset dict to a model input: read, copy-paste, resize, flip, targets.
+
+The image bytes and the boxes are those of Detectron2's DatasetMapper for the same draw, bit for
+bit; a test compares the two.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.registry import Registry
+from numpy.typing import NDArray
+from PIL import ImageOps
+from pycocotools import mask as coco_mask
+
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.images import opened, require_size, resize
+
+MAPPERS = Registry("TORCHVISION_MAPPER")
+"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built by ``from_config(cfg, is_train)``."""
+
+
+def build_mapper(cfg: Any, is_train: bool) -> Any:
+    """The mapper that a config names.
+
+    Raises:
+        SmallObjError: if there is none of that name.
+    """
+    name = cfg.SMALLOBJ.MAPPER
+    if name not in MAPPERS:
+        known = ", ".join(n for n, _ in MAPPERS)
+        raise SmallObjError(f"SMALLOBJ.MAPPER is {name!r}; there are: {known}.")
+    return MAPPERS.get(name).from_config(cfg, is_train)
+
+
+@MAPPERS.register()
+class SmallObjectMapper:
+    """Maps a dataset dict to a sample.
+
+    In training the dict carries its ``draw``, and the sample is a function of the seed and the
+    draw's position. The sample is the dict without its annotations, and with ``image``, a (3, H, W)
+    uint8 tensor with channels in `image_format`; in training also with ``target``, see `targets`.
+
+    Args:
+        is_train: whether to augment, flip, and make targets; else only resize.
+        image_format: "BGR" or "RGB".
+        min_size: lengths of the shorter side to choose from, in pixels; with `sampling` "range" the
+            lowest and the highest.
+        max_size: what the longer side may be at most.
+        sampling: "choice" or "range".
+        flip: "horizontal", "vertical" or "none".
+        fast_resize: see `smallobj_d2.images.resize`.
+        with_masks: whether targets need masks.
+        augmentation: the copy-paste, or None.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        image_format: str = "BGR",
+        min_size: Sequence[int] = (800,),
+        max_size: int = 1333,
+        sampling: str = "choice",
+        flip: str = "horizontal",
+        fast_resize: bool = False,
+        with_masks: bool = True,
+        augmentation: DrawAugmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        for key, value, choices in (
+            ("INPUT.FORMAT", image_format, ("BGR", "RGB")),
+            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, ("choice", "range")),
+            ("INPUT.RANDOM_FLIP", flip, ("horizontal", "vertical", "none")),
+        ):
+            if value not in choices:
+                raise SmallObjError(f"{key} is {value!r}; it must be one of {choices}.")
+        if sampling == "range" and len(min_size) != 2:
+            raise SmallObjError(
+                f"INPUT.MIN_SIZE_TRAIN is {min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' "
+                "it must be two numbers, the lowest and the highest."
+            )
+        self.is_train = is_train
+        self.image_format = image_format
+        self.min_size = tuple(min_size)
+        self.max_size = max_size
+        self.sampling = sampling
+        self.flip = flip
+        self.fast_resize = fast_resize
+        self.with_masks = with_masks
+        self.augmentation = augmentation
+        self.seed = seed
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> "SmallObjectMapper":
+        """Build from INPUT, MODEL.MASK_ON, SEED and SMALLOBJ."""
+        seed = max(cfg.SEED, 0)
+        common = {
+            "image_format": cfg.INPUT.FORMAT,
+            "fast_resize": cfg.SMALLOBJ.FAST_RESIZE,
+            "with_masks": cfg.MODEL.MASK_ON,
+            "seed": seed,
+        }
+        if not is_train:
+            return cls(
+                False,
+                min_size=(cfg.INPUT.MIN_SIZE_TEST,),
+                max_size=cfg.INPUT.MAX_SIZE_TEST,
+                flip="none",
+                **common,
+            )
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        return cls(
+            True,
+            min_size=(sizes,) if isinstance(sizes, int) else sizes,
+            max_size=cfg.INPUT.MAX_SIZE_TRAIN,
+            sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
+            flip=cfg.INPUT.RANDOM_FLIP,
+            augmentation=build_augmentation(cfg, seed),
+            **common,
+        )
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict, which stays as it is.
+
+        Raises:
+            UnreadableImage: if the file cannot be read, or is not of the size that the dict says.
+        """
+        sample = dict(record)
+        image = read_image(sample, self.image_format)
+        if not self.is_train:
+            sample.pop("annotations", None)
+            sample["image"] = _tensor(
+                resize(image, self._size(image, self.min_size[0]), fast=self.fast_resize)
+            )
+            return sample
+
+        if self.augmentation is not None:
+            self.augmentation(image, sample)
+        height, width = image.shape[:2]
+        state = draw_state(self.seed, sample["draw"].position)
+        if self.sampling == "range":
+            shorter = state.randint(self.min_size[0], self.min_size[1] + 1)
+        else:
+            shorter = state.choice(self.min_size)
+        size = self._size(image, int(shorter))
+        axis = None
+        if self.flip != "none" and state.uniform() < 0.5:
+            axis = 1 if self.flip == "horizontal" else 0
+        image = resize(image, size, fast=self.fast_resize)
+        sample["image"] = _tensor(image if axis is None else np.flip(image, axis))
+        sample["target"] = targets(
+            sample.pop("annotations"), (height, width), size, axis, with_masks=self.with_masks
+        )
+        return sample
+
+    def _size(self, image: NDArray[np.uint8], shorter: int) -> tuple[int, int]:
+        height, width = image.shape[:2]
+        return output_size(height, width, shorter, self.max_size)
+
+
+def read_image(record: Mapping[str, Any], image_format: str) -> NDArray[np.uint8]:
+    """The image of a dataset dict, turned upright as its EXIF says: (H, W, 3) uint8, writable.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    with opened(record) as file:
+        image = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    require_size(record, (image.shape[1], image.shape[0]))
+    return np.ascontiguousarray(image[:, :, ::-1]) if image_format == "BGR" else image
+
+
+def output_size(height: int, width: int, shorter: int, longest: int) -> tuple[int, int]:
+    """Height and width after resizing the shorter side to `shorter`, or less to keep `longest`."""
+    if not shorter:
+        return height, width
+    scale = shorter / min(height, width)
+    new = (shorter, scale * width) if height < width else (scale * height, shorter)
+    if max(new) > longest:
+        scale = longest / max(new)
+        new = (new[0] * scale, new[1] * scale)
+    return int(new[0] + 0.5), int(new[1] + 0.5)
+
+
+def _tensor(image: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def targets(
+    annotations: Sequence[Mapping[str, Any]],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    flip_axis: int | None = None,
+    *,
+    with_masks: bool = True,
+) -> dict[str, torch.Tensor]:
+    """What the model learns from: transformed, clipped, crowds and empty instances left out.
+
+    A mask is kept as the window around it, not as a bitmap of the image, so that many small
+    objects cost little. `full_masks` makes bitmaps again.
+
+    Args:
+        annotations: of an image in Detectron2's form; boxes XYWH.
+        before, after: height and width of the image before and after resizing.
+        flip_axis: 1 if the resized image is mirrored left to right, 0 top to bottom, None if not.
+        with_masks: whether to make masks. Annotations without one are left out then.
+
+    Returns:
+        ``boxes`` (N, 4) float32 x0, y0, x1, y1; ``labels`` (N,) int64 from 1 up, as 0 is the
+        background; ``pasted`` (N,) bool, whether it is a copy; and with masks ``windows`` (N, 4)
+        int64 x0, y0, x1, y1 and ``masks`` (P,) uint8, the rows of all windows one after the other.
+    """
+    height, width = after
+    scale = np.array([width / before[1], height / before[0]])
+
+    def transform(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        points = points * scale
+        if flip_axis is not None:
+            axis = 1 - flip_axis
+            points[:, axis] = (width, height)[axis] - points[:, axis]
+        return points
+
+    boxes, labels, pasted, windows, masks = [], [], [], [], []
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0):
+            continue
+        x, y, w, h = np.asarray(annotation["bbox"], dtype=np.float32)
+        corners = transform(np.array([[x, y], [x + w, y + h]], dtype=np.float64))
+        low, high = corners.min(axis=0).clip(min=0), corners.max(axis=0).clip(min=0)
+        box = np.concatenate([low, high]).clip(max=(width, height, width, height))
+        box = box.astype(np.float32)
+        if not (box[2:] - box[:2] > 1e-5).all():
+            continue
+        if with_masks:
+            window, mask = _mask(annotation.get("segmentation"), transform, after, flip_axis)
+            if not mask.any():
+                continue
+            windows.append(window)
+            masks.append(mask.ravel())
+        boxes.append(box)
+        labels.append(annotation["category_id"] + 1)
+        pasted.append("copy_paste" in annotation)
+
+    target = {
+        "boxes": torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4)),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "pasted": torch.tensor(pasted, dtype=torch.bool),
+    }
+    if with_masks:
+        flat = np.concatenate(masks) if masks else np.zeros(0, dtype=np.uint8)
+        target["masks"] = torch.from_numpy(flat)
+        target["windows"] = torch.tensor(windows, dtype=torch.int64).reshape(-1, 4)
+    return target
+
+
+def _mask(
+    segmentation: Any, transform: Any, size: tuple[int, int], flip_axis: int | None
+) -> tuple[tuple[int, int, int, int], NDArray[np.uint8]]:
+    """A mask in the transformed image: its window x0, y0, x1, y1 and the (h, w) pixels in it.
+
+    There is a pixel of margin on each side that is not a border of the image, so that
+    interpolating at the window's edge finds what it would find in the full bitmap.
+    """
+    height, width = size
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        bitmap = resize(coco_mask.decode(segmentation), size)
+        bitmap = bitmap if flip_axis is None else np.flip(bitmap, flip_axis)
+        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+        if not len(rows):
+            return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+        low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
+    elif segmentation:
+        polygons = [transform(np.asarray(p, dtype=np.float64).reshape(-1, 2)) for p in segmentation]
+        points = np.concatenate(polygons)
+        low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
+    else:
+        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+
+    x0, y0 = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
+    x1, y1 = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
+    if x1 <= x0 or y1 <= y0:
+        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+    if isinstance(segmentation, dict):
+        return (x0, y0, x1, y1), bitmap[y0:y1, x0:x1]
+    inside = [(p - (x0, y0)).ravel().tolist() for p in polygons]
+    rle = coco_mask.merge(coco_mask.frPyObjects(inside, y1 - y0, x1 - x0))
+    return (x0, y0, x1, y1), coco_mask.decode(rle)
+
+
+def windows_of(
+    target: Mapping[str, torch.Tensor],
+) -> Iterator[tuple[tuple[int, int, int, int], torch.Tensor]]:
+    """The masks of a target, each as its window x0, y0, x1, y1 and the (h, w) pixels in it."""
+    start = 0
+    for x0, y0, x1, y1 in target["windows"].tolist():
+        end = start + (x1 - x0) * (y1 - y0)
+        yield (x0, y0, x1, y1), target["masks"][start:end].view(y1 - y0, x1 - x0)
+        start = end
+
+
+def full_masks(target: Mapping[str, torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """The masks of a target as (N, H, W) uint8 bitmaps."""
+    out = torch.zeros(len(target["windows"]), height, width, dtype=torch.uint8)
+    for bitmap, ((x0, y0, x1, y1), mask) in zip(out, windows_of(target), strict=True):
+        bitmap[y0:y1, x0:x1] = mask
+    return out

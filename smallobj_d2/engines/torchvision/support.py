@@ -1,0 +1,63 @@
+"""What this engine does with a config: each key is honoured, or refused by name."""
+
+from typing import Any
+
+from smallobj_d2.config import has_detectron2, torchvision_cfg
+from smallobj_d2.errors import SmallObjError
+
+# Keys of which only one value is available here.
+_ONLY = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.KEYPOINT_ON": False,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+}
+
+
+def check_supported(cfg: Any) -> None:
+    """Refuse a config that asks for what this engine does not do.
+
+    Raises:
+        SmallObjError: naming the key, its value, and what is available.
+    """
+    for key, only in _ONLY.items():
+        value = _get(cfg, key)
+        if value != only:
+            raise SmallObjError(
+                f"{key} is {value!r}; the torchvision engine has {only!r} only. Set it so, or use "
+                "--engine detectron2."
+            )
+    if len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1 or len(cfg.MODEL.RPN.IOU_THRESHOLDS) != 2:
+        raise SmallObjError(
+            "MODEL.ROI_HEADS.IOU_THRESHOLDS must be one number and MODEL.RPN.IOU_THRESHOLDS two."
+        )
+    if has_detectron2():
+        from detectron2.config import get_cfg
+
+        # Keys that Detectron2 has and this engine does not read must be as they are by default.
+        own = _flatten(torchvision_cfg())
+        defaults = _flatten(get_cfg())
+        for key, value in _flatten(cfg).items():
+            if key in defaults and key not in own and value != defaults[key]:
+                raise SmallObjError(
+                    f"{key} is {value!r}, but the torchvision engine does not know this key. Leave "
+                    f"it at {defaults[key]!r}, or use --engine detectron2."
+                )
+
+
+def _get(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,370 @@
+"""The training loop: SGD by iterations, checkpoints that resume exactly, Detectron2's metrics."""
+
+import json
+import logging
+import math
+import resource
+import statistics
+import sys
+import time
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from smallobj_d2.engines import run
+from smallobj_d2.engines.safe import read_file
+from smallobj_d2.errors import SmallObjError
+
+logger = logging.getLogger(__name__)
+
+PERIOD = 20
+"""Iterations between lines of the log and of metrics.json, as in Detectron2."""
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.SGD:
+    """SGD with Detectron2's settings for norms and biases."""
+    s = cfg.SOLVER
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            rate, decay = s.BASE_LR, s.WEIGHT_DECAY
+            if isinstance(module, _NORMS) and s.WEIGHT_DECAY_NORM is not None:
+                decay = s.WEIGHT_DECAY_NORM
+            if name == "bias":
+                rate *= s.BIAS_LR_FACTOR
+                decay = decay if s.WEIGHT_DECAY_BIAS is None else s.WEIGHT_DECAY_BIAS
+            groups[rate, decay].append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        lr=s.BASE_LR,
+        momentum=s.MOMENTUM,
+        nesterov=s.NESTEROV,
+    )
+
+
+def build_schedule(cfg: Any) -> Callable[[int], float]:
+    """Detectron2's WarmupMultiStepLR: iteration to the factor that the learning rate has then.
+
+    The learning rate is a function of the iteration, so there is no state of it to save.
+    """
+    s = cfg.SOLVER
+    if s.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        raise SmallObjError(
+            f"SOLVER.LR_SCHEDULER_NAME is {s.LR_SCHEDULER_NAME!r}; the torchvision engine has "
+            "WarmupMultiStepLR."
+        )
+    if s.WARMUP_METHOD not in ("linear", "constant"):
+        raise SmallObjError(
+            f"SOLVER.WARMUP_METHOD is {s.WARMUP_METHOD!r}; it must be linear or constant."
+        )
+    steps = sorted(step for step in s.STEPS if step <= s.MAX_ITER)
+    warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
+
+    def factor(iteration: int) -> float:
+        if iteration >= warmup:
+            return float(s.GAMMA ** bisect_right(steps, iteration))
+        if s.WARMUP_METHOD == "constant":
+            return float(s.WARMUP_FACTOR)
+        end = s.GAMMA ** bisect_right(steps, warmup)
+        done = iteration / warmup
+        return float(s.WARMUP_FACTOR * (1 - done) + end * done)
+
+    return factor
+
+
+class Trainer:
+    """Trains a model for a number of iterations.
+
+    Every iteration starts torch's generator afresh from the seed, the iteration and the process, so
+    that a resumed run goes on bit for bit as if it had not stopped (on a CPU; a GPU adds up in an
+    order of its own).
+
+    Args:
+        model: returns named losses; on its device already.
+        optimizer: its groups keep their base rate as ``initial_lr``.
+        schedule: iteration to the factor of the learning rate.
+        seed: the run's seed.
+        max_iter: iterations in all.
+        output: the run's folder.
+        checkpoint_period: iterations between checkpoints.
+        amp: mixed precision; on a GPU only.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        *,
+        seed: int,
+        max_iter: int,
+        output: Path,
+        checkpoint_period: int,
+        amp: bool = False,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.seed = seed
+        self.max_iter = max_iter
+        self.output = output
+        self.checkpoint_period = checkpoint_period
+        self.device = next(model.parameters()).device
+        self.amp = amp and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp)
+        self.next_iteration = 0
+
+    @classmethod
+    def from_config(cls, cfg: Any, model: nn.Module) -> "Trainer":
+        """Build from SOLVER, SEED and OUTPUT_DIR."""
+        return cls(
+            model,
+            build_optimizer(cfg, model),
+            build_schedule(cfg),
+            seed=cfg.SEED,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            output=Path(cfg.OUTPUT_DIR),
+            checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+            amp=cfg.SOLVER.AMP.ENABLED,
+        )
+
+    def train(
+        self,
+        batches: Iterable[list[dict[str, Any]]],
+        *,
+        eval_period: int = 0,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
+        """Train from `next_iteration` to the end.
+
+        Args:
+            batches: those of this process, beginning with the next iteration's.
+            eval_period: iterations between evaluations, 0 for one at the end only.
+            evaluate: gives numbers for metrics.json; called in all processes at once.
+        """
+        network: nn.Module = self.model
+        if run.world_size() > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            network = DistributedDataParallel(self.model, device_ids=ids)
+        network.train()
+        with Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics:
+            iterator = iter(batches)
+            for iteration in range(self.next_iteration, self.max_iter):
+                start = time.perf_counter()
+                batch = next(iterator)
+                waited = time.perf_counter() - start
+                losses = self._step(network, batch, iteration)
+                self.next_iteration = iteration + 1
+                metrics.add(
+                    iteration,
+                    losses,
+                    lr=self.optimizer.param_groups[0]["lr"],
+                    data_time=waited,
+                    time=time.perf_counter() - start,
+                )
+                last = iteration + 1 == self.max_iter
+                if (iteration + 1) % self.checkpoint_period == 0:
+                    self.save(f"model_{iteration:07d}.pth")
+                if last:
+                    self.save("model_final.pth")
+                if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
+                    self._share_statistics()
+                    metrics.write(iteration, evaluate())
+                    self.model.train()
+
+    def _step(
+        self, network: nn.Module, batch: Sequence[dict[str, Any]], iteration: int
+    ) -> dict[str, float]:
+        run.seed_step(self.seed, iteration)
+        factor = self.schedule(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+        images = [sample["image"].to(self.device).float() for sample in batch]
+        targets = [{k: v.to(self.device) for k, v in s["target"].items()} for s in batch]
+        with torch.autocast(self.device.type, enabled=self.amp):
+            losses: dict[str, Tensor] = network(images, targets)
+            total = sum(losses.values(), torch.zeros((), device=self.device))
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            which = ", ".join(f"{k} {v}" for k, v in values.items() if not math.isfinite(v))
+            draws = [sample["draw"].position for sample in batch]
+            raise run.not_finite(self.output, iteration, draws, which)
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return values
+
+    def _share_statistics(self) -> None:
+        """Give all processes the batch norm statistics of the first, which are those it saves."""
+        if run.world_size() > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    # --- Checkpoints
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint, and only then say in last_checkpoint that it is the last."""
+        if run.rank() != 0:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": self.next_iteration - 1,
+            "seed": self.seed,
+        }
+        with run.writing(self.output / name) as temporary:
+            torch.save(state, temporary)
+        with run.writing(self.output / "last_checkpoint") as temporary:
+            temporary.write_text(name)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            SmallObjError: if it is not one of this model and this run.
+        """
+        state = read_checkpoint(path)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.next_iteration = int(state["iteration"]) + 1
+            seed = state["seed"]
+        except (KeyError, RuntimeError, ValueError) as e:
+            why = " ".join(str(e).split())[:200]
+            raise SmallObjError(
+                f"{path} is not a checkpoint of this model ({why}). Resume with the config of that "
+                "run, or choose another OUTPUT_DIR."
+            ) from e
+        if seed != self.seed:
+            raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
+        logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The checkpoint that the folder's ``last_checkpoint`` names, or None if it has none.
+
+    Raises:
+        SmallObjError: if that file is gone.
+    """
+    pointer = output / "last_checkpoint"
+    if not pointer.is_file():
+        return None
+    path = output / pointer.read_text().strip()
+    if not path.is_file():
+        raise SmallObjError(
+            f"{pointer} names {path.name}, which is not there. Write the name of a checkpoint that "
+            "is there into it, or choose another OUTPUT_DIR."
+        )
+    return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything in it."""
+    state = read_file(path)
+    if not isinstance(state, dict):
+        raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
+    return state
+
+
+class Metrics:
+    """Losses and times: a line per `PERIOD` iterations in the log (or a bar on a terminal), in
+    metrics.json, and in TensorBoard. Process 0 only; in the others it does nothing.
+    """
+
+    def __init__(self, output: Path, start: int, end: int, device: torch.device) -> None:
+        self.output, self.start, self.end, self.device = output, start, end, device
+        self.active = run.rank() == 0
+        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=PERIOD))
+        self._bar: Any = None
+        self._board: Any = None
+
+    def __enter__(self) -> "Metrics":
+        if self.active:
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=self.end, initial=self.start, unit="it", dynamic_ncols=True)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.output), purge_step=self.start)
+            except ImportError:
+                logger.info("TensorBoard is not installed; metrics.json has the same numbers.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for closable in (self._bar, self._board):
+            if closable is not None:
+                closable.close()
+
+    def add(self, iteration: int, losses: Mapping[str, float], **values: float) -> None:
+        """Count one iteration; write every `PERIOD` and at the end."""
+        if not self.active:
+            return
+        for name, value in {"total_loss": sum(losses.values()), **losses, **values}.items():
+            self._recent[name].append(value)
+        if self._bar is not None:
+            self._bar.update()
+        if (iteration + 1) % PERIOD and iteration + 1 != self.end:
+            return
+        row = {name: statistics.median(recent) for name, recent in self._recent.items()}
+        row["lr"] = values["lr"]
+        row["eta_seconds"] = row["time"] * (self.end - iteration - 1)
+        self.write(iteration, row)
+        parts = " ".join(f"{k.removeprefix('loss_')} {row[k]:.3f}" for k in losses)
+        memory = f"{_memory(self.device):.0f} MB"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['total_loss']:.3f}, {memory}")
+            return
+        logger.info(
+            "iter %d/%d  loss %.3f (%s)  lr %.3g  %.2f s/it (data %.2f)  left %s  %s",
+            iteration + 1,
+            self.end,
+            row["total_loss"],
+            parts,
+            row["lr"],
+            row["time"],
+            row["data_time"],
+            _clock(row["eta_seconds"]),
+            memory,
+        )
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Append a line to metrics.json, and the same to TensorBoard."""
+        if not self.active:
+            return
+        line = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with (self.output / "metrics.json").open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **line}, sort_keys=True) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
+
+
+def _memory(device: torch.device) -> float:
+    """The most memory used so far, in MB: of the GPU, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
