@@ -18,7 +18,7 @@ lint: $(READY)
 
 # The pictures of the README.
 pictures: $(READY)
-	$(BIN)/python tools/demo.py --pictures-only --out docs/images
+	$(BIN)/python tools/demo.py --pictures-only --num 3 --out docs/images
 
 $(READY): requirements.txt setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -29,6 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="output folder")
     parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
+    parser.add_argument("--num", type=int, default=6, help="draws on the contact sheet")
     parser.add_argument("--pictures-only", action="store_true", help="train nothing")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     args = parser.parse_args()
@@ -41,8 +42,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     sheet = args.out / "contact_sheet.png"
     engine = load_engine(args.engine)
-    cfg = load_cfg(CONFIG, ["SEED", "0", *args.opts])
-    positions = augmented_positions(engine, cfg, 6)
+    cfg = load_cfg(CONFIG, args.opts)
+    positions = augmented_positions(engine, cfg, args.num)
     training_sheet(engine, cfg, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)
     if args.pictures_only:
