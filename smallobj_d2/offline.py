@@ -392,7 +392,13 @@ def _in_order(
         for task in tasks:
             yield partial(_copy, augmentation, task)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(augmentation,))
+    pool = ProcessPoolExecutor(
+        workers,
+        # Not forked: a fork of a process with threads may wait for ever for a lock.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(augmentation,),
+    )
     try:
         waiting: deque[Future[_Copy | None]] = deque()
         for task in tasks:

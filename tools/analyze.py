@@ -9,7 +9,6 @@ tools/analyze.py --check-images coco_2017_val
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -79,7 +78,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     # Copies over MAX_PASTES are counted in the report.
-    logging.getLogger("smallobj_d2.copy_paste").setLevel(logging.ERROR)
     try:
         return run(args)
     except SmallObjError as e:
