@@ -88,12 +88,15 @@ class DrawAugmentation:
 
         Args:
             image: (H, W, 3) uint8, of the size that the record says; changed in place.
-            record: see `plan`; its ``annotations`` are replaced.
+            record: see `plan`; its ``annotations`` are replaced, and ``capped`` counts the copies
+                over the limit for one image, where there are any.
         """
         plan = self.plan(record)
         if plan is not None:
             self.copy_paste.draw(image, plan)
             record["annotations"] = plan.annotations
+            if plan.capped:
+                record["capped"] = plan.capped
         return plan
 
 

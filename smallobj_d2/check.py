@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "id-form": ("error", "An id is a whole number or a string"),
     "id-mixed": ("error", "Make all of them whole numbers, or all of them strings"),
     "id-duplicate": ("error", "Give each its own id; merged files must be renumbered"),
-    "id-zero": ("warning", "Number from 1: COCO's evaluation takes 0 for 'not found'"),
+    "id-zero": ("warning", "Number from 1: COCO's own tools take 0 for 'not found'"),
     "image-unknown": ("error", "Add the image to `images`, or remove the annotation"),
     "category-unknown": ("error", "Add the category to `categories`, or correct the annotation"),
     # Categories

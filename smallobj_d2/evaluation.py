@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from smallobj_d2.coco import mask_area
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.measure import usable
 from smallobj_d2.sizes import BANDS
 
 SIZES = ("small", "medium", "large", "all")
@@ -31,15 +32,30 @@ _NAMES = {"small": "APs", "medium": "APm", "large": "APl", "all": "AP"}
 
 
 def load_ground_truth(json_file: str | Path) -> COCO:
-    """Read a COCO JSON to evaluate against, filling in ``iscrowd`` and ``area`` where missing."""
+    """Read a COCO JSON to evaluate against, with what is missing filled in as the loader does.
+
+    Annotations are numbered from 1: COCO's tools take an id of 0 for "not found", and cannot count
+    with strings. Polygons of under three points go, and so do instances left without any.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = COCO(str(json_file))
-    for annotation in ground_truth.anns.values():
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
-            image = ground_truth.imgs[annotation["image_id"]]
-            annotation["area"] = mask_area(annotation, image["height"], image["width"])
-    return ground_truth
+        truth = COCO(str(json_file))
+        for image in truth.dataset["images"]:
+            image["height"], image["width"] = int(image["height"]), int(image["width"])
+        kept = []
+        for annotation in truth.dataset["annotations"]:
+            if annotation.get("segmentation") and isinstance(annotation["segmentation"], list):
+                annotation["segmentation"] = [p for p in annotation["segmentation"] if usable(p)]
+                if not annotation["segmentation"]:
+                    continue
+            annotation.setdefault("iscrowd", 0)
+            if not annotation.get("area"):
+                image = truth.imgs[annotation["image_id"]]
+                annotation["area"] = mask_area(annotation, image["height"], image["width"])
+            annotation["id"] = len(kept) + 1
+            kept.append(annotation)
+        truth.dataset["annotations"] = kept
+        truth.createIndex()
+    return truth
 
 
 def count_objects(ground_truth: COCO) -> dict[str, int]:
@@ -62,8 +78,8 @@ def coco_metrics(
     Returns:
         None in place of an AP over sizes that no object has.
     """
-    if iou_type == "segm" and any("segmentation" not in a for a in ground_truth.anns.values()):
-        number = next(i for i, a in ground_truth.anns.items() if "segmentation" not in a)
+    if iou_type == "segm" and any(not a.get("segmentation") for a in ground_truth.anns.values()):
+        number = next(i for i, a in ground_truth.anns.items() if not a.get("segmentation"))
         raise SmallObjError(
             f"Annotation {number} has no mask to evaluate masks against. Set MODEL.MASK_ON False, "
             "or add `segmentation` to the annotations."

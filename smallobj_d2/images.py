@@ -78,15 +78,15 @@ def opened(
                     f"{label} cannot be read: it has 16 bits or more ({image.mode}), and most of "
                     "it would be white. Save it with 8 bits."
                 )
+            if image.format == "TIFF":
+                image.load()  # turns it upright; else whoever does so too would turn it twice
             yield image
     except UnreadableImage:
         raise
     except FileNotFoundError as e:
         raise UnreadableImage(f"{label} cannot be read: it is not there.") from e
-    except MemoryError:
-        raise
     except Exception as e:  # Pillow's readers of damaged files raise nearly anything
-        raise UnreadableImage(f"{label} cannot be read: {e}.") from e
+        raise UnreadableImage(f"{label} cannot be read: {_why(e)}.") from e
 
 
 def _open(file: Any) -> Image.Image:
@@ -97,6 +97,12 @@ def _open(file: Any) -> Image.Image:
         file.seek(0)
         image = Image.open(file)
     return image
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it claims to be larger than memory"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
@@ -213,21 +219,20 @@ def _look_into(file: Any, height: Any, width: Any) -> Defects:
         warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
         try:
             image = _open(file)
-            mode, (w, h), orientation = image.mode, image.size, _orientation(image)
+            mode, orientation = image.mode, _orientation(image)
             image.load()
-        except MemoryError:
-            raise
+            w, h = image.size
+            upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
         except Exception as e:  # Pillow's readers of damaged files raise nearly anything
-            return [("image-damaged", f"the image cannot be read: {e}")]
+            return [("image-damaged", f"the image cannot be read: {_why(e)}")]
     if _is_deep(mode):
         found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
     elif mode != "RGB":
         found.append((_KINDS.get(mode, "image-other"), f"its mode is {mode}"))
-    turned = (h, w) if orientation in _ON_ITS_SIDE else (w, h)
-    what = f"it is {turned[0]} x {turned[1]} pixels, but the JSON says {width} x {height}"
     if orientation in range(2, 9):
         found.append(("image-turned", f"EXIF turns it (orientation {orientation})"))
-    if turned != (width, height):
+    if upright != (width, height):
+        what = f"it is {upright[0]} x {upright[1]} pixels, but the JSON says {width} x {height}"
         if (w, h) == (width, height):
             what += ", its size before EXIF turns it"
         found.append(("image-size", what))

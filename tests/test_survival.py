@@ -9,10 +9,11 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,11 @@ def _clean(monkeypatch):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    _forget_names()
+
+
+def _forget_names() -> None:
+    coco._registered.clear()
     if has_detectron2():
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -241,6 +247,69 @@ def test_an_unreadable_test_image_is_named(tmp_path, damaged, engine, workers):
     opts = options(folder, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
     with pytest.raises(UnreadableImage, match=rf"^\S+{image.name} \(image 1\) cannot be read: .*"):
         train(engine, [*opts, "DATASETS.TRAIN", "('scenes_val',)"], eval_only=False)
+
+
+@each_engine
+def test_copies_over_the_cap_are_counted_at_the_end(tmp_path, scenes, caplog, engine):
+    capped = ("SMALLOBJ.MAX_PASTES", 1, "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0")
+    logging.getLogger("smallobj_d2").propagate = True
+    with caplog.at_level(logging.WARNING, "smallobj_d2"):
+        train(engine, options(scenes, tmp_path / "out", *capped, "DATASETS.TEST", "()"))
+    (line,) = [m for r in caplog.records if "copies were left out" in (m := r.getMessage())]
+    assert int(line.split()[0]) > 0
+
+
+# --- Datasets that are unusual
+
+
+def rewritten(folder: Path, scenes: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The scenes with their JSON files changed."""
+    shutil.copytree(scenes, folder)
+    for path in folder.glob("*/annotations.json"):
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+    return folder
+
+
+def with_strings_for_ids(data: dict[str, Any]) -> None:
+    for part in ("images", "annotations", "categories"):
+        for entry in data[part]:
+            entry["id"] = f"n{entry['id']:04}"
+    for a in data["annotations"]:
+        a.update({key: f"n{a[key]:04}" for key in ("image_id", "category_id")})
+
+
+def with_much_missing(data: dict[str, Any]) -> None:
+    for i, a in enumerate(data["annotations"]):
+        a["id"] = i
+        del a["area"], a["iscrowd"]
+        if isinstance(a["segmentation"], list):
+            a["segmentation"].append([1, 1, 2, 2])
+
+
+@each_engine
+@pytest.mark.parametrize("change", [with_strings_for_ids, with_much_missing])
+def test_what_the_loader_lets_pass_is_trained_on_and_evaluated(tmp_path, scenes, engine, change):
+    """COCO's tools end in a traceback on both, after the training."""
+    row = train(engine, options(scenes, tmp_path / "whole"))
+    unusual = rewritten(tmp_path / "scenes", scenes, change)
+    _forget_names()
+    other = train(engine, options(unusual, tmp_path / "out"))
+    if change is with_strings_for_ids:
+        assert other == row
+    assert other["ground_truth"]["all"] >= row["ground_truth"]["all"]
+
+
+@each_engine
+def test_a_test_set_without_masks_is_named_before_training_starts(tmp_path, scenes, engine):
+    def without_one(data: dict[str, Any]) -> None:
+        del data["annotations"][3]["segmentation"]
+
+    folder = rewritten(tmp_path / "scenes", scenes, without_one)
+    with pytest.raises(SmallObjError, match=r"scenes_val: annotation 4 .*MODEL\.MASK_ON False"):
+        train(engine, options(folder, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 # --- Losses

@@ -77,7 +77,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    # Copies over MAX_PASTES are counted in the report.
     try:
         return run(args)
     except SmallObjError as e:

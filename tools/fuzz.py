@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(_path.ROOT / "tests"))
 from copy_paste_laws import check as check_laws
+from random_scenes import raster
 
 from smallobj_d2 import check, images
 from smallobj_d2.coco import load_coco
@@ -166,7 +167,7 @@ def change(where: Any, key: Any, rng: np.random.Generator) -> None:
         where[key], where[other] = where[other], where[key]
     elif kind == 6 and isinstance(where, dict):
         where[f"{key}x" if rng.random() < 0.5 else str(key).upper()] = where.pop(key)
-    elif isinstance(value, bool) or value is None:
+    elif isinstance(value, bool) or value is None or value == 10**400:
         where[key] = [value]
     elif isinstance(value, int | float):
         factor = rng.choice([-1, 0, 0.5, 1.5, 2, 10, 1000])
@@ -242,6 +243,7 @@ def try_json(number: int, folder: Path) -> str:
         allow_overlap=bool(rng.random() < 0.3),
         blur=int(rng.choice([0, 0, 3])),
     )
+    rounded = False
     for record in records:
         height, width = record["height"], record["width"]
         if height * width > MOST_PIXELS:
@@ -249,9 +251,34 @@ def try_json(number: int, folder: Path) -> str:
         picture = next((p for p in pictures if p.shape[:2] == (height, width)), None)
         if picture is None:
             picture = np.zeros((height, width, 3), np.uint8)
-        check_laws(picture, record["annotations"], copy_paste, number)
+        rounded |= obeys_laws(picture, record["annotations"], copy_paste, number)
         try_mappers({**record, "draw": Draw(number, 0, 0)}, picture, folder)
+    if rounded:
+        return "loaded, a pixel rounded"
     return "loaded with remarks" if findings else "loaded"
+
+
+def obeys_laws(picture: np.ndarray, annotations: Any, copy_paste: CopyPaste, seed: int) -> bool:
+    """Check copy-paste's laws; True if one pixel of a mask was rounded the other way.
+
+    COCO's tools round exact halves by a sum that depends on where in the image a polygon lies. So
+    once in many thousand copies the mask that is pasted has a pixel that the label's has not.
+    """
+    try:
+        check_laws(picture, annotations, copy_paste, seed)
+        return False
+    except AssertionError as e:
+        if "the pixels pasted are those of the label's mask" not in str(e):
+            raise
+    height, width = picture.shape[:2]
+    plan = copy_paste.plan(annotations, height, width, np.random.default_rng(seed))
+    for label, paste in zip(plan.annotations[len(annotations) :], plan.pastes, strict=True):
+        if isinstance(label.get("segmentation"), list):
+            pixels = raster(label["segmentation"], height, width)
+            h, w = paste.mask.shape
+            pixels[paste.y : paste.y + h, paste.x : paste.x + w] ^= paste.mask
+            assert pixels.sum() <= 1
+    return True
 
 
 def try_mappers(record: dict[str, Any], picture: np.ndarray, folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.augmentation import require_masks
-from smallobj_d2.coco import get_records, without_empty
+from smallobj_d2.coco import get_records, is_registered, load_dataset, without_empty
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.images import require_files
 from smallobj_d2.sampling import SAMPLERS
@@ -48,3 +48,22 @@ def training_data(
         known = ", ".join(name for name, _ in SAMPLERS)
         raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
     return records, SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg)
+
+
+def check_test_data(cfg: Any) -> None:
+    """Look at the test sets before training, not when it has ended.
+
+    Raises:
+        SmallObjError: if one cannot be read, has no such image file, or no masks to compare with.
+    """
+    for name in filter(is_registered, cfg.DATASETS.TEST):
+        records = load_dataset(name).records
+        require_files(records)
+        for record in records if cfg.MODEL.MASK_ON else ():
+            for annotation in record["annotations"]:
+                if not annotation.get("segmentation"):
+                    raise SmallObjError(
+                        f"{name}: annotation {annotation['id']} of image {record['image_id']} has "
+                        "no mask to evaluate masks against. Add `segmentation` to it, or set "
+                        "MODEL.MASK_ON False."
+                    )

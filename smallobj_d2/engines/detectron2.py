@@ -40,13 +40,13 @@ from smallobj_d2.coco import (
     register_from_config,
 )
 from smallobj_d2.engines import run
-from smallobj_d2.engines.data import Records, training_data
+from smallobj_d2.engines.data import Records, check_test_data, training_data
 from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.loader import build_train_loader as build_loader
 from smallobj_d2.engines.safe import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation import Row, count_objects, from_detectron2, load_ground_truth, table
-from smallobj_d2.images import opened, require_files, require_size, resize
+from smallobj_d2.images import opened, require_size, resize
 from smallobj_d2.sampling import Draw
 from smallobj_d2.visualization import Outlines, View, outlines_of_mask
 
@@ -434,7 +434,9 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.KEYPOINT_ON:
             tasks.append("keypoints")
         output = os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, tasks=tuple(tasks), output_dir=output)
+        evaluator = COCOEvaluator(dataset_name, tasks=tuple(tasks), output_dir=output)
+        evaluator._coco_api = load_ground_truth(MetadataCatalog.get(dataset_name).json_file)
+        return evaluator
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
@@ -521,8 +523,7 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
-        for name in filter(is_registered, cfg.DATASETS.TEST):
-            require_files(load_dataset(name).records)  # better now than after the training
+        check_test_data(cfg)
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         run.seed_step(cfg.SEED, -1)
@@ -535,7 +536,7 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume)
             trainer.train()
-            run.report_skipped(Path(cfg.OUTPUT_DIR), trainer._trainer.data_loader.skipped)
+            run.report_losses(Path(cfg.OUTPUT_DIR), trainer._trainer.data_loader)
             results = trainer.results
         if not comm.is_main_process() or not cfg.DATASETS.TEST:
             return None

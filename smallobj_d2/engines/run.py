@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -339,26 +339,32 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def report_skipped(output: Path, skipped: Mapping[str, int]) -> None:
-    """List the images that were skipped as they could not be read, in the log and skipped.json.
+def report_losses(output: Path, loader: Any) -> None:
+    """Say what a training had to leave out; called in all processes at once, at its end.
 
-    Called in all processes at once, at the end of the training. What skipped.json says of the time
-    before a resume is added to; a run that skips nothing has no such file.
+    Images that could not be read are listed in the log and in skipped.json, which is added to after
+    a resume; where nothing was skipped there is no such file. Copies over SMALLOBJ.MAX_PASTES are
+    counted in the log.
 
     Args:
         output: the run's folder.
-        skipped: how often this process skipped each image, by what is wrong with it.
+        loader: the `TrainLoader` of this process.
     """
-    total = sum(map(Counter, gather(dict(skipped))), Counter())
-    if rank() != 0 or not total:
+    skipped = sum(map(Counter, gather(dict(loader.skipped))), Counter())
+    capped = sum(gather(loader.capped))
+    if rank() != 0:
+        return
+    if capped:
+        logger.warning("%d copies were left out, as SMALLOBJ.MAX_PASTES allows no more.", capped)
+    if not skipped:
         return
     path = output / "skipped.json"
     if path.is_file():
-        total.update(json.loads(path.read_bytes()))
-    for what, count in total.most_common():
+        skipped.update(json.loads(path.read_bytes()))
+    for what, count in skipped.most_common():
         logger.warning("Skipped %d %s: %s", count, "time" if count == 1 else "times", what)
-    logger.warning("%d images were skipped, %d draws in all.", len(total), total.total())
-    write_json(path, dict(total.most_common()))
+    logger.warning("%d images were skipped, %d draws in all.", len(skipped), skipped.total())
+    write_json(path, dict(skipped.most_common()))
 
 
 def not_finite(output: Path, iteration: int, positions: Iterable[int], which: str) -> SmallObjError:

@@ -14,7 +14,7 @@ import torch
 
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines import run
-from smallobj_d2.engines.data import training_data
+from smallobj_d2.engines.data import check_test_data, training_data
 from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.loader import build_train_loader as build_loader
 from smallobj_d2.engines.torchvision.inference import detect, write_results
@@ -38,7 +38,6 @@ from smallobj_d2.evaluation import (
     row_of,
     table,
 )
-from smallobj_d2.images import require_files
 from smallobj_d2.visualization import Outlines, View, outlines_of_mask
 
 __all__ = [
@@ -70,7 +69,8 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     register_from_config(cfg)
     with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
         for name in cfg.DATASETS.TEST:
-            require_files(load_dataset(name).records)  # better now than after the training
+            dataset_info(name)
+        check_test_data(cfg)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
         weights = checkpoint or run.check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
@@ -107,7 +107,7 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
             eval_period=cfg.TEST.EVAL_PERIOD,
             evaluate=evaluate_now if cfg.DATASETS.TEST else None,
         )
-        run.report_skipped(Path(cfg.OUTPUT_DIR), loader.skipped)
+        run.report_losses(Path(cfg.OUTPUT_DIR), loader)
         return _first(cfg, rows)
 
 
