@@ -410,7 +410,7 @@ class Checked:
         blame("bbox-mode", mode, "says that its box is not XYWH", "bbox_mode")
         boxes, bad = _table_of(given, 4)
         blame("bbox-form", bad, "is not [x, y, width, height]", "bbox")
-        wild = ~np.isfinite(boxes).all(axis=1)
+        wild = np.asarray(~np.isfinite(boxes).all(axis=1))
         wild[bad] = False
         blame("bbox-not-finite", np.flatnonzero(wild), "is not finite", "bbox")
         negative = (boxes[:, 2:] < 0).any(axis=1) & ~wild
@@ -445,7 +445,7 @@ class Checked:
         with np.errstate(invalid="ignore"):
             as_given = np.abs(corners - bounds).max(axis=1)
             as_corners = np.abs(boxes - bounds).max(axis=1)
-            found = (as_corners < _NEAR) & (as_given >= _NEAR)
+            found = np.asarray((as_corners < _NEAR) & (as_given >= _NEAR))
             # Without a mask to compare with, one box proves nothing. But if each would do as two
             # corners, and many leave the image when taken as they should be ...
             alone = np.isnan(bounds[:, 0]) & ~np.isnan(boxes[:, 0])
@@ -611,9 +611,9 @@ def does_not_hold(box: NDArray[np.float64], mask: NDArray[np.float64]) -> NDArra
         box, mask: (..., 4) XYXY.
     """
     with np.errstate(invalid="ignore"):
-        out: NDArray[np.bool_] = (mask[..., :2] < box[..., :2] - 1).any(axis=-1)
-        out |= (mask[..., 2:] > box[..., 2:] + 1).any(axis=-1)
-    return out
+        low = mask[..., :2] < box[..., :2] - 1
+        high = mask[..., 2:] > box[..., 2:] + 1
+    return np.asarray((low | high).any(axis=-1))
 
 
 def _file_name_problem(name: Any) -> tuple[str, str] | None:

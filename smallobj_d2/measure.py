@@ -24,7 +24,7 @@ _AT_ONCE = 20_000  # masks; bounds the memory that the long arrays take
 class Defect(NamedTuple):
     """What is wrong with one mask."""
 
-    index: int
+    number: int
     """Which of the masks."""
     kind: str
     """A key of `smallobj_d2.check.KINDS`."""
@@ -63,7 +63,7 @@ def measure(segmentations: Sequence[Any], sizes: Ints) -> Masks:
         ]
         found += _polygons(given, polygons, bounds[part], area[part])
         found += _rles(given, rles, sizes[part], bounds[part], area[part])
-        defects += [Defect(d.index + start, d.kind, d.what) for d in found]
+        defects += [Defect(d.number + start, d.kind, d.what) for d in found]
     return Masks(bounds, area, defects)
 
 

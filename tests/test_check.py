@@ -469,7 +469,9 @@ def test_all_defects_are_named_in_one_pass(tmp_path):
     order = [text.index(f"{severity:8}") for severity in ("error", "warning", "note")]
     assert order == sorted(order)
     assert all(f"annotation {n}" in text for kind, n in wanted if KINDS[kind][0] != "note")
-    with pytest.raises(SmallObjError, match=r"\d+ errors; tools/analyze\.py --check --json .*lists all"):
+    with pytest.raises(
+        SmallObjError, match=r"\d+ errors; tools/analyze\.py --check --json .*lists all"
+    ):
         load_coco(path, tmp_path)
 
 

@@ -350,7 +350,7 @@ def report_losses(output: Path, loader: Any) -> None:
         output: the run's folder.
         loader: the `TrainLoader` of this process.
     """
-    skipped = sum(map(Counter, gather(dict(loader.skipped))), Counter())
+    skipped: Counter[str] = sum(map(Counter, gather(dict(loader.skipped))), Counter())
     capped = sum(gather(loader.capped))
     if rank() != 0:
         return
