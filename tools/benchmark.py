@@ -288,7 +288,7 @@ def crowded(repeats: int) -> list[Row]:
     mask = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (24, 24))
     for _ in range(3):
         scene = Scene([], 256, 256)
-        placer = Placer(scene, margin=5, gap=1)
+        placer = Placer(scene, margin=5, gap=0)
         while True:
             start = time.perf_counter()
             corner = placer.find(mask, rng)
