@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from smallobj_d2.errors import SmallObjError, UnreadableImage
@@ -267,6 +267,18 @@ def _nearly(path: Path) -> str:
         return ", nor is its folder"
     close = next((n for n in names if plain(n) == plain(path.name)), None)
     return f", but there is {close!a}" if close else ""
+
+
+def read_rgb(record: Mapping[str, Any]) -> Pixels:
+    """The image of a dataset dict, turned upright as its EXIF says: (H, W, 3), writable.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    with opened(record) as file:
+        image: Pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    require_size(record, (image.shape[1], image.shape[0]))
+    return image
 
 
 def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:

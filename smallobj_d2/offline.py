@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import yaml
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines.data import training_data
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.images import read_rgb
 from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.sizes import has_small
@@ -440,7 +438,7 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
         return None
     missing = not task.target.exists()
     if missing:
-        image = read_image(record)
+        image = read_rgb(record)
         augmentation.copy_paste.draw(image, plan)
         ok, data = cv2.imencode(
             ".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
@@ -451,24 +449,3 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
     places = {id(a): i for i, a in enumerate(record["annotations"])}
     annotations = [places.get(id(a), a) for a in plan.annotations]
     return _Copy(annotations, plan.pasted, plan.given_up, missing)
-
-
-def read_image(record: Entry) -> NDArray[np.uint8]:
-    """The image of a dataset dict as engines read it, turned upright: (H, W, 3) uint8, RGB.
-
-    Raises:
-        UnreadableImage: naming the file and what is wrong with it.
-    """
-    name = record["file_name"]
-    try:
-        with Image.open(name) as file:
-            image = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise UnreadableImage(f"{name} (image {record['image_id']}) cannot be read: {e}") from e
-    height, width = image.shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise UnreadableImage(
-            f"{name} (image {record['image_id']}) is {width} x {height} pixels, but its "
-            f"annotations say {record['width']} x {record['height']}."
-        )
-    return image

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from fvcore.common.registry import Registry
 from numpy.typing import NDArray
-from PIL import ImageOps
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.images import opened, require_size, resize
+from smallobj_d2.images import read_rgb, resize
 
 MAPPERS = Registry("TORCHVISION_MAPPER")
 """Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built by ``from_config(cfg, is_train)``."""
@@ -168,9 +167,7 @@ def read_image(record: Mapping[str, Any], image_format: str) -> NDArray[np.uint8
     Raises:
         UnreadableImage: naming the file and the image's id.
     """
-    with opened(record) as file:
-        image = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    require_size(record, (image.shape[1], image.shape[0]))
+    image = read_rgb(record)
     return np.ascontiguousarray(image[:, :, ::-1]) if image_format == "BGR" else image
 
 
