@@ -21,12 +21,17 @@ def training_data(
     """The records that a config trains on, and how often each is drawn.
 
     Args:
-        cfg: a config with ``SMALLOBJ``.
+        cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
         read: dataset names to records.
 
     Returns:
         N dataset dicts, and their (N,) repeat factors.
     """
+    if cfg.SEED < 0:
+        raise SmallObjError(
+            "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
+            "call smallobj_d2.engines.run.settle_seed(cfg), which draws and records one."
+        )
     if not cfg.DATASETS.TRAIN:
         raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")
     records = read(cfg.DATASETS.TRAIN)

@@ -41,8 +41,7 @@ from smallobj_d2.coco import (
 )
 from smallobj_d2.engines import run
 from smallobj_d2.engines.data import Records, check_test_data, training_data
-from smallobj_d2.engines.loader import TrainLoader
-from smallobj_d2.engines.loader import build_train_loader as build_loader
+from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.safe import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation import Row, count_objects, from_detectron2, load_ground_truth, table
@@ -335,30 +334,14 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
         cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    if cfg.SEED < 0:
-        raise SmallObjError(
-            "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
-            "call smallobj_d2.engines.run.settle_seed(cfg), which draws and records one."
-        )
     if cfg.SMALLOBJ.MAPPER not in MAPPERS:
         known = ", ".join(name for name, _ in MAPPERS)
         raise SmallObjError(f"SMALLOBJ.MAPPER is {cfg.SMALLOBJ.MAPPER!r}; there are: {known}.")
     register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
     _require_mask_format(records, cfg)
-    return build_loader(
-        records,
-        factors,
-        MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True),
-        seed=cfg.SEED,
-        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        start_iter=start_iter,
-        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
-    )
+    mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True)
+    return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
 
 
 class Checkpointer(DetectionCheckpointer):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from smallobj_d2.engines import run
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Stream
@@ -177,6 +178,35 @@ def build_train_loader(
         PositionSampler(rank, world_size), stream, images_per_batch // world_size, wide, start_iter
     )
     return TrainLoader(dataset, batches, num_workers)
+
+
+def loader_from_config(
+    cfg: Any,
+    records: Sequence[dict[str, Any]],
+    factors: NDArray[np.float64],
+    mapper: Mapper,
+    *,
+    start_iter: int = 0,
+) -> "TrainLoader":
+    """Build the training loader that a config asks for, in this process of a run.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        records, factors, mapper, start_iter: see `build_train_loader`.
+    """
+    return build_train_loader(
+        records,
+        factors,
+        mapper,
+        seed=cfg.SEED,
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        rank=run.rank(),
+        world_size=run.world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        start_iter=start_iter,
+        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
+    )
 
 
 class TrainLoader:

@@ -15,8 +15,7 @@ import torch
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines import run
 from smallobj_d2.engines.data import check_test_data, training_data
-from smallobj_d2.engines.loader import TrainLoader
-from smallobj_d2.engines.loader import build_train_loader as build_loader
+from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.torchvision.inference import detect, write_results
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
@@ -128,24 +127,10 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
         cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    if cfg.SEED < 0:
-        raise SmallObjError("SEED is negative; engines.run.settle_seed(cfg) gives it a value.")
     register_from_config(cfg)
     mapper = build_mapper(cfg, True)
     records, factors = training_data(cfg)
-    return build_loader(
-        records,
-        factors,
-        mapper,
-        seed=cfg.SEED,
-        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-        rank=run.rank(),
-        world_size=run.world_size(),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        start_iter=start_iter,
-        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
-    )
+    return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
 
 
 def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
