@@ -145,6 +145,34 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, scenes, monkeypat
 
 
 @each_engine
+def test_a_run_killed_between_its_last_two_checkpoints_gets_the_final_one(
+    tmp_path, scenes, monkeypatch, engine
+):
+    """Where CHECKPOINT_PERIOD divides MAX_ITER, the same weights are written twice."""
+    real, whole, output = torch.save, tmp_path / "whole", tmp_path / "out"
+
+    def killed(state: object, file: Path) -> None:
+        if "final" in str(file):
+            raise KeyboardInterrupt
+        real(state, file)
+
+    train(engine, options(scenes, whole, iterations=6))
+    monkeypatch.setattr(coco, "_registered", {})
+    opts = options(scenes, output, iterations=6)
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(engine, opts)
+    assert (output / "last_checkpoint").read_text() == "model_0000005.pth"
+    monkeypatch.undo()
+    monkeypatch.setattr(coco, "_registered", {})
+    train(engine, opts, resume=True)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    states = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, output)]
+    assert kill_resume.differences(*states) == []
+    assert (output / "row.json").read_text() == (whole / "row.json").read_text()
+
+
+@each_engine
 def test_a_damaged_last_checkpoint_is_named(tmp_path, scenes, engine):
     output = tmp_path / "out"
     opts = options(scenes, output, "DATASETS.TEST", "()")

@@ -432,10 +432,16 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
         super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter and not self._has_final_checkpoint():
+            # Killed between the last periodic checkpoint and the final one.
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
         if self.start_iter:
             self._trainer.reset_data_loader(
                 lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
             )
+
+    def _has_final_checkpoint(self) -> bool:
+        return Path(self.checkpointer.get_checkpoint_file()).name == "model_final.pth"
 
     @property
     def results(self) -> dict[str, Any]:

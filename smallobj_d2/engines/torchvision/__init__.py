@@ -91,6 +91,9 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
             load_weights(model, weights)
         if trainer.next_iteration >= trainer.max_iter:
             logger.info("All %d iterations are done: nothing is left to train.", trainer.max_iter)
+            if checkpoint and checkpoint.name != "model_final.pth":
+                # Killed between the last periodic checkpoint and the final one.
+                trainer.save("model_final.pth")
             return _first(cfg, evaluate(cfg, model)[0])
 
         rows: dict[str, Row] = {}
