@@ -15,6 +15,7 @@ import shapely
 from random_scenes import raster
 
 from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.copy_paste.scene import Scene
 
 SLIVER = 0.05
 """Pixels of area that outlines of masks that are apart may share."""
@@ -44,9 +45,10 @@ def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
     law("the result is a new image", not np.shares_memory(result, image))
     plan = copy_paste.plan(annotations, height, width, np.random.default_rng(seed))
     law("plan and call agree", plan.annotations == after)
+    candidates = len(copy_paste.sources.candidates(Scene(annotations, height, width)))
     counted = plan.pasted + plan.given_up + plan.capped
     law("tried = pasted + given up + capped", plan.tried == counted, plan)
-    law("tried = chosen x copies", plan.tried == wanted(copy_paste, plan.candidates), plan)
+    law("tried = chosen x copies", plan.tried == wanted(copy_paste, candidates), plan)
     counts["copies tried"] += plan.tried
     counts["copies pasted"] += plan.pasted
     counts["copies given up"] += plan.given_up

@@ -11,16 +11,18 @@ from random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from scipy.stats import chisquare
 
 from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
+from smallobj_d2.copy_paste.choose import Candidates
 from smallobj_d2.copy_paste.scene import Scene
 
 
 def candidates(annotations, height=100, width=100, **rule):
-    return SourceRule(**rule).candidates(Scene(annotations, height, width))
+    return list(SourceRule(**rule).candidates(Scene(annotations, height, width)))
 
 
 def chosen(strategy, n, share=0.5, seed=0):
     rng = np.random.default_rng(seed)
-    return list(STRATEGIES.get(strategy)(list(range(10, 10 + n)), share, rng))
+    candidates = Candidates(list(range(10, 10 + n)), lambda i: True)
+    return list(STRATEGIES.get(strategy)(candidates, share, rng))
 
 
 # --- strategies
@@ -83,6 +85,40 @@ def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
     annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
     plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
     assert plan.annotations[2]["copy_paste"]["source"] == 1
+
+
+# --- looking at no more objects than need be
+
+
+@given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 10**6))
+def test_candidates_are_a_list_of_what_is_allowed(allowed, n, seed):
+    found = Candidates(list(range(len(allowed))), allowed.__getitem__)
+    expected = [i for i, a in enumerate(allowed) if a]
+    assert list(found) == found[:] == expected
+    assert [found[i] for i in range(len(found))] == expected
+    assert bool(found) == bool(expected)
+    picked = found.pick(n, np.random.default_rng(seed))
+    assert len(picked) == len(set(picked)) == min(n, len(expected))
+    assert set(picked) <= set(expected)
+
+
+def test_each_pair_of_allowed_objects_is_picked_equally_often_in_both_orders():
+    candidates = Candidates(list(range(6)), {1, 2, 5}.__contains__)
+    rng = np.random.default_rng(0)
+    counts = Counter(tuple(candidates.pick(2, rng)) for _ in range(3000))
+    assert len(counts) == 6
+    assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_picking_one_of_many_looks_at_few_and_at_none_twice():
+    asked = []
+    candidates = Candidates(list(range(100)), lambda i: not asked.append(i))
+    rng = np.random.default_rng(0)
+    candidates.pick(1, rng)
+    assert len(asked) == 1
+    assert len(candidates) == 100
+    assert len(list(candidates)) == 100
+    assert sorted(asked) == list(range(100))
 
 
 # --- which objects may be copied

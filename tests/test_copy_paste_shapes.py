@@ -11,7 +11,7 @@ from random_scenes import outline, raster, rectangle, rle_of
 
 from smallobj_d2 import Jitter, SmallObjError
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Bitmap, Outline, Window, shape_of, warp
+from smallobj_d2.copy_paste.shapes import Bitmap, Centres, Outline, Window, shape_of, warp
 
 SIZE = 24
 
@@ -77,8 +77,9 @@ def test_centres_are_the_pixels_whose_centre_is_inside_give_or_take_those_on_the
     x, y = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
     inside = shapely.contains_xy(polygon, x, y)
     edge = shapely.distance(polygon.boundary, shapely.points(x, y))
-    found = Outline([points]).centres(IMAGE).astype(bool)
-    assert (found == inside)[edge > 0.5].all()
+    found = Centres(IMAGE)
+    Outline([points]).mark(found)
+    assert (found.mask.astype(bool) == inside)[edge > 0.5].all()
 
 
 # --- what is owned
@@ -187,7 +188,7 @@ def test_warped_pixels_are_interpolated_where_the_matrix_says(seed):
     image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
     linear = jittered(seed)
     matrix = np.column_stack([linear, rng.uniform(-20, 40, 2)])
-    patch = warp(image, matrix, 25, 20, cv2.BORDER_REPLICATE)
+    patch = warp(image, matrix, Window(0, 0, 25, 20), cv2.BORDER_REPLICATE)
     y, x = np.mgrid[:20, :25]
     exact = warped(image, matrix, x.ravel(), y.ravel()).reshape(20, 25, 3)
     off = patch - exact

@@ -20,9 +20,7 @@ def cut(image: Image, matrix: NDArray[np.float64], target: Window) -> Image:
     Returns:
         (target.height, target.width, C) uint8.
     """
-    local = matrix.copy()
-    local[:, 2] -= target[:2]
-    return warp(image, local, target.width, target.height, cv2.BORDER_REPLICATE)
+    return warp(image, matrix, target, cv2.BORDER_REPLICATE)
 
 
 def lay(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> None:

@@ -48,8 +48,6 @@ class Plan:
     annotations: list[Annotation]
     """The image's annotations afterwards: those it had, then the copies'."""
     pastes: list[Paste] = field(default_factory=list)
-    candidates: int = 0
-    """Small objects that might have been copied."""
     tried: int = 0
     """Copies that were wanted."""
     given_up: int = 0
@@ -177,7 +175,6 @@ class CopyPaste:
         scene = Scene(annotations, height, width)
         plan = Plan(list(annotations))
         candidates = self.sources.candidates(scene)
-        plan.candidates = len(candidates)
         if not candidates:
             return plan
         chosen = STRATEGIES.get(self.strategy)(candidates, self.multiple_share, rng)
@@ -222,9 +219,11 @@ class CopyPaste:
         laid = []
         for paste in plan.pastes:
             height, width = paste.mask.shape
-            around = Window(paste.x - rim, paste.y - rim, width + 2 * rim, height + 2 * rim)
-            target = around.clipped(image.shape[1], image.shape[0])
-            mask = Bitmap(paste.mask, paste.x, paste.y).pixels(target)
+            target, mask = Window(paste.x, paste.y, width, height), paste.mask
+            if rim:  # weights reach that far out of the mask
+                around = Window(paste.x - rim, paste.y - rim, width + 2 * rim, height + 2 * rim)
+                target = around.clipped(image.shape[1], image.shape[0])
+                mask = Bitmap(mask, paste.x, paste.y).pixels(target)
             laid.append((cut(image, paste.matrix, target), mask, target))
         for patch, mask, target in laid:
             lay(image, patch, mask, target, self.blur)

@@ -8,24 +8,29 @@ in all of them, and COCO's masks are apart by ``gap`` pixels at least.
 `Placer.find` draws uniformly from the valid positions, and finds one whenever there is one.
 """
 
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Mask
+from smallobj_d2.copy_paste.shapes import Bitmap, Mask
 
-_TRIES = 16
+_TRIES = 256
+"""Positions tried before all valid ones are listed instead."""
+_BATCH = 16
 """Positions drawn at once."""
-_ROUNDS = 16
-"""How often before all valid positions are listed instead."""
 
 
 class Placer:
     """Finds room for copies in one image, and remembers what it has given away.
 
-    Instances are drawn on the map of taken pixels when a candidate position first comes near
-    them, so most never are, and the cost of a copy does not depend on the size of the image.
+    Where a candidate position is near no instance's box it is valid. Otherwise the instances that
+    it is near are drawn on a map of taken pixels, and looked up there. Most instances are never
+    drawn, and the cost of a copy does not depend on the size of the image.
 
     Args:
         scene: the image's instances.
@@ -38,14 +43,13 @@ class Placer:
         self._scene = scene
         self._margin, self._overlap = margin, overlap
         self._reach = reach = gap + 1
-        # A mask may stick out of its box by a pixel.
-        self._low = np.floor(scene.boxes[:, :2]) - reach - 1
-        self._high = np.ceil(scene.boxes[:, 2:]) + reach + 1
-        self._drawn = np.zeros(len(scene.boxes), dtype=bool)
-        # The frame lets a grown mask be laid over the map anywhere. Pages of a zeroed array cost
-        # nothing until they are written to.
-        self._framed = np.zeros((scene.height + 2 * reach, scene.width + 2 * reach), np.uint8)
-        self._taken: Mask = self._framed[reach:-reach, reach:-reach]
+        # In the coordinates of the frame around the map, which is as wide as masks are grown. A
+        # mask may stick out of its box by a pixel.
+        self._boxes = np.empty((4, len(scene.boxes)))
+        self._boxes[:2] = np.floor(scene.boxes[:, :2].T) + reach - 1
+        self._boxes[2:] = np.ceil(scene.boxes[:, 2:].T) + reach + 1
+        self._copies: list[Bitmap] = []
+        self._drawn: set[int] = set()
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
@@ -59,22 +63,13 @@ class Placer:
         rows = self._scene.height - 2 * self._margin - height + 1
         if columns <= 0 or rows <= 0:
             return None
+        corners = self._corners(columns, rows, rng)
         if self._overlap:
-            x, y = self._corners(1, columns, rows, rng)[0].tolist()
-            return x, y
+            return next(corners)
         grown = self._grow(covered)
-        for _ in range(_ROUNDS):
-            corners = self._corners(_TRIES, columns, rows, rng)
-            at = corners[:, None]
-            near = ((at < self._high) & (at + (width, height) > self._low)).all(axis=2)
-            near &= ~self._drawn
-            for (x, y), undrawn, any_undrawn in zip(
-                corners.tolist(), near, near.any(axis=1).tolist(), strict=True
-            ):
-                if any_undrawn:
-                    self._draw(undrawn)
-                if self._is_free(grown, x, y):
-                    return x, y
+        for x, y in islice(corners, _TRIES):
+            if self._is_free(grown, x, y):
+                return x, y
         positions = self._all_free(grown, columns, rows)
         if not len(positions):
             return None
@@ -89,33 +84,58 @@ class Placer:
             x, y: where its corner goes.
         """
         height, width = covered.shape
-        self._taken[y : y + height, x : x + width] |= covered
+        box = np.array([[x], [y], [x + width], [y + height]]) + self._reach
+        self._boxes = np.concatenate([self._boxes, box], axis=1)
+        crowded = len(self._drawn) == len(self._scene.boxes) + len(self._copies)
+        self._copies.append(Bitmap(covered, x, y))
+        if crowded:
+            self._draw([len(self._drawn)])
 
     def _corners(
-        self, count: int, columns: int, rows: int, rng: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """(count, 2) corners inside the margin, each of ``columns x rows`` equally likely."""
-        return (rng.random((count, 2)) * (columns, rows)).astype(np.int64) + self._margin
+        self, columns: int, rows: int, rng: np.random.Generator
+    ) -> Iterator[tuple[int, int]]:
+        """Corners inside the margin without end, each of ``columns x rows`` equally likely."""
+        while True:
+            for u, v in rng.random((_BATCH, 2)).tolist():
+                yield int(u * columns) + self._margin, int(v * rows) + self._margin
 
     def _grow(self, mask: Mask) -> Mask:
         r = self._reach
-        padded = cv2.copyMakeBorder(mask, r, r, r, r, cv2.BORDER_CONSTANT, value=0)
-        square = np.ones((2 * r + 1, 2 * r + 1), np.uint8)
-        grown: Mask = cv2.dilate(padded, square)
+        height, width = mask.shape
+        padded = np.zeros((height + 2 * r, width + 2 * r), np.uint8)
+        padded[r:-r, r:-r] = mask
+        grown: Mask = cv2.dilate(padded, None, iterations=r)
         return grown
 
     def _is_free(self, grown: Mask, x: int, y: int) -> bool:
+        """Whether a grown mask hits no instance."""
         height, width = grown.shape
-        return not cv2.countNonZero(self._framed[y : y + height, x : x + width] & grown)
+        x0, y0, x1, y1 = self._boxes
+        if len(self._drawn) < len(x0):
+            near = (x0 < x + width) & (y0 < y + height) & (x1 > x) & (y1 > y)
+            indices = near.nonzero()[0].tolist()
+            if not indices:
+                return True
+            self._draw(indices)
+        return not (self._framed[y : y + height, x : x + width] & grown).any()
 
-    def _draw(self, wanted: NDArray[np.bool_]) -> None:
-        for i in np.flatnonzero(wanted & ~self._drawn).tolist():
-            self._scene.shape(i).cover(self._taken)
-            self._drawn[i] = True
+    @cached_property
+    def _framed(self) -> Mask:
+        """The map of taken pixels in a frame, so that a grown mask can be laid over it anywhere."""
+        frame = 2 * self._reach
+        return np.zeros((self._scene.height + frame, self._scene.width + frame), np.uint8)
+
+    def _draw(self, wanted: Iterable[int]) -> None:
+        r, originals = self._reach, len(self._scene.boxes)
+        for i in wanted:
+            if i not in self._drawn:
+                shape = self._copies[i - originals] if i >= originals else self._scene.shape(i)
+                shape.cover(self._framed[r:-r, r:-r])
+                self._drawn.add(i)
 
     def _all_free(self, grown: Mask, columns: int, rows: int) -> NDArray[np.int64]:
         """All valid positions as ``row * columns + column``, counted from the margin."""
-        self._draw(~self._drawn)
+        self._draw(range(self._boxes.shape[1]))
         height, width = grown.shape
         inner = self._framed[self._margin :, self._margin :]
         inner = inner[: rows + height - 1, : columns + width - 1]

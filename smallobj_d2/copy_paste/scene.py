@@ -23,11 +23,11 @@ class Scene:
 
     def __init__(self, annotations: Sequence[Annotation], height: int, width: int) -> None:
         for i, annotation in enumerate(annotations):
-            missing = {"bbox", "area"} - annotation.keys()
-            if missing:
+            if "bbox" not in annotation or "area" not in annotation:
+                missing = sorted({"bbox", "area"} - annotation.keys())
                 raise SmallObjError(
-                    f"Annotation {i} has no {' and no '.join(sorted(missing))}. Copy-paste needs "
-                    "both; smallobj_d2.load_coco reads them (Detectron2's loader drops `area`)."
+                    f"Annotation {i} has no {' and no '.join(missing)}. Copy-paste needs both; "
+                    "smallobj_d2.load_coco reads them (Detectron2's loader drops `area`)."
                 )
         self.annotations = annotations
         self.height, self.width = height, width
@@ -55,9 +55,10 @@ class Scene:
             self._shapes[i] = shape
         return shape
 
-    def meeting(self, box: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Indices of the instances whose boxes meet a box (4,), XYXY."""
-        b = self.boxes
-        return np.flatnonzero(
-            (b[:, 0] < box[2]) & (b[:, 1] < box[3]) & (b[:, 2] > box[0]) & (b[:, 3] > box[1])
-        )
+    def neighbours(self, chosen: Sequence[int]) -> NDArray[np.bool_]:
+        """(C, N): which instances' boxes meet the boxes of C of them, their own left out."""
+        x0, y0, x1, y1 = self.boxes.T
+        a0, b0, a1, b1 = self.boxes[chosen].T[:, :, None]
+        meet: NDArray[np.bool_] = (x0 < a1) & (y0 < b1) & (x1 > a0) & (y1 > b0)
+        meet[np.arange(len(chosen)), chosen] = False
+        return meet

@@ -1,8 +1,7 @@
 """The shape of an instance: an outline (polygons) or a bitmap (RLE).
 
 Both know which pixels they own and which they touch, can be looked at through a small window, and
-can be copied under an affine map. Nothing here makes a bitmap of the whole image, except by
-decoding an RLE.
+can be copied under an affine map. Nothing here makes a bitmap of the whole image.
 
 Coordinates are COCO's: pixel ``(i, j)`` is the square from ``(i, j)`` to ``(i + 1, j + 1)``.
 
@@ -12,6 +11,7 @@ into pixels might give it. Shapes that touch no common pixel are apart for every
 """
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.copy_paste.rle import Mask, decode, encode
 from smallobj_d2.errors import SmallObjError
 
 Annotation = dict[str, Any]
-Mask = NDArray[np.uint8]
 Points = NDArray[np.float64]
 
 FARTHEST = 1e5
 """No coordinate may be larger; COCO's tools count fifths of a pixel in 32 bits."""
-_SHIFT = 4
+_SHIFT = 6
 """Fractional bits of a coordinate handed to OpenCV."""
-_FINE = 4
-"""How much finer than pixels the grid is on which `Outline.centres` draws."""
+_FINE = 2
+"""Of these bits, those of the finer grid on which `Centres` are drawn."""
 
 
 class Window(NamedTuple):
@@ -44,8 +44,8 @@ class Window(NamedTuple):
     @classmethod
     def around(cls, x0: float, y0: float, x1: float, y1: float) -> "Window":
         """The smallest window that holds a box."""
-        left, top = int(np.floor(x0)), int(np.floor(y0))
-        return cls(left, top, int(np.ceil(x1)) - left, int(np.ceil(y1)) - top)
+        left, top = floor(x0), floor(y0)
+        return cls(left, top, ceil(x1) - left, ceil(y1) - top)
 
     def clipped(self, width: int, height: int) -> "Window":
         """The part of it that lies in an image."""
@@ -56,6 +56,20 @@ class Window(NamedTuple):
     def of(self, image: NDArray[Any]) -> NDArray[Any]:
         """A view of these pixels of an image (H, W, ...), which must hold the window."""
         return image[self.y : self.y + self.height, self.x : self.x + self.width]
+
+
+class Centres:
+    """Which pixels of a window have their centre in one of some shapes.
+
+    Cheap where the shapes are larger than the window. Pixels on an edge may be off.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.fine = np.zeros((window.height << _FINE, window.width << _FINE), np.uint8)
+        """(4 h, 4 w) uint8: the window on a grid of quarters of a pixel."""
+        self.mask: Mask = self.fine[1 << _FINE - 1 :: 1 << _FINE, 1 << _FINE - 1 :: 1 << _FINE]
+        """(h, w) uint8 of 0 and 1: the result."""
 
 
 class Copy(NamedTuple):
@@ -75,8 +89,8 @@ class Shape(Protocol):
     def pixels(self, window: Window) -> Mask:
         """(h, w) uint8 of 0 and 1: the pixels of a window that the instance owns."""
 
-    def centres(self, window: Window) -> Mask:
-        """As `pixels` but for some on the edge; cheap where the shape is larger than the window."""
+    def mark(self, centres: Centres) -> None:
+        """Mark the pixels whose centre it holds."""
 
     def cover(self, canvas: Mask) -> None:
         """Mark the pixels that the instance covers, those along its edges included, in place.
@@ -136,8 +150,9 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
 
 def _points(part: Any) -> Points:
     flat = np.asarray(part, dtype=np.float64)
+    sound = flat.ndim == 1 and len(flat) >= 6 and len(flat) % 2 == 0
     # Written so that NaN fails it too.
-    if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not abs(flat).max() < FARTHEST:
+    if not (sound and np.maximum.reduce(np.abs(flat)) < FARTHEST):
         raise SmallObjError(
             f"A polygon in `segmentation` is {part!r:.80}; it must be [x, y, x, y, ...] of three "
             f"points or more, all of them finite and below {FARTHEST:.0f}."
@@ -155,16 +170,22 @@ class Outline:
     def __init__(self, parts: Sequence[Points]) -> None:
         self.parts = parts
         self._bounds: tuple[float, float, float, float] | None = None
+        self._fixed: list[NDArray[np.int32]] | None = None
 
     def bounds(self) -> tuple[float, float, float, float]:
         if self._bounds is None:
             points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
-            (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+            x0, y0 = np.minimum.reduce(points).tolist()
+            x1, y1 = np.maximum.reduce(points).tolist()
             self._bounds = x0, y0, x1, y1
         return self._bounds
 
     def moved(self, x: int, y: int) -> "Outline":
-        return Outline([p + (x, y) for p in self.parts])
+        moved = Outline([p + (x, y) for p in self.parts])
+        if self._bounds is not None:
+            x0, y0, x1, y1 = self._bounds
+            moved._bounds = x0 + x, y0 + y, x1 + x, y1 + y
+        return moved
 
     def pixels(self, window: Window) -> Mask:
         """As COCO's own tools turn polygons into pixels.
@@ -175,20 +196,24 @@ class Outline:
         x, y, width, height = window
         if not width or not height:
             return np.zeros((height, width), np.uint8)
-        flat = [(p - (x, y)).ravel() for p in self.parts]
+        flat = [(p - (x, y) if x or y else p).ravel() for p in self.parts]
         masks = coco_mask.decode(coco_mask.frPyObjects(flat, height, width))
         return masks[:, :, 0] if len(flat) == 1 else masks.any(axis=2).view(np.uint8)
 
-    def centres(self, window: Window) -> Mask:
-        x, y, width, height = window
-        fine = np.zeros((height * _FINE, width * _FINE), np.uint8)
-        for part in self.parts:
-            _fill(fine, (part - (x, y)) * _FINE)
-        return fine[_FINE // 2 :: _FINE, _FINE // 2 :: _FINE]
+    def mark(self, centres: Centres) -> None:
+        x, y = centres.window.x, centres.window.y
+        self._fill(centres.fine, -x << _SHIFT, -y << _SHIFT, _SHIFT - _FINE)
 
     def cover(self, canvas: Mask) -> None:
-        for part in self.parts:
-            _fill(canvas, part)
+        self._fill(canvas, 0, 0, _SHIFT)
+
+    def _fill(self, canvas: Mask, x: int, y: int, shift: int) -> None:
+        """Fill each part; OpenCV puts the centres of pixels at whole numbers."""
+        if self._fixed is None:
+            self._fixed = [np.rint(p * (1 << _SHIFT)).astype(np.int32) for p in self.parts]
+        half = 1 << shift - 1
+        for part in self._fixed:
+            cv2.fillPoly(canvas, [part], 1, shift=shift, offset=(x - half, y - half))
 
     def is_connected(self) -> bool:
         return len(self.parts) == 1 or _one_piece(self.pixels(Window.around(*self.bounds())))
@@ -227,12 +252,9 @@ class Bitmap:
             box: XYXY, which must hold the mask, give or take a pixel.
         """
         height, width = rle["size"]
-        if isinstance(rle["counts"], list):
-            rle = coco_mask.frPyObjects(rle, height, width)
         x0, y0, x1, y1 = box
         window = Window.around(x0 - 1, y0 - 1, x1 + 1, y1 + 1).clipped(width, height)
-        mask: Mask = np.ascontiguousarray(window.of(coco_mask.decode(rle)))
-        return cls(mask, window.x, window.y)
+        return cls(decode(rle, *window), window.x, window.y)
 
     def bounds(self) -> tuple[float, float, float, float]:
         tight = self.trimmed()
@@ -250,8 +272,8 @@ class Bitmap:
         common.of(out)[...] = Window(common.x - x, common.y - y, *common[2:]).of(self.mask)
         return out
 
-    def centres(self, window: Window) -> Mask:
-        return self.pixels(window)
+    def mark(self, centres: Centres) -> None:
+        centres.mask |= self.pixels(centres.window)
 
     def cover(self, canvas: Mask) -> None:
         height, width = self.mask.shape
@@ -268,7 +290,8 @@ class Bitmap:
         matrix = np.column_stack([linear, (-window.x, -window.y)])
         mask = source.mask
         if mask.size:
-            mask = warp(mask * np.uint8(255), matrix, window.width, window.height) >> 7
+            patch = Window(0, 0, window.width, window.height)
+            mask = warp(mask * np.uint8(255), matrix, patch) >> 7
         copy = Bitmap(mask, 0, 0).trimmed()
         matrix[:, 2] -= linear @ (source.x, source.y) + (copy.x, copy.y)
         return Copy(matrix, copy.mask, Bitmap(copy.mask, 0, 0))
@@ -280,42 +303,30 @@ class Bitmap:
         return Bitmap(mask, self.x + window.x, self.y + window.y)
 
     def segmentation(self, height: int, width: int) -> dict[str, Any]:
-        """Compressed RLE, made from the columns that hold pixels and no others."""
-        rows, columns = self.mask.shape
-        strip = np.zeros((columns, height), np.uint8)  # RLE runs down the columns
-        strip[:, self.y : self.y + rows] = self.mask.T
-        edges = np.flatnonzero(np.diff(strip.ravel(), prepend=0, append=0)) + self.x * height
-        counts = np.diff(edges, prepend=0, append=height * width)
-        rle = {"size": [height, width], "counts": counts.tolist()}
-        compressed: dict[str, Any] = coco_mask.frPyObjects(rle, height, width)
-        return compressed
+        return encode(self.mask, self.x, self.y, width, height)
 
 
 def warp(
     source: NDArray[np.uint8],
     matrix: NDArray[np.float64],
-    width: int,
-    height: int,
+    window: Window,
     border: int = cv2.BORDER_CONSTANT,
 ) -> NDArray[np.uint8]:
-    """A patch of an image under an affine map, bilinear.
+    """What an image under an affine map shows in a window, bilinear.
 
     Args:
         source: (H, W) or (H, W, C) uint8.
-        matrix: (2, 3), source coordinates to patch coordinates, both COCO's (see above).
-        width, height: size of the patch.
+        matrix: (2, 3), source coordinates to the window's, both COCO's (see above).
+        window: in coordinates after the map.
         border: OpenCV's word for what lies outside the source; nothing (0) unless said.
     """
+    (a, b, c), (d, e, f) = matrix.tolist()
     # OpenCV puts pixel centres at whole numbers.
-    index = matrix.copy()
-    index[:, 2] += (matrix[:, 0] + matrix[:, 1]) / 2 - 0.5
-    patch: NDArray[np.uint8] = cv2.warpAffine(source, index, (width, height), borderMode=border)
+    c, f = c + (a + b) / 2 - 0.5 - window.x, f + (d + e) / 2 - 0.5 - window.y
+    index = np.array([(a, b, c), (d, e, f)])
+    size = window.width, window.height
+    patch: NDArray[np.uint8] = cv2.warpAffine(source, index, size, borderMode=border)
     return patch
-
-
-def _fill(canvas: Mask, part: Points) -> None:
-    points = np.rint((part - 0.5) * (1 << _SHIFT)).astype(np.int32)
-    cv2.fillPoly(canvas, [points], 1, shift=_SHIFT)
 
 
 def _one_piece(mask: Mask) -> bool:
