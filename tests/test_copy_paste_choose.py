@@ -81,10 +81,11 @@ def test_each_chosen_object_is_pasted_as_often_as_copies_says(strategy, copies, 
 
 
 def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
-    monkeypatch.setitem(STRATEGIES._obj_map, "last", lambda c, share, rng: [max(c)])
+    monkeypatch.setitem(STRATEGIES._obj_map, "last", lambda c, share, rng: c[-1:])
     annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
     plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
     assert plan.annotations[2]["copy_paste"]["source"] == 1
+    assert CopyPaste(strategy="last").plan([], 99, 99, np.random.default_rng(0)).tried == 0
 
 
 # --- looking at no more objects than need be

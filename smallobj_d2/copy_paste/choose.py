@@ -58,7 +58,7 @@ Strategy = Callable[[Candidates, float, np.random.Generator], Sequence[int]]
 STRATEGIES: "Registry[str, Strategy]" = Registry("STRATEGY")
 """Functions ``(candidates, share, rng) -> chosen``, looked up by ``SMALLOBJ.STRATEGY``.
 
-``candidates`` are indices of annotations, never empty; ``share`` is ``SMALLOBJ.MULTIPLE_SHARE``.
+``candidates`` are indices of annotations, perhaps none; ``share`` is ``SMALLOBJ.MULTIPLE_SHARE``.
 """
 
 

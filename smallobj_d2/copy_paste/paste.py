@@ -175,10 +175,10 @@ class CopyPaste:
         scene = Scene(annotations, height, width)
         plan = Plan(list(annotations))
         candidates = self.sources.candidates(scene)
-        if not candidates:
-            return plan
         chosen = STRATEGIES.get(self.strategy)(candidates, self.multiple_share, rng)
         wanted = list(chosen) * self.copies
+        if not wanted:
+            return plan
         plan.tried = len(wanted)
         plan.capped = max(0, len(wanted) - self.max_pastes)
         if plan.capped:
