@@ -15,13 +15,11 @@ from smallobj_d2.analysis.table2 import Row, Table, table2
 from smallobj_d2.coco import load_coco
 from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation import SIZES
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
 from smallobj_d2.paper import AP
 
 KINDS = ("segm", "bbox")
-METRICS = tuple(f"{kind}.{size}" for kind in KINDS for size in SIZES)
 
 
 @dataclass(frozen=True)
