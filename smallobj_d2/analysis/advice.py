@@ -166,8 +166,8 @@ def _on_rarity(tables: Sequence[Table]) -> list[str]:
     return [
         f"Small objects have {percent(matched)} of the matched anchors already. The paper's reason "
         "to oversample and to paste is that they have few (30% on COCO, its Table 2). What "
-        "copy-paste can still add here is variety: other neighbours and backgrounds. Expect less "
-        "of it than the paper found, and measure it against a baseline."
+        "copy-paste can still add here is variety: other neighbours and backgrounds. Measure it "
+        "against a baseline."
     ]
 
 
