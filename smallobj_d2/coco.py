@@ -55,6 +55,11 @@ _registered: dict[str, DatasetInfo] = {}
 _logged: set[tuple[str, int, int]] = set()
 
 
+def datasets_root() -> Path:
+    """Where datasets are kept: ``DETECTRON2_DATASETS``, or else ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
 def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
     """Give a COCO-format dataset a name that ``DATASETS.TRAIN`` and ``DATASETS.TEST`` can use.
 
@@ -90,7 +95,7 @@ def dataset_info(name: str) -> DatasetInfo:
         info = _registered[name]
         remedy = "Correct its entry in SMALLOBJ.DATASETS."
     elif name in _BUILTIN:
-        root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+        root = datasets_root()
         json_file, image_root = _BUILTIN[name]
         info = DatasetInfo(name, root / json_file, root / image_root)
         remedy = f"DETECTRON2_DATASETS must name the folder that holds coco/; it is {root} now."

@@ -33,6 +33,15 @@ class Claim:
     value: float = 0.0
     against_tables: tuple[str, ...] = ()
 
+    @property
+    def all_rows(self) -> list[str]:
+        """The rows that it compares, each once."""
+        return [*dict.fromkeys([*self.rows, *self.than])]
+
+    def looks_at(self, metric: str) -> list[str]:
+        """The metrics that `margins` reads for a metric."""
+        return [metric, f"{metric.split('.')[0]}.{self.size}"] if self.size else [metric]
+
     def margins(self, ap: AP, metric: str) -> list[float]:
         """By how much each comparison of the claim holds; below 0, it does not.
 
@@ -52,7 +61,7 @@ class Claim:
             case "falling":
                 return [a - b for a, b in pairwise(rows)]
             case "changes_less":
-                other = f"{metric.split('.')[0]}.{self.size}"
+                _, other = self.looks_at(metric)
                 start = ap(self.than[0], other)
                 return [
                     abs(ap(row, other) - start) - abs(r - than[0])

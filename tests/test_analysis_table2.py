@@ -9,7 +9,7 @@ from smallobj_d2.analysis.advice import Sources, advise, find_sources
 from smallobj_d2.analysis.matching import Matches, match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.presented import presented
-from smallobj_d2.analysis.protocols import PAPER
+from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import (
     PUBLISHED,
     cells,
@@ -205,10 +205,11 @@ def test_sources_and_wishes_by_hand():
     assert found == Sources(small_images=2, examined=2, with_source=1, candidates=2.0, wanted=3.0)
 
 
-def advice(records, *opts, config=AUGMENT):
+def advice(records, *opts, config=AUGMENT, training=False):
     cfg = load_cfg(config, list(opts))
     objects = objects_of(records)
-    table = table2(objects, match(objects, PAPER), data="", protocol="paper")
+    protocol = training_protocol(cfg) if training else PAPER
+    table = table2(objects, match(objects, protocol), data="", protocol=protocol.name)
     return " ".join(advise(objects, [table], find_sources(records, objects, cfg), cfg))
 
 
@@ -218,6 +219,35 @@ def test_advice_where_all_images_have_small_objects():
     assert "oversampling cannot help" in text
     assert "In 2 of the 2 images with small objects (100%)" in text
     assert "3.0 copies" in text
+
+
+def test_advice_where_nearly_all_images_have_small_objects():
+    text = advice([record(100) for _ in range(199)] + [record(2000)])
+    assert "199 of 200 images (99.5%)" in text
+    assert "Nearly every image has small objects, so oversampling cannot help" in text
+
+
+def test_advice_where_small_objects_are_not_rare():
+    assert "have 100% of the matched anchors already" in advice([record(100, 100)])
+    assert "matched anchors already" not in advice([record(100, 5000, 5000)])
+
+
+def test_advice_on_what_the_network_sees():
+    def at(size):
+        size = ["INPUT.MIN_SIZE_TRAIN", f"({size},)"]
+        return advice([record(400)], *size, training=True)
+
+    side = record(400)["height"]
+    assert "is 20 pixels wide (median; the root of its area), and 20 in the input" in at(side)
+    assert "and 10 in the input of the configured network. Images are shrunk" in at(side // 2)
+    assert "and 40 in the input of the configured network. At 32 and more" in at(side * 2)
+
+
+def test_advice_where_images_are_crowded():
+    text = advice([record(*[100] * 130), record(100)])
+    assert "1 of 2 images have more than 100 objects, 130 at most" in text
+    assert "up to 23% of the objects cannot be found" in text
+    assert "cannot be found" not in advice([record(*[100] * 100)])
 
 
 def test_advice_where_some_images_have_small_objects():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import distil, load_results, parse_results, write_results
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.paper import load_paper
+from smallobj_d2.scenes import make_splits
 
 ROOT = Path(__file__).parents[1]
 PAPER = load_paper(ROOT / "experiments" / "paper.yaml")
@@ -166,7 +168,7 @@ def test_shows_partial_results(results, tmp_path):
     assert "22.5 ±0.1 **(+1.1)**" in line  # measured, told from chance
     assert "### Table 4" in text
     assert "### Table 5" not in text  # nothing of it is measured but the baseline
-    assert "not measured" in text
+    assert "conclusions wait for rows that were not run" in text
     page = Page(html.read_text())
     assert page.counts["svg"] == 2
     assert page.links == []  # nothing is loaded from elsewhere
@@ -212,4 +214,66 @@ def test_compares_the_scenes_with_coco(runs):
     assert [t["protocol"] for t in content["table2"]] == ["paper", "training"]
     text = build_report(PAPER, [parse_results(content)]).markdown("pictures")
     assert f"| small | {PUBLISHED.data} | 41.43%" in text
-    assert "| small | scenes, training protocol |" in text
+    assert "| small | scenes_train, training protocol |" in text
+    assert "made to resemble COCO" in text
+
+
+def without_large(content: dict) -> dict:
+    """The same results of a validation set without large objects, and of another name."""
+    for run in content["runs"]:
+        for kind in ("segm", "bbox"):
+            run[kind]["large"] = None
+    content["about"]["ground_truth"]["validation"]["large"] = 0
+    content["about"]["validation"] = "nuclei_val"
+    return content
+
+
+def test_a_dataset_without_large_objects_breaks_nothing(runs, tmp_path):
+    for row in ("oversample_3x", "oversample_4x"):  # with these, conclusions look at large objects
+        shutil.copytree(runs / "oversample_2x", runs / row)
+    results = parse_results(without_large(distil(SCALE, runs)))
+    about_large = next(c for c in PAPER.claims if c.name == "oversampling_spares_medium")
+    assert judge(about_large, "segm.medium", results).status is Status.UNMEASURED
+    markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
+    text = markdown.read_text()
+    assert "Validation: nuclei_val, with 7 small, 7 medium, 0 large objects." in text
+    assert "4 conclusions about sizes that no validation object has" in text
+    assert "The paper's conclusions are about COCO." in text
+    assert "nan" not in text
+    assert "trade_off" not in text  # small against large objects
+    assert Page(html.read_text()).counts["svg"] == 1
+
+
+def test_every_row_stands_beside_the_baseline(results):
+    text = build_report(PAPER, [results]).markdown("pictures")
+    overview = text.split("### Every row against the baseline")[1].split("###")[0]
+    assert "| `baseline` | 3 | 21.4 ±0.1 |" in overview
+    assert "| `orig_aug` | 3 | 22.5 ±0.1 **(+1.1)** |" in overview
+    assert "12.4" not in overview  # the paper's numbers are for its tables
+
+
+def test_tables_name_the_rows_that_were_not_run(results):
+    table = build_report(PAPER, [results]).markdown("pictures").split("### Table 4")[1]
+    assert "| aug |" not in table.split("###")[0]
+    assert "Not run: aug." in table
+
+
+def test_says_where_oversampling_has_nothing_to_change(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    size = {"size": 128, "seed": 0, "num_train": 3, "num_val": 1}
+    make_splits(tmp_path, **size, progress=False)
+    json_file = tmp_path / "scenes_train" / "annotations.json"
+    data = json.loads(json_file.read_text())
+    for annotation in data["annotations"]:  # as where all objects are small
+        annotation["area"] = 100.0
+    json_file.write_text(json.dumps(data))
+    names = ("train", "val")
+    splits = [[n, f"scenes_{n}/annotations.json", f"scenes_{n}/images"] for n in names]
+    scale = Scale("fake", "x", {}, 0, 60.0, "this", existing=splits)
+    request = scale.request(ROOT / "configs" / "baseline.yaml", runs.parent)
+    for path in runs.glob("*/*/request.yaml"):
+        path.write_text(yaml.safe_dump(request))
+    text = build_report(PAPER, [parse_results(distil(scale, runs))]).markdown("pictures")
+    assert "| small | train, paper protocol |" in text
+    assert "Of 3 images 3 have small objects, so oversampling them" in text
+    assert "made to resemble COCO" not in text

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smallobj_d2 import coco
 from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import Slot, Sweep, clock, share_out
+from smallobj_d2.scenes import make_splits
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -215,7 +217,7 @@ def test_runs_see_their_own_gpu(tool, tmp_path):
     assert seen == {("2", "4"), ("7", "4")}
 
 
-@pytest.mark.parametrize("name", ["paper", "small", "tiny"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in SCALES.glob("*.yaml")))
 def test_scales_change_everything_but_the_rows(name, tmp_path):
     scale = load_scale(SCALES / f"{name}.yaml")
     budgets = set()
@@ -250,6 +252,40 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     assert made.stat().st_mtime_ns == stamp
 
 
+def test_a_scale_can_be_on_a_dataset_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.setattr(coco, "_registered", {})  # one sweep in a process
+    make_splits(tmp_path / "data", num_train=2, num_val=3, seed=0, size=128, progress=False)
+    names = ("train", "val")
+    splits = [[f"cells_{n}", f"scenes_{n}/annotations.json", f"scenes_{n}/images"] for n in names]
+    scale = fake_scale(existing=splits)
+    folder = tmp_path / "out"
+    scale.prepare(CONFIGS, folder, augmented_val=True)
+    data = json.loads((folder / AUGMENTED_VAL / "annotations.json").read_text())
+    assert len(data["images"]) == 3
+    path = tmp_path / "baseline.yaml"
+    path.write_text(yaml.safe_dump(scale.request(CONFIGS / "baseline.yaml", folder)))
+    cfg = load_cfg(path)
+    assert (tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)) == (
+        ("cells_train",),
+        ("cells_val",),
+    )
+    assert [Path(json).is_file() for _, json, _ in cfg.SMALLOBJ.DATASETS] == [True] * 3
+
+
+def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    scale = load_scale(SCALES / "nuclei_tiny.yaml")
+    json_file = tmp_path / "dsb2018" / "annotations" / "train.json"
+    with pytest.raises(SmallObjError, match=f"no file {json_file}.*DETECTRON2_DATASETS"):
+        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    json_file.parent.mkdir(parents=True)
+    json_file.touch()
+    with pytest.raises(SmallObjError, match=r"no image folder .*dsb2018/train"):
+        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    assert not (tmp_path / "out").exists()
+
+
 def tool_reproduce(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "reproduce.py"), *args],
@@ -276,7 +312,7 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--scale", "huge"], "paper, small, tiny"),
+        (["--scale", "huge"], "nuclei, nuclei_tiny, paper, small, tiny"),
         (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
         (["--scale", "tiny", "--rows", "nothing"], "no config"),
         (["--scale", "tiny", "--seeds", "0"], "--seeds"),

@@ -5,6 +5,7 @@ tools/reproduce.py --scale tiny --tables 3 4 --seeds 3 --dry-run
 tools/reproduce.py --scale tiny --tables 3 4 --seeds 3
 tools/reproduce.py --scale small --rows baseline aug orig_aug --seeds 5
 tools/reproduce.py --scale paper --seeds 1 --slurm slurm_partition=gpu
+tools/reproduce.py --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
 Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. Stop it as you like; the same command goes on.
 tools/report.py makes the report, at any time.
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--scale", required=True, help="paper, small or tiny")
+    p.add_argument("--scale", required=True, help="a file of experiments/scales, without .yaml")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--tables", type=int, nargs="+", help="3 to 8; all of them if left out")
     which.add_argument("--rows", nargs="+", metavar="NAME", help="files of configs/, without .yaml")

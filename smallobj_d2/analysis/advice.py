@@ -9,9 +9,17 @@ from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.presented import Presented
+from smallobj_d2.analysis.protocols import training_protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, Table, percent
 from smallobj_d2.copy_paste import STRATEGIES, CopyPaste
 from smallobj_d2.copy_paste.scene import Scene
+from smallobj_d2.sizes import SMALL_AREA
+
+NEARLY_ALL = 0.99
+"""Where so many images have small objects, there are hardly any to draw less often."""
+
+_COCO_DETECTIONS = 100
+"""Of an image, in COCO's evaluation."""
 
 _EXAMINED = 5_000
 """Small-object images in which sources are looked for; a fair sample where there are more."""
@@ -112,21 +120,28 @@ def advise(
         f"{percent(paper.image_share)} and {percent(paper.object_share)}."
     ]
     words.append(_on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR))
+    words += _on_rarity(tables)
     words += _on_masks(objects, s.PASTE_BOXES)
     if objects.masked.any() or s.PASTE_BOXES:
         words.append(_on_sources(sources))
         if sources.with_source:
             words.append(_on_pastes(sources, s, after))
+    words += _on_resizing(objects, cfg, tables)
     words += _on_anchors(tables)
+    words += _on_crowded_images(objects, cfg)
     return words
 
 
 def _on_oversampling(share: float, factor: float) -> str:
-    if share == 1:
+    if share > NEARLY_ALL:
+        every = "Every image has" if share == 1 else "Nearly every image has"
+        as_now = "" if share == 1 else " nearly"
         return (
-            "Every image has small objects, so oversampling cannot help: all images would be drawn "
-            "equally often, as before. Leave SMALLOBJ.OVERSAMPLING_FACTOR at 1 and look at "
-            "copy-paste."
+            f"{every} small objects, so oversampling cannot help: all images would be drawn"
+            f"{as_now} equally often, as before, and only an epoch would be longer. Leave "
+            "SMALLOBJ.OVERSAMPLING_FACTOR at 1 and look at copy-paste, where "
+            "SMALLOBJ.AUGMENTATION_PROBABILITY alone says how many of the drawn images are "
+            "augmented."
         )
     factor = factor if factor > 1 else 3.0
     drawn = factor * share / (factor * share + 1 - share)
@@ -140,6 +155,20 @@ def _on_oversampling(share: float, factor: float) -> str:
         f"{effect}. The paper gained most for small objects with a factor of 3, at a cost for "
         "large ones (its Table 3)."
     )
+
+
+def _on_rarity(tables: Sequence[Table]) -> list[str]:
+    """Whether the network sees as little of small objects as the paper says of COCO."""
+    table = next((t for t in tables if t.protocol == "training"), tables[0])
+    matched = table.rows["small"].matched_share
+    if not matched > 0.8:
+        return []
+    return [
+        f"Small objects have {percent(matched)} of the matched anchors already. The paper's reason "
+        "to oversample and to paste is that they have few (30% on COCO, its Table 2). What "
+        "copy-paste can still add here is variety: other neighbours and backgrounds. Measure it "
+        "against a baseline."
+    ]
 
 
 def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
@@ -201,6 +230,46 @@ def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
         reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
     full = " These images are full: more copies will not fit." if lost > 0.2 * after.tried else ""
     return f"{text}. It wanted {after.tried:,}: {' and '.join(reasons)}.{full}"
+
+
+def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[str]:
+    """How large small objects are when the network sees them."""
+    if not any(t.protocol == "training" for t in tables):
+        return []
+    heights, _ = training_protocol(cfg).input_sizes(objects)
+    small = objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0
+    sides = np.sqrt(objects.areas[small])
+    image = objects.image[small]
+    seen = sides * heights[image] / objects.heights[image]
+    text = (
+        f"A small object is {np.median(sides):.0f} pixels wide (median; the root of its area), and "
+        f"{np.median(seen):.0f} in the input of the configured network"
+    )
+    if np.median(seen) >= SMALL_AREA**0.5:
+        text += (
+            f". At {SMALL_AREA**0.5:.0f} and more they are not small for it any more; a smaller "
+            "INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST may do as well and costs less"
+        )
+    elif np.median(seen) < np.median(sides):
+        text += ". Images are shrunk, so a larger INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST come first"
+    return [f"{text}."]
+
+
+def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
+    """Images with more objects than COCO's evaluation looks at."""
+    counts = np.diff(objects.ranges())
+    crowded = int((counts > _COCO_DETECTIONS).sum())
+    if not crowded:
+        return []
+    beyond = (counts - _COCO_DETECTIONS).clip(min=0).sum() / len(objects)
+    return [
+        f"{crowded:,} of {len(counts):,} images have more than {_COCO_DETECTIONS} objects, "
+        f"{counts.max():,} at most. "
+        f"COCO's evaluation counts the best {_COCO_DETECTIONS} detections of an image and "
+        f"category, and the network gives {cfg.TEST.DETECTIONS_PER_IMAGE} of an image "
+        "(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, up to "
+        f"{percent(beyond)} of the objects cannot be found, however good the model is."
+    ]
 
 
 def _on_anchors(tables: Sequence[Table]) -> list[str]:

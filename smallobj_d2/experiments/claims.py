@@ -41,7 +41,8 @@ class Verdict:
     high: float = math.nan
     """The 95% interval of that mean; NaN for one seed."""
     missing: tuple[str, ...] = ()
-    """Rows without which it cannot be judged."""
+    """Rows without which it cannot be judged; where it is not measured for none, no object has the
+    size that it is about."""
 
 
 def judge(claim: Claim, metric: str, results: Results) -> Verdict:
@@ -51,10 +52,11 @@ def judge(claim: Claim, metric: str, results: Results) -> Verdict:
     of any is below zero, the level being shared among the comparisons (Bonferroni), so that it is
     not refuted by chance because it makes many. Otherwise it is not decided.
     """
-    rows = [*dict.fromkeys([*claim.rows, *claim.than])]
-    missing = tuple(row for row in rows if not results.values(row, metric))
+    rows = claim.all_rows
+    missing = tuple(row for row in rows if not results.seeds(row))
     seeds = results.seeds(*rows)
-    if missing or not seeds:
+    known = all(results.values(row, m) for row in rows for m in claim.looks_at(metric))
+    if missing or not seeds or not known:
         return Verdict(Status.UNMEASURED, missing=missing)
     try:
         margins = [claim.margins(results.of_seed(seed), metric) for seed in seeds]

@@ -7,16 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from smallobj_d2.analysis.advice import NEARLY_ALL
 from smallobj_d2.analysis.table2 import PUBLISHED, side_by_side
+from smallobj_d2.analysis.table2 import Table as Table2
 from smallobj_d2.evaluation import SIZES, TITLES
 from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Verdict, interval, judge, spread
 from smallobj_d2.experiments.document import Document, Picture, Table
 from smallobj_d2.experiments.results import KINDS, Results
-from smallobj_d2.experiments.scales import AUGMENTED_VAL
+from smallobj_d2.experiments.scales import AUGMENTED_VAL, SCENES
 from smallobj_d2.experiments.sweep import clock
 from smallobj_d2.paper import Claim, Paper
 
+COCO_VAL = "coco_2017_val"
 _NONE = "-"
 _TONES = {Status.HOLDS.value: "good", Status.FAILS.value: "bad", Status.UNMEASURED.value: "none"}
 
@@ -46,21 +49,14 @@ def _experiment(document: Document, paper: Paper, results: Results) -> None:
     if results.failed:
         document.text("Runs that failed, and are in no table:")
         document.add([f"{f['config']} seed {f['seed']}: {f['why']}" for f in results.failed])
+    _overview(document, paper, results)
     _conclusions(document, paper, results)
     _pictures(document, paper, results)
     for number, content in paper.tables.items():
         _table(document, paper, results, number, content)
     _pasted(document, paper, results)
     if results.table2:
-        document.heading("The training images, by Table 2", 3)
-        document.text(
-            "The scenes are made to resemble COCO in these shares, and were not changed for the "
-            "outcome. The paper's protocol puts all anchors on one grid of the original image; "
-            "`training` is what the network of these runs sees."
-        )
-        named = [replace(t, data=f"scenes, {t.protocol} protocol") for t in results.table2]
-        header, rows = side_by_side([PUBLISHED, *named])
-        document.add(Table(header, rows, text=2))
+        _training_images(document, results.table2)
 
 
 def _facts(results: Results) -> list[str]:
@@ -82,11 +78,60 @@ def _facts(results: Results) -> list[str]:
         f"on {' and '.join(about['device']) or 'an unknown machine'}.",
         f"Versions: {versions}.",
     ]
-    return [*facts, f"Validation objects: {objects}."] if objects else facts
+    named = f"Validation: {about['validation']}"
+    return [*facts, f"{named}, with {objects} objects." if objects else f"{named}."]
 
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _training_images(document: Document, tables: Sequence[Table2]) -> None:
+    data, small = tables[0].data, tables[0].rows["small"]
+    document.heading("The training images, by Table 2", 3)
+    text = (
+        "The paper's protocol puts all anchors on one grid of the original image; `training` is "
+        "what the network of these runs sees."
+    )
+    if data in SCENES:
+        made = "The scenes are made to resemble COCO in these shares, and were not changed for the "
+        text = f"{made}outcome. {text}"
+    elif small.image_share > NEARLY_ALL:
+        text += (
+            f" Of {tables[0].images:,} images {small.images:,} have small objects, so oversampling "
+            "them makes an epoch longer and little else."
+        )
+    document.text(text)
+    named = [replace(t, data=f"{data}, {t.protocol} protocol") for t in tables]
+    header, rows = side_by_side([PUBLISHED, *named])
+    document.add(Table(header, rows, text=2))
+
+
+# --- All rows at a glance
+
+
+def _overview(document: Document, paper: Paper, results: Results) -> None:
+    """Every row against the baseline, without the paper's numbers."""
+    known = [row for row in paper.configs() if results.seeds(row)]
+    others = [row for row in results.rows if row not in known and "@" not in row]
+    rows = [*known, *others]
+    if "baseline" not in rows or len(rows) < 2:
+        return
+    document.heading("Every row against the baseline", 3)
+    for kind in KINDS:
+        body = [
+            [f"`{row}`", str(len(results.seeds(row)))]
+            + [_measured(results, row, "baseline", f"{kind}.{size}") for size in SIZES]
+            for row in rows
+        ]
+        document.add(Table([TITLES[kind], "Seeds", *SIZES], body))
+    document.text(f"{_HOW_TO_READ} the baseline, in bold where its 95% interval leaves out zero.")
+
+
+_HOW_TO_READ = (
+    "AP in points (hundredths): mean ± standard deviation over seeds. In brackets stands the "
+    "difference to"
+)
 
 
 # --- Conclusions
@@ -96,11 +141,14 @@ def _conclusions(document: Document, paper: Paper, results: Results) -> None:
     document.heading("The paper's conclusions", 3)
     rows = []
     count: Counter[str] = Counter()
-    waiting = 0
+    waiting = sizeless = 0
     for claim in paper.claims:
         verdicts = {m: judge(claim, m, results) for m in claim.metrics}
         if all(v.status is Status.UNMEASURED for v in verdicts.values()):
-            waiting += 1
+            if all(v.missing for v in verdicts.values()):
+                waiting += 1
+            else:
+                sizeless += 1
             continue
         for at, (metric, verdict) in enumerate(verdicts.items()):
             count[verdict.status.value] += 1
@@ -116,13 +164,22 @@ def _conclusions(document: Document, paper: Paper, results: Results) -> None:
                 ]
             )
     said = [f"{count[s.value]} {_PLURALS[s]}" for s in Status if count[s.value]]
+    if sizeless:
+        said.append(f"{_number(sizeless, 'conclusion')} about sizes that no validation object has")
     if waiting:
-        said.append(f"{waiting} conclusions wait for rows that are not measured")
+        said.append(f"{waiting} conclusions wait for rows that were not run")
     document.text("; ".join(said) + ".")
+    if results.about["validation"] != COCO_VAL:
+        document.text(
+            f"The paper's conclusions are about COCO. Here they are judged on "
+            f"{results.about['validation']}, by differences between rows; the level of AP has "
+            "nothing to compare with."
+        )
     header = ["Section", "Conclusion", "AP", "In the paper's tables", "Here", "Margin", "Seeds"]
     tones = {**_TONES, "no": "bad"}
-    if rows:
-        document.add(Table(header, rows, text=3, long=(1,), tones=tones))
+    if not rows:
+        return
+    document.add(Table(header, rows, text=3, long=(1,), tones=tones))
     document.text(
         "The margin is by how much a conclusion holds, in AP points (hundredths of AP), or in per "
         "cent for a gain; where it makes several comparisons, it is that of the weakest. Behind it "
@@ -175,8 +232,9 @@ def _pictures(document: Document, paper: Paper, results: Results) -> None:
         "Mask AP of small against large objects. Up is better for small objects, to the right for "
         "large ones; bars are standard errors over seeds, the dotted line is the baseline."
     )
-    svg = figures.trade_off(paper, results, "segm")
-    document.add(Picture(f"{name}_trade_off", svg, caption))
+    if any(results.values(row, "segm.large") for row in results.rows):
+        svg = figures.trade_off(paper, results, "segm")
+        document.add(Picture(f"{name}_trade_off", svg, caption))
     tables = [row["config"] for t in (5, 6, 7) for row in paper.tables[t]["rows"][1:]]
     if any(results.seeds(row) for row in tables):
         caption = "Mask AP of small objects by how often each chosen object is pasted."
@@ -191,10 +249,11 @@ def _table(
     document: Document, paper: Paper, results: Results, number: int, content: dict[str, object]
 ) -> None:
     """A table of the paper, its numbers beside the measured ones; left out if it has none."""
-    lines: list[dict[str, str]] = content["rows"]  # type: ignore[assignment]
-    if not any(results.seeds(line["config"]) for line in lines[1:]):
+    every: list[dict[str, str]] = content["rows"]  # type: ignore[assignment]
+    lines = [line for line in every if results.seeds(line["config"])]
+    if lines in ([], every[:1]):
         return
-    base = lines[0]["config"]
+    base = every[0]["config"]
     document.heading(f"Table {number}: {content['title']}", 3)
     for kind in KINDS:
         header = [TITLES[kind], "Seeds"]
@@ -203,17 +262,17 @@ def _table(
         rows = []
         for line in lines:
             config = line["config"]
-            row = [line["row"], str(len(results.seeds(config)) or _NONE)]
+            row = [line["row"], str(len(results.seeds(config)))]
             for size in SIZES:
                 metric = f"{kind}.{size}"
                 row.append(_published(paper, config, base, metric))
                 row.append(_measured(results, config, base, metric))
             rows.append(row)
         document.add(Table(header, rows))
-    document.text(
-        "AP in points (hundredths): mean ± standard deviation over seeds. In brackets stands the "
-        f"difference to {lines[0]['row']}, in bold where its 95% interval leaves out zero."
-    )
+    text = f"{_HOW_TO_READ} {every[0]['row']}, in bold where its 95% interval leaves out zero."
+    if absent := [line["row"] for line in every if line not in lines]:
+        text += f" Not run: {', '.join(absent)}."
+    document.text(text)
 
 
 def _published(paper: Paper, config: str, base: str, metric: str) -> str:

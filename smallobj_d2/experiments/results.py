@@ -27,13 +27,14 @@ class Results:
     """The numbers of a sweep."""
 
     about: dict[str, Any]
-    """``scale``, ``text``, ``engine``, ``device``, ``versions``, ``schedule``, ``ground_truth``."""
+    """``scale``, ``text``, ``engine``, ``device``, ``versions``, ``schedule``, ``ground_truth``;
+    ``validation``, the name of the dataset."""
     numbers: dict[tuple[str, int], dict[str, float]]
     """AP by (row, seed) and metric; a row evaluated elsewhere is ``config@dataset``."""
     seconds: dict[tuple[str, int], float]
     failed: list[dict[str, Any]] = field(default_factory=list)
     table2: list[Table] = field(default_factory=list)
-    """The training images by Table 2; none at the paper's scale."""
+    """The training images by Table 2; none where they are COCO."""
 
     @property
     def rows(self) -> list[str]:
@@ -72,7 +73,7 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
     """
     runs, failed, devices = [], [], set()
     versions: dict[str, set[str]] = {}
-    requests = []
+    requests, names = [], set()
     ground_truth: dict[str, dict[str, int]] = {}
     for config, seed, dataset, path in _folders(folder):
         run = Run(config, seed, path, {}, dataset)
@@ -98,6 +99,7 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
                 versions.setdefault(package, set()).add(version)
         if not dataset:
             requests.append(path / "request.yaml")
+            names.add(row["dataset"])
     if not runs:
         raise SmallObjError(f"No run in {folder} is finished.")
     about = {
@@ -107,9 +109,11 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         "device": sorted(devices),
         "versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())},
         "schedule": _schedule(requests),
+        "validation": ", ".join(sorted(names)),
         "ground_truth": ground_truth,
     }
-    tables = _table2_of_scenes(folder.parent, requests[0]) if scale.scenes and requests else []
+    splits = scale.splits(folder.parent)
+    tables = _table2_of(splits[0], requests[0]) if splits and requests else []
     return {
         "about": about,
         "table2": [t.as_json() for t in tables],
@@ -139,19 +143,14 @@ def _schedule(requests: Sequence[Path]) -> dict[str, Any]:
     return {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
 
 
-def _table2_of_scenes(folder: Path, request: Path) -> list[Table]:
-    """Table 2 of made training images, by the paper's protocol and by the network's anchors."""
-    split = folder / "scenes" / "scenes_train"
-    json_file = split / "annotations.json"
-    if not json_file.is_file():
+def _table2_of(split: Sequence[str], request: Path) -> list[Table]:
+    """Table 2 of the training images, by the paper's protocol and by the network's anchors."""
+    name, json_file, images = split
+    if not Path(json_file).is_file():
         return []
-    objects = objects_of(load_coco(json_file, split / "images").records)
-    tables = []
-    for protocol in (PAPER, training_protocol(load_cfg(request))):
-        tables.append(
-            table2(objects, match(objects, protocol), data="scenes", protocol=protocol.name)
-        )
-    return tables
+    objects = objects_of(load_coco(json_file, images).records)
+    protocols = (PAPER, training_protocol(load_cfg(request)))
+    return [table2(objects, match(objects, p), data=name, protocol=p.name) for p in protocols]
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

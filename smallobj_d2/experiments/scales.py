@@ -1,7 +1,9 @@
-"""How large an experiment is: the paper's own scale, and smaller ones on made scenes.
+"""How large an experiment is and what data it is on: the paper's own, and smaller ones.
 
 A scale is a file in ``experiments/scales``. Merged over a row's YAML it changes the network, the
-data and the schedule, for all rows alike, and leaves the row's ``SMALLOBJ`` keys as they are.
+data and the schedule, for all rows alike, and leaves the row's ``SMALLOBJ`` keys as they are. Its
+data are made scenes (``scenes``), a dataset that is there already (``existing``), or those that the
+configs name.
 """
 
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from smallobj_d2.coco import datasets_root
 from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.offline import augment_dataset
@@ -20,6 +23,9 @@ from smallobj_d2.scenes import make_splits
 
 AUGMENTED_VAL = "augmented_val"
 """The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""
+
+SCENES = ("scenes_train", "scenes_val")
+"""What the made datasets are called."""
 
 _ELSEWHERE = ("SMALLOBJ", "OUTPUT_DIR", "VERSION", "DATASETS")
 
@@ -39,17 +45,29 @@ class Scale:
     machine: str
     """The machine that ``seconds`` is for, and where the number comes from."""
     scenes: dict[str, int] | None = None
-    """Arguments of `make_splits`; None for the datasets that the configs name."""
+    """Arguments of `make_splits`, if it is on made scenes."""
+    existing: list[list[str]] | None = None
+    """If it is on a dataset that is there: name, JSON and image folder of its training and of its
+    validation set, relative to ``DETECTRON2_DATASETS``."""
+
+    def splits(self, folder: Path) -> list[list[str]]:
+        """Name, JSON and image folder of the training and of the validation set.
+
+        None of these where the configs' own datasets are meant.
+
+        Args:
+            folder: of the sweep.
+        """
+        if self.existing is not None:
+            root = datasets_root()
+            return [[name, str(root / json), str(root / im)] for name, json, im in self.existing]
+        if self.scenes is None:
+            return []
+        return [_made(folder / "scenes" / name) for name in SCENES]
 
     def datasets(self, folder: Path) -> list[list[str]]:
         """``SMALLOBJ.DATASETS`` of the runs of a sweep in `folder`."""
-        found = []
-        if self.scenes is not None:
-            for split in ("scenes_train", "scenes_val"):
-                root = folder / "scenes" / split
-                found.append([split, str(root / "annotations.json"), str(root / "images")])
-        root = folder / AUGMENTED_VAL
-        return [*found, [AUGMENTED_VAL, str(root / "annotations.json"), str(root / "images")]]
+        return [*self.splits(folder), _made(folder / AUGMENTED_VAL)]
 
     def request(self, row: Path, folder: Path) -> dict[str, Any]:
         """The config of a row at this scale, as the content of a YAML file.
@@ -62,8 +80,9 @@ class Scale:
             raise SmallObjError(f"There is no config {row}.")
         merged: dict[str, Any] = CfgNode.load_yaml_with_base(str(row))
         _merge(self.config, merged)
-        if self.scenes is not None:
-            merged["DATASETS"] = {"TRAIN": ["scenes_train"], "TEST": ["scenes_val"]}
+        if splits := self.splits(folder):
+            train, val = (name for name, _, _ in splits)
+            merged["DATASETS"] = {"TRAIN": [train], "TEST": [val]}
         merged.setdefault("SMALLOBJ", {})["DATASETS"] = self.datasets(folder)
         merged["TEST"] = {**merged.get("TEST", {}), "EVAL_PERIOD": 0}  # row.json means: finished
         return merged
@@ -75,7 +94,13 @@ class Scale:
             configs: the folder ``configs/``.
             folder: of the sweep.
             augmented_val: whether any run is evaluated on the augmented validation set.
+
+        Raises:
+            SmallObjError: if a dataset that should be there is not.
         """
+        if self.existing is not None:
+            for name, json, images in self.splits(folder):
+                self._require(name, Path(json), Path(images))
         if self.scenes is not None:
             make_splits(folder / "scenes", **self.scenes, progress=sys.stderr.isatty())
         done = folder / AUGMENTED_VAL / "annotations.json"
@@ -88,6 +113,23 @@ class Scale:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(request))
         augment_dataset(load_cfg(path), done.parent)
+
+    def _require(self, name: str, json: Path, images: Path) -> None:
+        for what, path, there in (
+            ("file", json, json.is_file()),
+            ("image folder", images, images.is_dir()),
+        ):
+            if not there:
+                raise SmallObjError(
+                    f"Scale {self.name} is on {name}, but there is no {what} {path}. "
+                    "DETECTRON2_DATASETS must name the folder that holds it; it is "
+                    f"{datasets_root()} now."
+                )
+
+
+def _made(root: Path) -> list[str]:
+    """An entry of ``SMALLOBJ.DATASETS`` for a dataset that the sweep makes."""
+    return [root.name, str(root / "annotations.json"), str(root / "images")]
 
 
 def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
@@ -115,6 +157,7 @@ def load_scale(path: Path) -> Scale:
     _merge(data.get("config") or {}, config)
     if "SMALLOBJ" in config:
         raise SmallObjError(f"{path}: a scale cannot set SMALLOBJ; that is what the rows are.")
+    splits = data.get("datasets")
     return Scale(
         name=path.stem,
         about=data["about"],
@@ -123,4 +166,5 @@ def load_scale(path: Path) -> Scale:
         seconds=data["run"]["seconds"],
         machine=data["run"]["machine"],
         scenes=data.get("scenes"),
+        existing=splits and [splits["train"], splits["val"]],
     )
