@@ -63,7 +63,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "size-thin": ("error", "Cut or pad it; resizing would leave nothing of its shorter side"),
     "size-tiny": ("note", "Nothing to do, if it is meant to be that small"),
     "image-empty": ("note", "Nothing to do; DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves it out"),
-    "image-crowded": ("note", "COCO's evaluation counts the best 100 detections of an image"),
+    "image-crowded": ("note", "Raise TEST.DETECTIONS_PER_IMAGE, or no more than 100 can be found"),
     # Boxes
     "bbox-form": ("error", "bbox is [x, y, width, height], four numbers"),
     "bbox-mode": ("error", "Write XYWH boxes, and remove bbox_mode"),
@@ -542,7 +542,7 @@ _KEYS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
 _TYPES = {int: "number", str: "string"}
 _THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
 _TINY = 16  # pixels
-_MANY = 100  # instances; COCO's evaluation looks at so many detections
+_MANY = 100  # instances; the default of TEST.DETECTIONS_PER_IMAGE
 _NEAR = 2.0  # pixels; what exporters make of a corner by rounding
 _AREA_SLACK = 16.0  # pixels; what ways of counting a small mask differ by
 

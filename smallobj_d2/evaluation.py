@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -26,8 +27,18 @@ Row = dict[str, Any]
 """``segm`` and ``bbox``: size to AP as a fraction, or None if there are no objects of that size;
 ``ground_truth``: size to the number of objects."""
 
-# Places in COCOeval.stats, and Detectron2's names of them.
-_STATS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
+COCO_DETECTIONS = 100
+"""Of an image and category, in COCO's own evaluation."""
+
+# Detectron2's names of the numbers: the IoU threshold (None: the mean over all) and the size.
+_STATS: dict[str, tuple[float | None, str]] = {
+    "AP": (None, "all"),
+    "AP50": (0.5, "all"),
+    "AP75": (0.75, "all"),
+    "APs": (None, "small"),
+    "APm": (None, "medium"),
+    "APl": (None, "large"),
+}
 _NAMES = {"small": "APs", "medium": "APm", "large": "APl", "all": "AP"}
 
 
@@ -65,8 +76,19 @@ def count_objects(ground_truth: COCO) -> dict[str, int]:
     return {**counts, "all": len(areas)}
 
 
+def counted_detections(cfg: Any) -> int:
+    """How many detections of an image and category the evaluation of a config counts.
+
+    COCO's 100, or all that the network gives where TEST.DETECTIONS_PER_IMAGE asks for more.
+    """
+    return max(COCO_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
 def coco_metrics(
-    ground_truth: COCO, results: Sequence[Mapping[str, Any]], iou_type: str
+    ground_truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    detections: int = COCO_DETECTIONS,
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, APs, APm and APl as fractions, by pycocotools.
 
@@ -74,6 +96,7 @@ def coco_metrics(
         ground_truth: what `load_ground_truth` gives.
         results: detections in COCO's result format; may be none.
         iou_type: "segm" or "bbox".
+        detections: how many of an image and category count, the best ones.
 
     Returns:
         None in place of an AP over sizes that no object has.
@@ -93,13 +116,21 @@ def coco_metrics(
         for result in own:  # given a box, pycocotools would measure a mask's size by it
             result.pop("bbox", None)
     with contextlib.redirect_stdout(io.StringIO()):
-        detections = ground_truth.loadRes(own)
-        evaluation = COCOeval(ground_truth, detections, iou_type)
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(own), iou_type)
+        evaluation.params.maxDets = [detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    stats = {name: float(evaluation.stats[i]) for name, i in _STATS.items()}
-    return {name: None if ap < 0 else ap for name, ap in stats.items()}
+    return {name: _mean(evaluation, *what) for name, what in _STATS.items()}
+
+
+def _mean(evaluation: COCOeval, iou: float | None, size: str) -> float | None:
+    """COCOeval's own summary, which insists on 100 detections."""
+    at = evaluation.params.areaRngLbl.index(size)
+    precision = evaluation.eval["precision"][:, :, :, at, -1]
+    if iou is not None:
+        precision = precision[np.isclose(evaluation.params.iouThrs, iou)]
+    known = precision[precision > -1]
+    return float(known.mean()) if len(known) else None
 
 
 def ap_row(

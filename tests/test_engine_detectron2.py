@@ -22,7 +22,12 @@ from pycocotools import mask as coco_mask
 from smallobj_d2.augmentation import draw_state
 from smallobj_d2.coco import get_records, load_coco
 from smallobj_d2.config import load_cfg
-from smallobj_d2.engines.detectron2 import MAPPERS, SmallObjectMapper, build_train_loader
+from smallobj_d2.engines.detectron2 import (
+    MAPPERS,
+    SmallObjectMapper,
+    Trainer,
+    build_train_loader,
+)
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
 from smallobj_d2.scenes import make_dataset
@@ -378,3 +383,22 @@ def test_global_state_is_left_alone_when_there_is_a_draw(scenes):
         ours({**copy.deepcopy(scenes[k]), "draw": Draw(k, k, 0)})
     after = (np.random.get_state()[1].tobytes(), random.getstate(), torch.get_rng_state().tolist())
     assert after == before
+
+
+# --- the trainer
+
+
+def test_a_step_at_the_very_end_of_training_changes_nothing():
+    """Detectron2's own schedule would end in an AssertionError."""
+    rates = []
+    for steps in ("(4,)", "(4, 6)"):
+        cfg = config("baseline", "SOLVER.MAX_ITER", "6", "SOLVER.STEPS", steps)
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = Trainer.build_lr_scheduler(cfg, optimizer)
+        rates.append([])
+        for _ in range(6):
+            rates[-1] += schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+    assert rates[0] == rates[1]
+    assert rates[0][4] < rates[0][3]

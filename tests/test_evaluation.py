@@ -1,10 +1,12 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation import (
     SIZES,
@@ -12,12 +14,15 @@ from smallobj_d2.evaluation import (
     as_detectron2,
     coco_metrics,
     count_objects,
+    counted_detections,
     from_detectron2,
     load_ground_truth,
     row_of,
     table,
     write_row,
 )
+
+BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
 
 
 def square(side, x, y):
@@ -183,3 +188,29 @@ def test_detectron2s_evaluator_gives_the_same(truth, tmp_path):
         assert [v is None for v in ours] == [v is None for v in expected]
         for a, b in zip(ours, expected, strict=True):
             assert a is None or a == pytest.approx(b, abs=1e-9)
+
+
+def test_in_a_dense_image_as_many_detections_count_as_the_network_gives(tmp_path):
+    """130 objects, all found: COCO's 100 detections leave a quarter of them out."""
+    path = tmp_path / "dense.json"
+    places = [(10 * (i % 38) + 5, 10 * (i // 38) + 5) for i in range(130)]
+    data = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 300, "width": 400}],
+        "categories": [{"id": 7, "name": "cell"}],
+        "annotations": [annotation(i + 1, 8, x, y) for i, (x, y) in enumerate(places)],
+    }
+    path.write_text(json.dumps(data))
+    dense = load_ground_truth(path)
+    results = [result(8, x, y) for x, y in places]
+    assert coco_metrics(dense, results, "segm")["APs"] == pytest.approx(77 / 101, abs=0.01)
+    for asked, ap in ((400, 1.0), (50, 77 / 101)):  # never fewer than COCO counts
+        cfg = load_cfg(BASE, ["TEST.DETECTIONS_PER_IMAGE", str(asked)])
+        ours = coco_metrics(dense, results, "segm", counted_detections(cfg))
+        assert ours["AP"] == ours["APs"] == pytest.approx(ap, abs=0.01)
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
+
+    theirs = _evaluate_predictions_on_coco(
+        dense, [dict(r) for r in results], "segm", max_dets_per_image=[1, 10, 400]
+    )
+    assert theirs.stats[0] == pytest.approx(1.0)

@@ -447,6 +447,7 @@ def step(repeats: int) -> list[Row]:
     import torch
     from detectron2.data import DatasetMapper, build_detection_train_loader
     from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
 
     from smallobj_d2.engines.detectron2 import build_train_loader, read_records
 
@@ -470,7 +471,8 @@ def step(repeats: int) -> list[Row]:
                 start = time.perf_counter()
                 batch = next(iterators[name])
                 waits[name].append(time.perf_counter() - start)
-                loss = sum(model(batch).values())
+                with EventStorage():
+                    loss = sum(model(batch).values())
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

@@ -18,7 +18,6 @@ from smallobj_d2.sizes import SMALL_AREA
 NEARLY_ALL = 0.99
 """Where so many images have small objects, there are hardly any to draw less often."""
 
-_COCO_DETECTIONS = 100
 """Of an image, in COCO's evaluation."""
 
 _EXAMINED = 5_000
@@ -256,19 +255,17 @@ def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[st
 
 
 def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
-    """Images with more objects than COCO's evaluation looks at."""
-    counts = np.diff(objects.ranges())
-    crowded = int((counts > _COCO_DETECTIONS).sum())
+    """Images with more objects than the network may find."""
+    counts, most = np.diff(objects.ranges()), cfg.TEST.DETECTIONS_PER_IMAGE
+    crowded = int((counts > most).sum())
     if not crowded:
         return []
-    beyond = (counts - _COCO_DETECTIONS).clip(min=0).sum() / len(objects)
+    beyond = (counts - most).clip(min=0).sum() / len(objects)
     return [
-        f"{crowded:,} of {len(counts):,} images have more than {_COCO_DETECTIONS} objects, "
-        f"{counts.max():,} at most. "
-        f"COCO's evaluation counts the best {_COCO_DETECTIONS} detections of an image and "
-        f"category, and the network gives {cfg.TEST.DETECTIONS_PER_IMAGE} of an image "
-        "(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, up to "
-        f"{percent(beyond)} of the objects cannot be found, however good the model is."
+        f"{crowded:,} of {len(counts):,} images have more than {most} objects, {counts.max():,} at "
+        "most, and the network gives no more detections of an image "
+        f"(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, {percent(beyond)} "
+        "of the objects cannot be found, however good the model is: raise it."
     ]
 
 

@@ -44,7 +44,14 @@ from smallobj_d2.engines.data import Records, check_test_data, training_data
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.safe import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.evaluation import Row, count_objects, from_detectron2, load_ground_truth, table
+from smallobj_d2.evaluation import (
+    Row,
+    count_objects,
+    counted_detections,
+    from_detectron2,
+    load_ground_truth,
+    table,
+)
 from smallobj_d2.images import opened, require_size, resize
 from smallobj_d2.sampling import Draw
 from smallobj_d2.visualization import Outlines, View, outlines_of_mask
@@ -409,6 +416,14 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """The stock schedule, which cannot take a step at the very end of training."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.STEPS = tuple(s for s in cfg.SOLVER.STEPS if s != cfg.SOLVER.MAX_ITER)
+        return super().build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
         """COCO's evaluation of what the model predicts."""
         tasks = ["bbox"]
@@ -417,7 +432,12 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.KEYPOINT_ON:
             tasks.append("keypoints")
         output = os.path.join(cfg.OUTPUT_DIR, "inference")
-        evaluator = COCOEvaluator(dataset_name, tasks=tuple(tasks), output_dir=output)
+        evaluator = COCOEvaluator(
+            dataset_name,
+            tasks=tuple(tasks),
+            output_dir=output,
+            max_dets_per_image=counted_detections(cfg),
+        )
         evaluator._coco_api = load_ground_truth(MetadataCatalog.get(dataset_name).json_file)
         return evaluator
 

@@ -33,6 +33,7 @@ from smallobj_d2.evaluation import (
     as_detectron2,
     coco_metrics,
     count_objects,
+    counted_detections,
     load_ground_truth,
     row_of,
     table,
@@ -167,7 +168,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         write_results(output / "inference" / (name if several else ""), results)
         truth = load_ground_truth(dataset_info(name).json_file)
         tasks = ("segm", "bbox") if cfg.MODEL.MASK_ON else ("bbox",)
-        metrics = {t: coco_metrics(truth, results, t) for t in tasks}
+        metrics = {t: coco_metrics(truth, results, t, counted_detections(cfg)) for t in tasks}
         rows[name] = row_of(metrics, count_objects(truth))
         prefix = f"{name}/" if several else ""
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
