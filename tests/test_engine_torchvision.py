@@ -17,6 +17,7 @@ from smallobj_d2.coco import load_coco
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.engines import run
 from smallobj_d2.engines import torchvision as engine
+from smallobj_d2.engines.launch import launch
 from smallobj_d2.engines.torchvision.inference import paste_mask
 from smallobj_d2.engines.torchvision.mapper import (
     SmallObjectMapper,
@@ -834,22 +835,10 @@ def test_wrong_numbers_of_classes_are_named(cfg):
         engine.main(changed(cfg, "MODEL.ROI_HEADS.NUM_CLASSES", 1))
 
 
-def test_two_processes(cfg):
-    cfg = changed(cfg, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 4)
-    row = run.launch(engine.main, 2, device="cpu", args=(cfg,))
-    assert row["ground_truth"]["all"] == 24
-    output = Path(cfg.OUTPUT_DIR)
-    assert json.loads((output / "run.json").read_text())["processes"] == 2
-    results = json.loads((output / "inference" / "coco_instances_results.json").read_text())
-    alone = changed(cfg, "MODEL.WEIGHTS", str(output / "model_final.pth"))
-    assert engine.main(alone, eval_only=True) == row
-    assert results == json.loads((output / "inference" / "coco_instances_results.json").read_text())
-
-
 def test_processes_that_cannot_be_are_refused(cfg):
     for arguments in ((0,), (1, 2, 2), (2, 2, 0)):
         with pytest.raises(SmallObjError, match=r"--num-gpus|--dist-url"):
-            run.launch(engine.main, *arguments, device="cpu", args=(cfg,))
+            launch(engine.main, *arguments, device="cpu", args=(cfg,))
 
 
 def test_skipped_images_are_named(cfg, data, tmp_path, caplog):
@@ -868,7 +857,7 @@ def test_skipped_images_are_named(cfg, data, tmp_path, caplog):
 
 def test_an_error_in_one_of_two_processes_is_the_launchers(cfg):
     with pytest.raises(SmallObjError, match="3, which 2 processes cannot share"):
-        run.launch(engine.main, 2, device="cpu", args=(changed(cfg, "SOLVER.IMS_PER_BATCH", 3),))
+        launch(engine.main, 2, device="cpu", args=(changed(cfg, "SOLVER.IMS_PER_BATCH", 3),))
 
 
 # --- The run's folder, seed and device

@@ -20,13 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import _path
+from _recording import COMMAND, RECORD, Batch, drawn
 from tqdm import tqdm
 
 SMALL = {
@@ -50,8 +49,6 @@ SMALL = {
     "SOLVER.WARMUP_ITERS": 5,
     "SEED": 5,
 }
-RECORD = "KILL_RESUME_DRAWS"
-"""Environment variable: the file to write draws to, in a process that trains."""
 
 
 def options(scenes: Path, output: Path, iterations: int) -> list[str]:
@@ -77,32 +74,10 @@ def make_scenes(folder: Path) -> None:
     make_dataset(folder, "val", 3, seed=2, size=128, progress=False)
 
 
-# --- The process that trains
-
-
-def train(arguments: list[str]) -> int:
-    """tools/train_net.py, with every draw recorded."""
-    import train_net
-
-    from smallobj_d2.engines import loader
-
-    stock = loader.TrainLoader.__iter__
-
-    def recorded(self: Any) -> Iterator[Any]:
-        with Path(os.environ[RECORD]).open("a", buffering=1) as file:
-            for iteration, batch in enumerate(stock(self), self._loader.batch_sampler.start):
-                sums = [zlib.crc32(sample["image"].numpy().tobytes()) for sample in batch]
-                file.write(f"{iteration} {self.positions} {sums}\n")
-                yield batch
-
-    loader.TrainLoader.__iter__ = recorded
-    return train_net.main(arguments)
-
-
 def start(engine: str, opts: list[str], draws: Path, *, resume: bool) -> "subprocess.Popen[bytes]":
     """Start a training in a process of its own."""
-    command = [sys.executable, __file__, "--train", "--config", _path.ROOT / "configs/demo.yaml"]
-    command += ["--engine", engine, *(["--resume"] if resume else []), *opts]
+    command = [*COMMAND, "--config", _path.ROOT / "configs/demo.yaml", "--engine", engine]
+    command += [*(["--resume"] if resume else []), *opts]
     environment = {**os.environ, RECORD: str(draws), "OMP_NUM_THREADS": "1"}
     log = draws.with_suffix(".log").open("ab")
     with log:
@@ -136,13 +111,11 @@ def tail(draws: Path) -> str:
     return draws.with_suffix(".log").read_text(errors="replace")[-3000:]
 
 
-def drawn(path: Path) -> dict[str, set[str]]:
-    """Iteration to all that was ever drawn for it; the line that a kill cut off is left out."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("]\n"):
-            iteration, rest = line.split(" ", 1)
-            found[iteration].add(rest)
+def ever_drawn(path: Path) -> dict[int, set[Batch]]:
+    """Iteration to all that was ever drawn for it."""
+    found: dict[int, set[Batch]] = defaultdict(set)
+    for iteration, _, batch in drawn(path):
+        found[iteration].add(batch)
     return dict(found)
 
 
@@ -167,7 +140,7 @@ def compare(whole: Path, broken: Path) -> list[str]:
     wrong = [f"checkpoint{d}" for d in differences(*finals)]
     rows = [json.loads((f / "row.json").read_text()) for f in (whole, broken)]
     wrong += [f"row.json{d}" for d in differences(*rows)]
-    draws = [drawn(f.with_suffix(".draws")) for f in (whole, broken)]
+    draws = [ever_drawn(f.with_suffix(".draws")) for f in (whole, broken)]
     return wrong + [f"draws{d}" for d in differences(*draws)]
 
 
@@ -232,8 +205,6 @@ def experiment(
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--train"]:
-        return train(sys.argv[2:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

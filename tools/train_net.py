@@ -49,8 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         why = "as asked" if args.engine == engine else "chosen by --engine auto"
         print(f"Engine: {engine} ({why}).", flush=True)
         cfg = load_cfg(args.config_file, args.opts)
-        from smallobj_d2.engines.run import launch
+        from smallobj_d2.engines.launch import launch
 
+        if args.num_machines > 1:
+            which = f"Machine {args.machine_rank} of {args.num_machines}"
+            print(f"{which}: meeting the others at {args.dist_url}.", flush=True)
         launch(
             run,
             args.num_gpus,

@@ -443,7 +443,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
-        """The stock evaluation; an image that cannot be read is named without a traceback."""
+        """The stock evaluation, of the same model in all processes, with errors that have words.
+
+        Each process has batch norm statistics of its own, and evaluates a part of the images.
+        """
+        run.share_statistics(model)
         try:
             return super().test(cfg, model, evaluators)
         except UnreadableImage as e:  # torch has put a worker's traceback before what it says

@@ -2,7 +2,8 @@
 
 The order of batches is decided in the main process, by a batch sampler; workers turn positions
 into samples. So batches are the same, in the same order, with any number of workers, and a
-resumed run continues with the batch that an unbroken one would see next.
+resumed run continues with the batch that an unbroken one would see next. Processes share a
+batch, so its draws do not depend on how many there are either.
 """
 
 import logging
@@ -101,33 +102,37 @@ class BatchSampler(Sampler[list[int]]):
     """Batches of positions, those of wide and of tall images apart if ``wide`` is given.
 
     Grouping saves padding, as in Detectron2. It delays a position until its batch is full, but
-    loses none.
+    loses none. Batches are those of all processes together, of which each takes its share: so an
+    iteration has the same draws with any number of processes.
 
     Args:
-        positions: the positions this process sees.
         stream: tells which record stands at a position.
-        size: positions in a batch.
+        size: positions in a batch, over all processes.
         wide: (N,) bool per record, wider than tall; None for no grouping.
+        rank, world_size: which process this is, of how many.
         start: batches to leave out at the beginning; no image is read for them.
     """
 
     def __init__(
         self,
-        positions: PositionSampler,
         stream: Stream,
         size: int,
         wide: NDArray[np.bool_] | None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
         start: int = 0,
     ) -> None:
-        self.positions, self.stream, self.size = positions, stream, size
-        self.wide, self.start = wide, start
+        self.stream, self.size, self.wide = stream, size, wide
+        self.rank, self.world_size, self.start = rank, world_size, start
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._batches(), self.start, None)
+        for batch in islice(self._batches(), self.start, None):
+            yield batch[self.rank :: self.world_size]
 
     def _batches(self) -> Iterator[list[int]]:
         buckets: tuple[list[int], list[int]] = ([], [])
-        for position in self.positions:
+        for position in count():
             bucket = buckets[0]
             if self.wide is not None:
                 bucket = buckets[int(self.wide[self.stream[position].index])]
@@ -175,7 +180,7 @@ def build_train_loader(
     wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
     dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable)
     batches = BatchSampler(
-        PositionSampler(rank, world_size), stream, images_per_batch // world_size, wide, start_iter
+        stream, images_per_batch, wide, rank=rank, world_size=world_size, start=start_iter
     )
     return TrainLoader(dataset, batches, num_workers)
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from smallobj_d2.engines.launch import require_same
 from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def running(
         The config, frozen, with the ``MODEL.DEVICE`` and ``SEED`` that are really used.
     """
     output = Path(cfg.OUTPUT_DIR)
+    _agree(cfg, engine, resume=resume, eval_only=eval_only)
     with locked(output), _full_disk(output):
         if rank() == 0:
             for left_over in output.glob("*.tmp"):  # of a run that was killed while writing
@@ -87,103 +88,42 @@ def gather(value: Any) -> list[Any]:
     return boxes or []
 
 
-def launch(
-    main: Callable[..., Any],
-    num_processes: int,
-    num_machines: int = 1,
-    machine_rank: int = 0,
-    dist_url: str = "auto",
-    *,
-    device: str = "cuda",
-    args: tuple[Any, ...] = (),
-) -> Any:
-    """Call ``main(*args)`` in every process of a run, and return what it returns in process 0.
+def share_statistics(model: torch.nn.Module) -> None:
+    """Give all processes the batch norm statistics of the first, which are those that it saves."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
-    Args:
-        main: importable by name.
-        num_processes: on this machine, one per GPU; without a GPU, processes on the CPU.
-        num_machines, machine_rank: over how many machines, and which this is.
-        dist_url: where process 0 listens, such as ``tcp://host:port``; "auto" for one machine.
-        device: the config's ``MODEL.DEVICE``.
-        args: of `main`; must pickle.
 
-    Raises:
-        SmallObjError: as `main` raised it in whichever process came first.
-    """
-    if num_processes < 1 or not 0 <= machine_rank < num_machines:
-        raise SmallObjError(
-            f"--num-gpus {num_processes}, --num-machines {num_machines} and --machine-rank "
-            f"{machine_rank} do not fit together; ranks of machines start at 0."
+_OF_A_MACHINE = ("OUTPUT_DIR", "SMALLOBJ.DATASETS", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS")
+"""Config keys that may differ from machine to machine: they say where, not what."""
+
+
+def _agree(cfg: Any, engine: str, *, resume: bool, eval_only: bool) -> None:
+    """See that all processes are about to do the same; they would wait for each other forever."""
+    if world_size() == 1:
+        return
+    told = {"--engine": engine, "--resume": resume, "--eval-only": eval_only, **_flat(cfg)}
+    if resume:
+        pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+        told["the last checkpoint in OUTPUT_DIR"] = (
+            pointer.read_text().strip() if pointer.is_file() else None
         )
-    cuda = device.startswith("cuda") and torch.cuda.is_available()
-    if cuda and num_processes > torch.cuda.device_count():
-        raise SmallObjError(
-            f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs."
-        )
-    if num_processes * num_machines == 1:
-        return main(*args)
-    if dist_url == "auto":
-        if num_machines > 1:
-            raise SmallObjError(
-                "With --num-machines above 1, --dist-url must be tcp://<host of machine 0>:<port>."
-            )
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    reports = mp.get_context("spawn").SimpleQueue()
-    everything = (main, num_processes, num_machines, machine_rank, dist_url, cuda, reports, args)
-    try:
-        mp.start_processes(_process, everything, nprocs=num_processes, start_method="spawn")
-    except mp.ProcessExitedException:
-        if reports.empty():
-            raise
-    outcome = None if reports.empty() else reports.get()
-    if isinstance(outcome, SmallObjError):
-        raise outcome
-    return outcome
+    told = {key: value for key, value in told.items() if key not in _OF_A_MACHINE}
+    whose = f"process 0 ({socket.gethostname()})"
+    first, whose = share((told, whose))
+    require_same(first, told, f"process {rank()} ({socket.gethostname()})", whose)
 
 
-def _process(
-    local_rank: int,
-    main: Callable[..., Any],
-    num_processes: int,
-    num_machines: int,
-    machine_rank: int,
-    dist_url: str,
-    cuda: bool,
-    reports: Any,
-    args: tuple[Any, ...],
-) -> None:
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
-    os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
-    try:
-        try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                init_method=dist_url,
-                world_size=num_processes * num_machines,
-                rank=machine_rank * num_processes + local_rank,
-            )
-        except (ValueError, RuntimeError) as e:
-            why = " ".join(str(e).split())[:200]
-            raise SmallObjError(f"--dist-url {dist_url}: the processes do not meet: {why}") from e
-        result = main(*args)
-    except SmallObjError as e:
-        reports.put(SmallObjError(str(e)))
-        # The others wait for this one in some collective call; leaving makes the parent end them.
-        os._exit(2)
-    if local_rank == 0:
-        reports.put(result)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as one dict: "SOLVER.MAX_ITER" to its value."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 # --- Device and seed

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -183,7 +182,7 @@ class Trainer:
                 if last:
                     self.save("model_final.pth")
                 if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
-                    self._share_statistics()
+                    run.share_statistics(self.model)
                     metrics.write(iteration, evaluate())
                     self.model.train()
 
@@ -210,12 +209,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return values
-
-    def _share_statistics(self) -> None:
-        """Give all processes the batch norm statistics of the first, which are those it saves."""
-        if run.world_size() > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
 
     # --- Checkpoints
 
