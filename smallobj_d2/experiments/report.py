@@ -163,12 +163,12 @@ def _conclusions(document: Document, paper: Paper, results: Results) -> None:
                     str(verdict.seeds),
                 ]
             )
-    said = [f"{count[s.value]} {_PLURALS[s]}" for s in Status if count[s.value]]
+    said = [f"{s.value}: {count[s.value]}" for s in Status if count[s.value]]
     if sizeless:
         said.append(f"{_number(sizeless, 'conclusion')} about sizes that no validation object has")
     if waiting:
         said.append(f"{waiting} conclusions wait for rows that were not run")
-    document.text("; ".join(said) + ".")
+    document.text("; ".join(said).capitalize() + ".")
     if results.about["validation"] != COCO_VAL:
         document.text(
             f"The paper's conclusions are about COCO. Here they are judged on "
@@ -190,14 +190,6 @@ def _conclusions(document: Document, paper: Paper, results: Results) -> None:
         "decided** with so many seeds. Where the best of several rows is meant, each seed takes "
         "its own best."
     )
-
-
-_PLURALS = {
-    Status.HOLDS: "statements hold",
-    Status.FAILS: "do not hold",
-    Status.OPEN: "are not decided",
-    Status.UNMEASURED: "are not measured",
-}
 
 
 def _metric_name(metric: str) -> str:
