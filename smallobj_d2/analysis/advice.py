@@ -18,8 +18,6 @@ from smallobj_d2.sizes import SMALL_AREA
 NEARLY_ALL = 0.99
 """Where so many images have small objects, there are hardly any to draw less often."""
 
-"""Of an image, in COCO's evaluation."""
-
 _EXAMINED = 5_000
 """Small-object images in which sources are looked for; a fair sample where there are more."""
 
