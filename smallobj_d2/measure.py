@@ -12,6 +12,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from smallobj_d2.copy_paste.rle import read_numbers, undo_differences
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -237,11 +239,7 @@ def _plain(given: Sequence[Any], which: list[int]) -> Iterator[tuple[int, Ints |
 
 
 def _packed(given: Sequence[Any], which: list[int]) -> Iterator[tuple[int, Ints | str]]:
-    """The runs of compressed RLE, or what is wrong with them.
-
-    A run is written five bits to a character, lowest first, with a sixth bit for "more follows";
-    from the fourth run on it is the difference to the run two before.
-    """
+    """The runs of compressed RLE, or what is wrong with them."""
     texts = []
     for i in which:
         text = given[i]["counts"].encode("utf-8", "replace")
@@ -255,23 +253,15 @@ def _packed(given: Sequence[Any], which: list[int]) -> Iterator[tuple[int, Ints 
     if not texts:
         return
     code = np.concatenate([c for _, c in texts])
-    is_last = (code & 32) == 0
-    start = np.flatnonzero(np.concatenate([[True], is_last[:-1]]))
-    length = np.diff(start, append=len(code))
-    place = np.arange(len(code)) - np.repeat(start, length)
+    value, length = read_numbers(code)
     too_long = length > 8  # forty bits are more than any image has pixels
-    digits = (code & 31) << np.minimum(5 * place, 40)
-    value = np.add.reduceat(digits, start)
-    value -= ((code[is_last] >> 4) & 1) << np.minimum(5 * length, 45)  # the sign
-
     ends = np.cumsum([np.count_nonzero((c & 32) == 0) for _, c in texts])
     for (i, _), begin, end in zip(texts, np.concatenate([[0], ends[:-1]]), ends, strict=True):
         if too_long[begin:end].any():
             yield i, "counts of its RLE have a number beyond all images"
             continue
         runs = value[begin:end].copy()
-        runs[1::2] = np.cumsum(runs[1::2])
-        runs[2::2] = np.cumsum(runs[2::2])
+        undo_differences(runs)
         yield i, runs
 
 

@@ -26,21 +26,44 @@ def runs_of(counts: list[int] | str | bytes) -> NDArray[np.int64]:
     if isinstance(counts, list):
         return np.array(counts, dtype=np.int64)
     code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-    # A number is a few characters of five bits, the lowest first; the sixth bit says that more
-    # follow, and the highest bit of the last is the sign.
     code = code.astype(np.int64) - 48
-    last = ((code & 32) == 0).nonzero()[0]
-    if not len(last):
+    ends = ((code & 32) == 0).nonzero()[0]
+    if not len(ends):
         return np.zeros(0, np.int64)
+    runs, _ = read_numbers(code[: ends[-1] + 1])
+    undo_differences(runs)
+    return runs
+
+
+def read_numbers(code: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of compressed counts, of one RLE or of several one after the other.
+
+    A number is a few characters of five bits, the lowest first; the sixth bit says that more
+    follow, and the highest bit of the last is the sign.
+
+    Args:
+        code: the characters less 48; a number's last is the last of them.
+
+    Returns:
+        The numbers, and of how many characters each is; with more than nine they mean nothing.
+    """
+    last = ((code & 32) == 0).nonzero()[0]
     first = np.empty_like(last)
     first[0], first[1:] = 0, last[:-1] + 1
-    digit = np.arange(last[-1] + 1) - first.repeat(last - first + 1)
-    runs: NDArray[np.int64] = np.add.reduceat((code[: len(digit)] & 31) << 5 * digit, first)
-    runs -= (code[last] & 16) << 5 * digit[last] + 1
-    # From the fourth on, each is the difference to the last but one.
+    length = last - first + 1
+    place = np.arange(len(code)) - first.repeat(length)
+    values: NDArray[np.int64] = np.add.reduceat((code & 31) << np.minimum(5 * place, 40), first)
+    values -= ((code[last] >> 4) & 1) << np.minimum(5 * length, 45)  # the sign
+    return values, length
+
+
+def undo_differences(runs: NDArray[np.int64]) -> None:
+    """Turn the numbers of one RLE into its runs, in place.
+
+    From the fourth on, each is the difference to the last but one.
+    """
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
-    return runs
 
 
 def decode(rle: Mapping[str, Any], x: int, y: int, width: int, height: int) -> Mask:
