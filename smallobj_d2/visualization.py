@@ -1,8 +1,8 @@
 """Contact sheets: what the mapper really feeds the model, original beside augmented."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,10 +11,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 Outlines = list[NDArray[np.float64]]
 
-PASTED = (255, 64, 160)
-"""Colour of pasted instances, RGB."""
-ORIGINAL = (80, 220, 255)
-"""Colour of the instances that the image had."""
+
+class Style(NamedTuple):
+    """How an outline is drawn. Sorted, those drawn last come last."""
+
+    thickness: int
+    colour: tuple[int, int, int]
+    """RGB."""
+
+
+ORIGINAL = Style(1, (80, 220, 255))
+"""Instances that the image had."""
+PASTED = Style(2, (255, 64, 160))
+"""Pasted instances."""
+FOUND = Style(1, (60, 255, 60))
+"""Detections of an annotated object."""
+WRONG = Style(2, (255, 150, 0))
+"""Detections of nothing."""
+MISSED = Style(2, (255, 40, 40))
+"""Annotated objects that were not detected."""
 
 
 @dataclass
@@ -25,8 +40,13 @@ class View:
     """(H, W, 3) RGB."""
     outlines: list[Outlines]
     """Per instance its outline in pixels, (P, 2) float64 arrays."""
-    pasted: list[bool] = field(default_factory=list)
-    """Per instance whether it is a pasted copy."""
+    styles: list[Style]
+    """Per instance how it is drawn."""
+
+
+def styles_of_copies(pasted: Iterable[bool]) -> list[Style]:
+    """The styles of instances that are pasted copies, or not."""
+    return [PASTED if copy else ORIGINAL for copy in pasted]
 
 
 def outlines_of_mask(mask: NDArray[Any]) -> Outlines:
@@ -45,12 +65,9 @@ def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     shrink = cv2.INTER_AREA if width < view.image.shape[1] else cv2.INTER_LINEAR
     canvas = cv2.resize(view.image, (width, height), interpolation=shrink)
     scale = width / view.image.shape[1]
-    pasted = view.pasted or [False] * len(view.outlines)
-    order = sorted(zip(pasted, range(len(pasted)), strict=True))  # copies on top
-    for is_copy, i in order:
+    for style, i in sorted(zip(view.styles, range(len(view.outlines)), strict=True)):
         points = [np.rint((p * scale - 0.5) * 16).astype(np.int32) for p in view.outlines[i]]
-        colour, thickness = (PASTED, 2) if is_copy else (ORIGINAL, 1)
-        cv2.polylines(canvas, points, True, colour, thickness, cv2.LINE_AA, shift=4)
+        cv2.polylines(canvas, points, True, style.colour, style.thickness, cv2.LINE_AA, shift=4)
     return canvas
 
 
@@ -106,7 +123,7 @@ def training_sheet(engine: Any, cfg: Any, positions: Sequence[int], *, width: in
     for position in positions:
         sample = after[position]
         views = [engine.view(before[position], plain), engine.view(sample, cfg)]
-        copies = sum(views[1].pasted)
+        copies = views[1].styles.count(PASTED)
         what = f"{copies} pasted" if copies else "nothing pasted in this draw"
         rows.append(
             (
@@ -128,12 +145,10 @@ def augmented_positions(engine: Any, cfg: Any, count: int, *, look_at: int = 200
         count: how many to find.
         look_at: how many positions to look at before giving up.
     """
-    from smallobj_d2.augmentation import build_augmentation
-
-    augmentation = build_augmentation(cfg, cfg.SEED)
+    dataset = engine.build_train_loader(cfg).dataset
+    augmentation = getattr(dataset.mapper, "augmentation", None)
     if augmentation is None:
         return list(range(count))
-    dataset = engine.build_train_loader(cfg).dataset
     found: list[int] = []
     for position in range(look_at):
         plan = augmentation.plan(dataset.record(position))

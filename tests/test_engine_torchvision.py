@@ -311,7 +311,7 @@ def test_view(cfg, data):
     sample = next(iter(loader))[0]
     shown = engine.view(sample, cfg)
     assert shown.image.dtype == np.uint8
-    assert len(shown.outlines) == len(shown.pasted) == len(sample["target"]["labels"])
+    assert len(shown.outlines) == len(shown.styles) == len(sample["target"]["labels"])
     assert np.array_equal(shown.image[:, :, 0], sample["image"][2].numpy())
     low = np.concatenate(shown.outlines[0]).min(axis=0)
     assert np.abs(low - sample["target"]["boxes"][0, :2].numpy()).max() < 2

@@ -14,6 +14,7 @@ import _path
 import train_net
 
 from smallobj_d2.config import load_cfg
+from smallobj_d2.detections import detection_sheet
 from smallobj_d2.engines import load_engine
 from smallobj_d2.scenes import make_splits
 from smallobj_d2.visualization import augmented_positions, training_sheet
@@ -54,10 +55,15 @@ def main() -> int:
     code = train_net.main(
         ["--config", str(CONFIG), "--engine", args.engine, "OUTPUT_DIR", str(run), *args.opts]
     )
-    if code == 0:
-        minutes = (time.monotonic() - start) / 60
-        print(f"Done in {minutes:.1f} minutes. Pictures: {sheet}  Run: {run}")
-    return code
+    if code:
+        return code
+    found = args.out / "detections.png"
+    pictures, text = detection_sheet({"this model": run}, num=args.num, width=384)
+    pictures.save(found)
+    minutes = (time.monotonic() - start) / 60
+    print(f"4. What it finds: {found}\n{text}")
+    print(f"Done in {minutes:.1f} minutes. Pictures: {sheet} {found}  Run: {run}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from smallobj_d2.evaluation import (
 )
 from smallobj_d2.images import opened, require_size, resize
 from smallobj_d2.sampling import Draw
-from smallobj_d2.visualization import Outlines, View, outlines_of_mask
+from smallobj_d2.visualization import Outlines, View, outlines_of_mask, styles_of_copies
 
 logger = logging.getLogger(__name__)
 
@@ -602,4 +602,5 @@ def view(sample: dict[str, Any], cfg: CfgNode) -> View:
     else:
         for x0, y0, x1, y1 in instances.gt_boxes.tensor.tolist():
             outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
-    return View(np.ascontiguousarray(image), outlines, sample.get("pasted", []))
+    pasted = sample.get("pasted", [False] * len(outlines))
+    return View(np.ascontiguousarray(image), outlines, styles_of_copies(pasted))

@@ -38,7 +38,7 @@ from smallobj_d2.evaluation import (
     row_of,
     table,
 )
-from smallobj_d2.visualization import Outlines, View, outlines_of_mask
+from smallobj_d2.visualization import Outlines, View, outlines_of_mask, styles_of_copies
 
 __all__ = [
     "MAPPERS",
@@ -191,4 +191,4 @@ def view(sample: dict[str, Any], cfg: Any) -> View:
     else:
         for x0, y0, x1, y1 in target["boxes"].tolist():
             outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
-    return View(np.ascontiguousarray(image), outlines, target["pasted"].tolist())
+    return View(np.ascontiguousarray(image), outlines, styles_of_copies(target["pasted"].tolist()))
