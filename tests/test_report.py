@@ -13,10 +13,17 @@ import pytest
 import yaml
 
 from smallobj_d2.analysis.table2 import PUBLISHED
+from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation import SIZES
 from smallobj_d2.experiments.claims import Status, decide, interval, judge, t_quantile
 from smallobj_d2.experiments.report import build_report
-from smallobj_d2.experiments.results import distil, load_results, parse_results, write_results
+from smallobj_d2.experiments.results import (
+    distil,
+    load_results,
+    parse_results,
+    together,
+    write_results,
+)
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.paper import load_paper
 from smallobj_d2.scenes import make_splits
@@ -78,6 +85,37 @@ def test_distils_runs_into_a_small_file(runs, tmp_path):
     assert read.values("baseline", "segm.small") == pytest.approx([0.213, 0.2138, 0.2146])
     assert read.failed == [{"config": "aug", "seed": 0, "why": "error: the disk is full"}]
     assert read.about["schedule"] == {"iterations": 400, "images": 8}
+
+
+def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
+    first = distil(SCALE, runs)
+    shutil.rmtree(runs / "orig_aug")
+    shutil.rmtree(runs / "baseline" / "seed2")
+    (runs / "beyond").mkdir()
+    shutil.copytree(runs / "oversample_2x", runs / "beyond" / "new")
+    changed = runs / "baseline" / "seed0" / "row.json"
+    changed.write_text(json.dumps(row_of("baseline", 0.102)))
+    (runs / "baseline" / "seed1" / "run.json").write_text(
+        json.dumps({"device": "gpu", "versions": {"torch": "2.12.0"}})
+    )
+    both = parse_results(together(distil(SCALE, runs), first))
+    assert both.seeds("baseline", "orig_aug", "beyond/new") == [0, 1, 2]
+    shifts = [0.102, 0.1 + 8e-4, 0.1 + 16e-4]
+    assert both.values("baseline", "segm.small") == pytest.approx([0.113 + s for s in shifts])
+    assert both.about["device"] == ["cpu, 2 cores", "gpu"]
+    assert both.about["versions"] == {"torch": "2.11.0, 2.12.0"}
+    assert together(first, first) == first
+    text = build_report(PAPER, [both]).markdown("")
+    assert "against `orig_aug`, the paper's row with the highest" in text
+    assert text.count("| `beyond/new` |") == 4
+
+
+@pytest.mark.parametrize("key", ["scale", "engine", "schedule", "validation"])
+def test_runs_of_another_experiment_are_not_mixed_in(runs, key):
+    first = distil(SCALE, runs)
+    other = {**first, "about": {**first["about"], key: "another"}}
+    with pytest.raises(SmallObjError, match=key):
+        together(other, first)
 
 
 def test_quantiles_are_students():

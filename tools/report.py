@@ -3,11 +3,13 @@
 
 tools/report.py                                             # of what is in experiments/results
 tools/report.py --runs output/reproduce/tiny/torchvision    # take up the runs of this folder first
+tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those taken up before
 
 Works on partial results: rows that are missing are left out, and so said.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import _path
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.report import build_report
-from smallobj_d2.experiments.results import distil, load_results, write_results
+from smallobj_d2.experiments.results import distil, load_results, together, write_results
 from smallobj_d2.experiments.scales import load_scale
 from smallobj_d2.paper import load_paper
 
@@ -30,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         "--runs", type=Path, nargs="+", default=[], metavar="FOLDER", help="OUT/SCALE/ENGINE"
     )
     parser.add_argument(
+        "--add", action="store_true", help="keep results of runs that are not in the folder"
+    )
+    parser.add_argument(
         "--results",
         type=Path,
         default=EXPERIMENTS / "results",
@@ -41,7 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         for folder in args.runs:
             scale = load_scale(EXPERIMENTS / "scales" / f"{folder.absolute().parent.name}.yaml")
             path = args.results / f"{scale.name}_{folder.name}.json"
-            write_results(path, distil(scale, folder.absolute()))
+            found = distil(scale, folder.absolute())
+            if args.add and path.is_file():
+                found = together(found, json.loads(path.read_bytes()))
+            write_results(path, found)
             print(path)
         paths = sorted(args.results.glob("*.json"))
         if not paths:

@@ -122,17 +122,49 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
     }
 
 
+def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """What `distil` gave at two times: of a run that is in both, the new numbers.
+
+    Raises:
+        SmallObjError: if they are of different experiments.
+    """
+    about, before = new["about"], old["about"]
+    for key in ("scale", "engine", "schedule", "validation"):
+        if about[key] != before[key]:
+            raise SmallObjError(
+                f"These runs cannot stand beside those in the results file: their {key} is "
+                f"{about[key]}, and there it is {before[key]}."
+            )
+    versions = {k: {*v.split(", ")} for k, v in before["versions"].items()}
+    for package, version in about["versions"].items():
+        versions.setdefault(package, set()).update(version.split(", "))
+    runs = {(r["config"], r["seed"], r.get("dataset", "")): r for r in [*old["runs"], *new["runs"]]}
+    finished = {(config, seed) for config, seed, _ in runs}
+    return {
+        "about": {
+            **about,
+            "device": sorted({*about["device"], *before["device"]}),
+            "versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())},
+            "ground_truth": {**before["ground_truth"], **about["ground_truth"]},
+        },
+        "table2": new["table2"] or old["table2"],
+        "failed": [f for f in new["failed"] if (f["config"], f["seed"]) not in finished],
+        "runs": [runs[key] for key in sorted(runs)],
+    }
+
+
 def _folders(folder: Path) -> list[tuple[str, int, str, Path]]:
     """Config, seed, dataset and folder of each run, in that order."""
     found = []
-    for path in folder.glob("*/seed*"):
+    for path in folder.rglob("seed*"):  # a row may be in a folder of its own kind
         number = path.name.removeprefix("seed")
         if not number.isdecimal():
             continue
-        found.append((path.parent.name, int(number), "", path))
+        config = path.parent.relative_to(folder).as_posix()
+        found.append((config, int(number), "", path))
         for other in path.iterdir():
             if (other / "attempts.json").is_file():
-                found.append((path.parent.name, int(number), other.name, other))
+                found.append((config, int(number), other.name, other))
     return sorted(found)
 
 
