@@ -4,6 +4,8 @@ This is what the mappers of all engines share. A sample is a pure function of th
 position in the stream of draws; no generator outlives a draw.
 """
 
+import logging
+from collections.abc import Mapping, Sequence
 from math import floor
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste import CopyPaste, Plan
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.copy_paste.bank import ReadImage, build_bank
+from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
 from smallobj_d2.sizes import SMALL_AREA, has_small
 
+logger = logging.getLogger(__name__)
+
 # Streams of randomness under one seed; 0 is the order's.
-_PASTES, _TRANSFORMS, _FIXED, _TURNS = 1, 2, 3, 4
+_PASTES, _TRANSFORMS, _FIXED, _TURNS, _BANK = 1, 2, 3, 4, 5
 
 
 def draw_state(seed: int, position: int) -> np.random.RandomState:
@@ -40,6 +45,7 @@ class DrawAugmentation:
             right on average.
         one_copy_per_image: the same augmented copy of an image at each of its draws.
         small_area: what counts as small.
+        all_images: augment draws of all images, not of small-object images only.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class DrawAugmentation:
         paired: bool = False,
         one_copy_per_image: bool = False,
         small_area: float = SMALL_AREA,
+        all_images: bool = False,
     ) -> None:
         self.copy_paste = copy_paste
         self.seed = seed
@@ -58,6 +65,11 @@ class DrawAugmentation:
         self.paired = paired
         self.one_copy_per_image = one_copy_per_image
         self.small_area = small_area
+        self.all_images = all_images
+
+    def may_augment(self, annotations: list[Any]) -> bool:
+        """Whether any draw of an image with these annotations is augmented."""
+        return self.all_images or has_small(annotations, self.small_area)
 
     def plan(self, record: dict[str, Any]) -> Plan | None:
         """What this draw pastes, or None where it shows the original image.
@@ -67,7 +79,7 @@ class DrawAugmentation:
         """
         draw: Draw = record["draw"]
         annotations = record["annotations"]
-        if not has_small(annotations, self.small_area):
+        if not self.may_augment(annotations):
             return None
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
         # The chance is drawn in both readings, so that they paste the same where they agree.
@@ -116,7 +128,56 @@ def build_augmentation(cfg: Any, seed: int) -> DrawAugmentation | None:
         paired=s.AUGMENTATION_READING == "paired",
         one_copy_per_image=s.ONE_COPY_PER_IMAGE,
         small_area=s.SMALL_AREA,
+        all_images=s.AUGMENTED_IMAGES == "all",
     )
+
+
+def give_bank(
+    augmentation: DrawAugmentation | None,
+    cfg: Any,
+    records: Sequence[Mapping[str, Any]],
+    read: ReadImage,
+    *,
+    progress: bool = False,
+) -> None:
+    """Give an augmentation the bank that it takes objects from, where ``SMALLOBJ.SOURCES`` asks.
+
+    The bank follows from the seed and the records, so every process makes the same.
+
+    Args:
+        augmentation: from `build_augmentation`; nothing is done without one.
+        cfg: the config.
+        records: the training images' dataset dicts.
+        read: a dataset dict to its image, (H, W, 3) uint8, channels as the mapper has them.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        SmallObjError: if no object may be copied.
+        UnreadableImage: unless ``SMALLOBJ.UNREADABLE_IMAGES`` is to skip.
+    """
+    if augmentation is None or not augmentation.copy_paste.from_bank:
+        return
+
+    def read_if_possible(record: Mapping[str, Any]) -> NDArray[np.uint8] | None:
+        try:
+            return read(record)
+        except UnreadableImage:
+            if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
+                raise
+            return None
+
+    bank = build_bank(
+        records,
+        augmentation.copy_paste.sources,
+        read_if_possible,
+        np.random.default_rng((augmentation.seed, _BANK)),
+        images=cfg.SMALLOBJ.BANK_IMAGES,
+        progress=progress,
+    )
+    logger.info(
+        "Object bank: %d objects of %d images, %.1f MB.", len(bank), bank.images, bank.nbytes / 1e6
+    )
+    augmentation.copy_paste.bank = bank
 
 
 def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:

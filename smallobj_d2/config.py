@@ -88,6 +88,22 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # Kernel size of the Gaussian that softens the pasted edge: 0 (hard edge), 3, 5, ...
     s.BLUR = 0
 
+    # --- Beyond the paper; all off by default
+    # "image": objects are copied within their image. "bank": objects of another training image,
+    # chosen at random for each draw, are pasted.
+    s.SOURCES = "image"
+    # Of how many training images the bank keeps objects.
+    s.BANK_IMAGES = 5000
+    # With a bank: objects of categories that are equally frequent (1), as they come (0), or between.
+    s.CLASS_BALANCE = 0.0
+    # Which images are augmented: "small" (small-object images) or "all".
+    s.AUGMENTED_IMAGES = "small"
+    # Place copies within this share of the image's shorter side of an object of their category,
+    # where there is room; 0: anywhere.
+    s.NEAR = 0.0
+    # "gaussian" (see BLUR) or "poisson".
+    s.BLEND = "gaussian"
+
     # --- Speed
     # Resize with OpenCV instead of Pillow where an image is enlarged: much faster, and no pixel
     # differs by more than 2 of 255.
@@ -185,6 +201,8 @@ _CHOICES = {
     "AUGMENTATION_READING": ("probability", "paired"),
     "COVERED_LABELS": ("visible", "untouched"),
     "UNREADABLE_IMAGES": ("stop", "skip"),
+    "SOURCES": ("image", "bank"),
+    "AUGMENTED_IMAGES": ("small", "all"),
 }
 
 

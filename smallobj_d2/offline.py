@@ -26,14 +26,13 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, give_bank
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines.data import training_data
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.images import read_rgb
 from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Draw, Stream
-from smallobj_d2.sizes import has_small
 
 _FORMAT = 1  # raise it whenever the same recipe would give other files
 
@@ -119,7 +118,7 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with _claimed(folder, recipe):
-        writer = _Writer(source, dataset.category_ids, summary, cfg)
+        writer = _Writer(source, dataset.category_ids, records, summary, cfg, progress=progress)
         draws = [stream[k] for k in range(len(stream))]
         writer.write(PackedRecords(records), draws, workers, progress)
         trained_on = {r["image_id"] for r in records}
@@ -217,11 +216,18 @@ class _Writer:
     """Puts images and annotations together, in the order of the draws."""
 
     def __init__(
-        self, source: _Source, category_ids: list[int], summary: Summary, cfg: Any
+        self,
+        source: _Source,
+        category_ids: list[int],
+        records: list[Entry],
+        summary: Summary,
+        cfg: Any,
+        *,
+        progress: bool,
     ) -> None:
         self.source, self.category_ids, self.summary = source, category_ids, summary
         self.augmentation = build_augmentation(cfg, cfg.SEED)
-        self.small_area = cfg.SMALLOBJ.SMALL_AREA
+        give_bank(self.augmentation, cfg, records, read_rgb, progress=progress)
         self.skip = cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip"
         self.seed = cfg.SEED
         self.images: list[Entry] = []
@@ -259,7 +265,8 @@ class _Writer:
                 yield _Task({**record, "draw": draw}, self.summary.image_root / name)
 
     def _may_be_augmented(self, record: Entry) -> bool:
-        return self.augmentation is not None and has_small(record["annotations"], self.small_area)
+        augmentation = self.augmentation
+        return augmentation is not None and augmentation.may_augment(record["annotations"])
 
     def _file_name(self, image_id: int, draw: Draw, suffix: str) -> str:
         name = Path(self.source.images[image_id]["file_name"])
@@ -300,13 +307,10 @@ class _Writer:
             else:
                 new = _as_coco(annotation, self.category_ids)
                 if paste := new.get("copy_paste"):
-                    source = record["annotations"][paste["source"]]["id"]
-                    new["copy_paste"] = {
-                        "source": source,
-                        "matrix": paste["matrix"],
-                        "position": draw.position,
-                        "seed": self.seed,
-                    }
+                    if "image" not in paste:  # it is copied within its image
+                        source = record["annotations"][paste["source"]]["id"]
+                        paste = {**paste, "image": image_id, "source": source}
+                    new["copy_paste"] = {**paste, "position": draw.position, "seed": self.seed}
             self._add_annotation(new, entry["id"], None)
         self.summary.augmented += 1
         self.summary.pastes += copy.pastes

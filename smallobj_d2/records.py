@@ -20,6 +20,11 @@ class PackedRecords:
         self._ends = np.cumsum([len(p) for p in packed], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        return self._bytes.nbytes + self._ends.nbytes
+
     def __len__(self) -> int:
         return len(self._ends)
 

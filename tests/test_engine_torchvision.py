@@ -42,11 +42,8 @@ needs_detectron2 = pytest.mark.skipif(not has_detectron2(), reason="Detectron2 i
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _closed_logs():
     yield
-    torch.set_num_threads(before)
     run.close_logging()
 
 
@@ -723,7 +720,6 @@ def weights_of(path):
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
     """A whole run: its folder and its row."""
-    torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("runs") / "unbroken"
     return output, engine.main(tiny_cfg(data, output))
 

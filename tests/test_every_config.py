@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.engines import load_engine
 from smallobj_d2.scenes import make_splits
 
 CONFIGS = sorted(
-    p for p in (Path(__file__).parents[1] / "configs").glob("*.yaml") if p.stem != "base"
+    p for p in (Path(__file__).parents[1] / "configs").rglob("*.yaml") if p.stem != "base"
 )
 
 # The config's own model, made narrow, on small images: what a row changes stays as it is.
@@ -43,15 +42,6 @@ SMALL = {
     "SOLVER.STEPS": (),
     "SEED": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """More of them get in each other's way on models as small as this."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

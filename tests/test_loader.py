@@ -25,11 +25,11 @@ from smallobj_d2.augmentation import DrawAugmentation
 from smallobj_d2.coco import register_from_config
 from smallobj_d2.config import load_cfg
 from smallobj_d2.copy_paste import CopyPaste, Jitter
+from smallobj_d2.engines import load_engine
 from smallobj_d2.engines.data import training_data
 from smallobj_d2.engines.loader import (
     BatchSampler,
     DrawDataset,
-    PositionSampler,
     TrainLoader,
     build_train_loader,
 )
@@ -188,6 +188,21 @@ def test_samples_do_not_depend_on_the_number_of_workers(engine, cfg, reference, 
     assert samples(loader, NUM_SAMPLES) == reference
 
 
+@pytest.mark.parametrize("start", [0, 7])
+def test_the_law_holds_with_objects_of_a_bank(engine, cfg, start):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    beyond = ("SOURCES", "bank", "AUGMENTED_IMAGES", "all", "STRATEGY", "all")
+    cfg = changed(cfg, *(f"SMALLOBJ.{w}" if w.isupper() else w for w in beyond))
+    build = load_engine(engine).build_train_loader
+    runs = []
+    for workers, start_iter in ((0, 0), (2, start)):
+        loader = build(changed(cfg, "DATALOADER.NUM_WORKERS", workers), start_iter=start_iter)
+        runs.append(list(islice(batches(loader), 20 - start_iter)))
+    assert runs[0][start:] == runs[1]
+    plain = samples(loader_of(engine, changed(cfg, "SMALLOBJ.COPY_PASTE", False)), 60)
+    assert sum(plain.get(k, d) != d for batch in runs[0] for k, d in batch.items()) > 15
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("grouping", [True, False])
 def test_processes_share_the_batches_of_one(engine, cfg, grouping, world_size):
@@ -234,12 +249,16 @@ def test_two_real_processes_share_the_batches_of_one(cfg, tmp_path):
     assert [a | b for a, b in zip(*shares, strict=True)] == whole
 
 
-def test_both_engines_see_the_same_images_and_boxes(cfg):
+@pytest.mark.parametrize("sources", ["image", "bank"])
+def test_both_engines_see_the_same_images_and_boxes(cfg, sources):
+    for engine in sorted(MAPPERS):
+        pytest.importorskip(engine, reason=f"{engine} is not installed")
+    cfg = changed(cfg, "SMALLOBJ.SOURCES", sources)
     for sampling in ("choice", "range"):
         cfg = changed(
             cfg, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, "INPUT.MIN_SIZE_TRAIN", (60, 90)
         )
-        theirs, ours = (iter(loader_of(name, cfg)) for name in sorted(MAPPERS))
+        theirs, ours = (iter(load_engine(name).build_train_loader(cfg)) for name in sorted(MAPPERS))
         for _ in range(25):
             for a, b in zip(next(theirs), next(ours), strict=True):
                 assert a["draw"] == b["draw"]
@@ -328,12 +347,6 @@ def test_no_image_is_read_for_batches_before_the_start():
     list(islice(plain_loader(mapper, start_iter=1000), 2))
     assert len(mapper.seen) == 8
     assert min(mapper.seen) > 3980
-
-
-def test_positions_of_a_rank():
-    assert list(islice(PositionSampler(), 4)) == [0, 1, 2, 3]
-    assert list(islice(PositionSampler(1, 3), 4)) == [1, 4, 7, 10]
-    assert list(islice(PositionSampler(1, 3, start=2), 2)) == [7, 10]
 
 
 def test_batches_without_grouping_are_runs_of_positions():

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from smallobj_d2 import offline
-from smallobj_d2.augmentation import build_augmentation
+from smallobj_d2.augmentation import build_augmentation, give_bank
 from smallobj_d2.coco import load_coco, register_from_config
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.engines import ENGINES, load_engine
@@ -98,6 +98,7 @@ def online(cfg):
     records, factors = training_data(cfg)
     stream = Stream(factors, cfg.SEED)
     augmentation = build_augmentation(cfg, cfg.SEED)
+    give_bank(augmentation, cfg, records, lambda r: pixels(r["file_name"]))
     for k in range(len(stream)):
         record = {**records[stream[k].index], "draw": stream[k]}
         image = pixels(record["file_name"]).copy()
@@ -122,11 +123,32 @@ def test_has_the_same_pastes_as_training(scenes, made):
             assert (paste is None) == ("copy_paste" not in want)
             if paste is not None:
                 source = record["annotations"][want["copy_paste"]["source"]]
-                assert paste["source"] == source["id"]
+                assert (paste["image"], paste["source"]) == (record["image_id"], source["id"])
                 assert paste["matrix"] == want["copy_paste"]["matrix"]
                 assert (paste["position"], paste["seed"]) == (k, SEED)
         pasted += plan.pasted if plan else 0
     assert pasted == made.pastes > 0
+
+
+def test_with_a_bank_copies_say_which_image_they_are_from(scenes, tmp_path):
+    cfg = config(scenes, "beyond/bank")
+    made = augment_dataset(cfg, tmp_path / "made", workers=2, progress=False)
+    images = {i["draw"]["position"]: i for i in read(made)["images"] if "draw" in i}
+    loaded = {r["image_id"]: r for r in load_coco(made.json_file, made.image_root).records}
+    originals = {a["id"]: a for a in json.loads(scenes.read_bytes())["annotations"]}
+    elsewhere = pasted = 0
+    for k, record, image, plan in online(cfg):
+        new = loaded[images[k]["id"]]
+        np.testing.assert_array_equal(pixels(new["file_name"]), image)
+        assert len(new["annotations"]) == len(record["annotations"])
+        for annotation in new["annotations"]:
+            if paste := annotation.get("copy_paste"):
+                source = originals[paste["source"]]
+                assert paste["image"] == source["image_id"]
+                assert annotation["note"] == source["note"]
+                elsewhere += paste["image"] != record["image_id"]
+        pasted += plan.pasted if plan else 0
+    assert pasted == made.pastes > elsewhere > 0.5 * made.pastes
 
 
 def test_changes_only_pasted_pixels(made):

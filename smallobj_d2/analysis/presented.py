@@ -1,13 +1,15 @@
 """A dataset as a config's stream of draws presents it: repeat factors and pastes included."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects, ObjectsBuilder
-from smallobj_d2.augmentation import build_augmentation
+from smallobj_d2.augmentation import build_augmentation, give_bank
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import SAMPLERS, Stream
 
@@ -77,6 +79,7 @@ def presented(
     seed = max(cfg.SEED, 0)
     stream = Stream(SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg), seed)
     augmentation = build_augmentation(cfg, seed)
+    give_bank(augmentation, cfg, records, _blank, progress=progress)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)
     builder = ObjectsBuilder()
@@ -102,3 +105,8 @@ def presented(
             builder.add(image, annotation)
     share = count / whole * epochs
     return Presented(builder.build(), share, augmented, tried, pasted, given_up, capped)
+
+
+def _blank(record: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """In place of an image: what is pasted where does not depend on pixels."""
+    return np.zeros((record["height"], record["width"], 3), np.uint8)

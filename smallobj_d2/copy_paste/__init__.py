@@ -4,8 +4,9 @@
 of a training framework.
 """
 
+from smallobj_d2.copy_paste.bank import ObjectBank
 from smallobj_d2.copy_paste.choose import STRATEGIES, SourceRule
 from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.paste import CopyPaste, Paste, Plan
 
-__all__ = ["STRATEGIES", "CopyPaste", "Jitter", "Paste", "Plan", "SourceRule"]
+__all__ = ["STRATEGIES", "CopyPaste", "Jitter", "ObjectBank", "Paste", "Plan", "SourceRule"]

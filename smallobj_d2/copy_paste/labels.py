@@ -1,6 +1,6 @@
 """The annotation of a copy, and what an overlap does to the annotations below it (Table 8)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _SMALLEST = 1e-3
 
 def label_of_copy(
     source: Annotation,
-    index: int,
+    origin: Mapping[str, Any],
     shape: Shape,
     matrix: NDArray[np.float64],
     size: tuple[int, int],
@@ -24,12 +24,13 @@ def label_of_copy(
     """The annotation of a pasted copy.
 
     It has every key of its source, the user's own included, but for ``id``; mask, box, area and
-    keypoints follow the copy. ``copy_paste`` says where it comes from: the source's index among
-    the image's annotations, and the matrix from source to image coordinates.
+    keypoints follow the copy. ``copy_paste`` says where it comes from: its origin, and the matrix
+    from source to image coordinates.
 
     Args:
         source: annotation of the source object.
-        index: its place in the image's list of annotations.
+        origin: ``source``, its place in the image's list of annotations; or what an `ObjectBank`
+            says.
         shape: the copy, in image coordinates.
         matrix: (2, 3), source coordinates to image coordinates.
         size: (height, width) of the image.
@@ -46,8 +47,28 @@ def label_of_copy(
         label["segmentation"] = shape.segmentation(*size)
     if source.get("keypoints"):
         label["keypoints"] = _move_keypoints(source["keypoints"], matrix)
-    label["copy_paste"] = {"source": index, "matrix": matrix.tolist()}
+    label["copy_paste"] = {**origin, "matrix": matrix.tolist()}
     return label
+
+
+def moved_annotation(source: Annotation, shape: Shape, window: Window) -> Annotation:
+    """An annotation in the coordinates of a window of its image.
+
+    Args:
+        source: the annotation.
+        shape: its shape.
+        window: which holds the shape.
+    """
+    moved = dict(source)
+    inside: Shape = shape.trimmed() if isinstance(shape, Bitmap) else shape
+    inside = inside.moved(-window.x, -window.y)
+    moved["bbox"] = _box(inside, source)
+    if source.get("segmentation"):
+        moved["segmentation"] = inside.segmentation(window.height, window.width)
+    if source.get("keypoints"):
+        shift = np.array([(1.0, 0.0, -window.x), (0.0, 1.0, -window.y)])
+        moved["keypoints"] = _move_keypoints(source["keypoints"], shift)
+    return moved
 
 
 def _box(shape: Shape, like: Annotation) -> list[float]:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.copy_paste.blend import Image, cut, lay
+from smallobj_d2.copy_paste.bank import ObjectBank
+from smallobj_d2.copy_paste.blend import BLENDS, Image, cut, lay, melt
 from smallobj_d2.copy_paste.checks import is_whole, require, require_image
-from smallobj_d2.copy_paste.choose import STRATEGIES, SourceRule
+from smallobj_d2.copy_paste.choose import STRATEGIES, Candidates, SourceRule
 from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
 from smallobj_d2.copy_paste.place import Placer
@@ -25,6 +26,8 @@ from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
 
+POISSON_RIM = 5
+"""Pixels around a copy that take part in Poisson blending."""
 _COVERED_LABELS = ("visible", "untouched")
 
 
@@ -39,6 +42,8 @@ class Paste:
     x: int
     y: int
     """Where the corner of its mask lies."""
+    pixels: Image | None = None
+    """(h, w, 3) uint8: what it is cut from, if not from the image itself."""
 
 
 @dataclass
@@ -79,6 +84,16 @@ class CopyPaste:
             leaves them.
         max_pastes: the most copies for one image.
         blur: size of the Gaussian that softens edges; 0 for hard edges.
+        blend: "gaussian", or "poisson" (then `blur` is ignored). Beyond the paper.
+        from_bank: take the objects of another image, one of `bank`'s, chosen at random. The bank
+            is made of the training images, and given to the attribute later. Beyond the paper.
+        near: place copies within this share of the image's shorter side of an object of their
+            category, where there is room; 0 is anywhere. Beyond the paper.
+        class_balance: from the bank, as many objects as one of its images has, of categories that
+            are all as frequent (1), as frequent as they come (0), or between. Beyond the paper.
+
+    Attributes:
+        bank: an `ObjectBank`, or None.
     """
 
     def __init__(
@@ -95,6 +110,10 @@ class CopyPaste:
         covered_labels: str = "visible",
         max_pastes: int = 300,
         blur: int = 0,
+        blend: str = "gaussian",
+        from_bank: bool = False,
+        near: float = 0.0,
+        class_balance: float = 0.0,
     ) -> None:
         if strategy not in STRATEGIES:
             known = ", ".join(sorted(name for name, _ in STRATEGIES))
@@ -108,6 +127,11 @@ class CopyPaste:
         require(is_whole(gap, 0), "GAP", gap, "must be a whole number, 0 or more")
         require(covered_labels in _COVERED_LABELS, "COVERED_LABELS", covered_labels, labels)
         require(is_whole(blur, 0) and (blur == 0 or blur % 2), "BLUR", blur, "must be 0 or odd")
+        require(blend in BLENDS, "BLEND", blend, f"must be one of {BLENDS}")
+        require(near >= 0, "NEAR", near, "must be 0 or more")
+        self.blend, self.from_bank, self.near = blend, from_bank, near
+        self.class_balance = class_balance
+        self.bank: ObjectBank | None = None
         self.sources, self.jitter = sources or SourceRule(), jitter or Jitter()
         self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
         self.margin, self.gap, self.allow_overlap = margin, gap, allow_overlap
@@ -135,6 +159,10 @@ class CopyPaste:
             covered_labels=s.COVERED_LABELS,
             max_pastes=s.MAX_PASTES,
             blur=s.BLUR,
+            blend=s.BLEND,
+            from_bank=s.SOURCES == "bank",
+            near=s.NEAR,
+            class_balance=s.CLASS_BALANCE,
         )
 
     def __call__(
@@ -174,7 +202,7 @@ class CopyPaste:
         """
         scene = Scene(annotations, height, width)
         plan = Plan(list(annotations))
-        candidates = self.sources.candidates(scene)
+        candidates = self._candidates(scene, rng)
         chosen = STRATEGIES.get(self.strategy)(candidates, self.multiple_share, rng)
         wanted = list(chosen) * self.copies
         if not wanted:
@@ -186,22 +214,26 @@ class CopyPaste:
         placer = Placer(scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap)
         shapes: list[Shape] = []
         for i in wanted[: self.max_pastes]:
-            source = annotations[i]
+            cutout = self.bank[i] if self.from_bank else None
+            source = cutout.annotation if cutout else annotations[i]
             linear = self.jitter.sample(rng)
             if not source.get("segmentation"):  # a box stays upright
                 linear = np.eye(2) * np.sqrt(np.linalg.det(linear))
-            matrix, mask, shape = scene.shape(i).copy(linear)
+            original = cutout.shape() if cutout else scene.shape(i)
+            matrix, mask, shape = original.copy(linear)
             covered = mask.copy()
             shape.cover(covered)
-            corner = placer.find(covered, rng) if mask.any() else None
+            around = self._around(scene, source, rng) if self.near else None
+            corner = placer.find(covered, rng, around) if mask.any() else None
             if corner is None:
                 plan.given_up += 1
                 continue
             placer.take(covered, *corner)
             matrix[:, 2] += corner
             shape = shape.moved(*corner)
-            plan.annotations.append(label_of_copy(source, i, shape, matrix, (height, width)))
-            plan.pastes.append(Paste(matrix, mask, *corner))
+            origin = cutout.origin if cutout else {"source": i}
+            plan.annotations.append(label_of_copy(source, origin, shape, matrix, (height, width)))
+            plan.pastes.append(Paste(matrix, mask, *corner, cutout and cutout.pixels))
             shapes.append(shape)
         if self.allow_overlap and self.covered_labels == "visible":
             _hide_covered(plan, scene, shapes)
@@ -215,7 +247,8 @@ class CopyPaste:
             plan: from `plan` for this image's annotations and size.
         """
         require_image(image)
-        rim = self.blur // 2
+        poisson = self.blend == "poisson"
+        rim = POISSON_RIM if poisson else self.blur // 2
         laid = []
         for paste in plan.pastes:
             height, width = paste.mask.shape
@@ -224,9 +257,43 @@ class CopyPaste:
                 around = Window(paste.x - rim, paste.y - rim, width + 2 * rim, height + 2 * rim)
                 target = around.clipped(image.shape[1], image.shape[0])
                 mask = Bitmap(mask, paste.x, paste.y).pixels(target)
-            laid.append((cut(image, paste.matrix, target), mask, target))
+            source = image if paste.pixels is None else paste.pixels
+            laid.append((cut(source, paste.matrix, target), mask, target))
         for patch, mask, target in laid:
-            lay(image, patch, mask, target, self.blur)
+            if poisson:
+                melt(image, patch, mask, target)
+            else:
+                lay(image, patch, mask, target, self.blur)
+
+    def _candidates(self, scene: Scene, rng: np.random.Generator) -> Candidates:
+        """What may be copied: indices of the image's annotations, or of objects of the bank."""
+        if not self.from_bank:
+            return self.sources.candidates(scene)
+        if self.bank is None:
+            raise SmallObjError(
+                "SMALLOBJ.SOURCES is 'bank', and there is no bank. An engine's build_train_loader "
+                "makes one; for a mapper of your own, call smallobj_d2.augmentation.give_bank."
+            )
+        objects = self.bank.of_image(int(rng.integers(self.bank.images)))
+        if self.class_balance:
+            drawn = self.bank.balanced(len(objects), self.class_balance, rng)
+            return Candidates(drawn, lambda _: True)
+        return Candidates(list(objects), lambda _: True)
+
+    def _around(
+        self, scene: Scene, source: Annotation, rng: np.random.Generator
+    ) -> tuple[float, float, float] | None:
+        """A place to look near: x, y and how far from it."""
+        of_its_kind = [
+            box
+            for annotation, box in zip(scene.annotations, scene.boxes.tolist(), strict=True)
+            if annotation.get("category_id") == source.get("category_id")
+            and not annotation.get("iscrowd", 0)
+        ]
+        if not of_its_kind:
+            return None
+        x0, y0, x1, y1 = of_its_kind[int(rng.integers(len(of_its_kind)))]
+        return (x0 + x1) / 2, (y0 + y1) / 2, self.near * min(scene.height, scene.width)
 
 
 @cache

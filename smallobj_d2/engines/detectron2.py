@@ -31,7 +31,12 @@ from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
 from PIL import Image
 
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.augmentation import (
+    DrawAugmentation,
+    build_augmentation,
+    draw_state,
+    give_bank,
+)
 from smallobj_d2.coco import (
     dataset_info,
     is_registered,
@@ -348,6 +353,9 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     records, factors = training_data(cfg, read_records)
     _require_mask_format(records, cfg)
     mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True)
+    augmentation = getattr(mapper, "augmentation", None)
+    read = partial(_read_image, image_format=cfg.INPUT.FORMAT)
+    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
     return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
 
 

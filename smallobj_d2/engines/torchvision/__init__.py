@@ -6,12 +6,14 @@ ask for).
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from smallobj_d2.augmentation import give_bank
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines import run
 from smallobj_d2.engines.data import check_test_data, training_data
@@ -21,6 +23,7 @@ from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
     SmallObjectMapper,
     build_mapper,
+    read_image,
     windows_of,
 )
 from smallobj_d2.engines.torchvision.model import build_model
@@ -134,6 +137,9 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
     register_from_config(cfg)
     mapper = build_mapper(cfg, True)
     records, factors = training_data(cfg)
+    augmentation = getattr(mapper, "augmentation", None)
+    read = partial(read_image, image_format=cfg.INPUT.FORMAT)
+    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
     return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
 
 
