@@ -1,6 +1,43 @@
-"""The same examples at every run, and no deadline: machines that run tests are shared."""
+"""What all tests share: the same examples at every run, no deadline, and one thread."""
 
+import pytest
 from hypothesis import settings
+
+from smallobj_d2 import coco
+from smallobj_d2.config import has_detectron2
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """More of them get in each other's way on models as small as those here."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def forget_datasets(monkeypatch):
+    """Names of datasets that a test registers are gone after it; call it to forget them earlier."""
+
+    def forget():
+        coco._registered.clear()
+        if has_detectron2():
+            from detectron2.data import DatasetCatalog, MetadataCatalog
+
+            for name in {*DatasetCatalog} - known:
+                DatasetCatalog.remove(name)
+                MetadataCatalog.remove(name)
+
+    monkeypatch.setattr(coco, "_registered", {})
+    known: set[str] = set()
+    if has_detectron2():
+        from detectron2.data import DatasetCatalog
+
+        known = {*DatasetCatalog}
+    yield forget
+    forget()

@@ -6,16 +6,14 @@ tools/verify_processes.py compares more of them; docs/verification.md has its ta
 import json
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from smallobj_d2 import coco
 from smallobj_d2.config import get_cfg, has_detectron2
 from smallobj_d2.engines import run
 from smallobj_d2.engines.launch import Machines, launch
@@ -32,6 +30,8 @@ ENGINES = [
         marks=pytest.mark.skipif(not has_detectron2(), reason="detectron2 is not installed"),
     ),
 ]
+
+pytestmark = pytest.mark.usefixtures("forget_datasets")
 
 
 # --- One training, by four processes
@@ -50,22 +50,6 @@ def training(request, scenes, tmp_path_factory) -> Run:
     """By two launches with --num-machines 2, of two processes each."""
     output = tmp_path_factory.mktemp(request.param) / "run"
     return verify_processes.train(request.param, Layout(2, 2), scenes, output)
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> Iterator[None]:
-    """One thread, as the processes have; names that a test registers are gone after it."""
-    monkeypatch.setattr(coco, "_registered", {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    if has_detectron2():
-        from detectron2.data import DatasetCatalog, MetadataCatalog
-
-        for name in {"scenes_train", "scenes_val"} & set(DatasetCatalog):
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
 
 
 def test_processes_draw_what_one_draws_at_the_same_iterations(training):

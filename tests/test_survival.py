@@ -39,34 +39,14 @@ ENGINES = [
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 CONFIG = str(ROOT / "configs" / "demo.yaml")
 
+pytestmark = pytest.mark.usefixtures("forget_datasets")
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     kill_resume.make_scenes(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _clean(monkeypatch):
-    """One thread, as for bit-exact runs; and names that a test registers are gone after it."""
-    monkeypatch.setattr(coco, "_registered", {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    _forget_names()
-
-
-def _forget_names() -> None:
-    coco._registered.clear()
-    if has_detectron2():
-        from detectron2.data import DatasetCatalog, MetadataCatalog
-
-        for name in ("scenes_train", "scenes_val"):
-            if name in DatasetCatalog:
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
 
 
 def options(scenes: Path, output: Path, *more: object, iterations: int = 4) -> list[str]:
@@ -318,11 +298,13 @@ def with_much_missing(data: dict[str, Any]) -> None:
 
 @each_engine
 @pytest.mark.parametrize("change", [with_strings_for_ids, with_much_missing])
-def test_what_the_loader_lets_pass_is_trained_on_and_evaluated(tmp_path, scenes, engine, change):
+def test_what_the_loader_lets_pass_is_trained_on_and_evaluated(
+    tmp_path, scenes, engine, change, forget_datasets
+):
     """COCO's tools end in a traceback on both, after the training."""
     row = train(engine, options(scenes, tmp_path / "whole"))
     unusual = rewritten(tmp_path / "scenes", scenes, change)
-    _forget_names()
+    forget_datasets()
     other = train(engine, options(unusual, tmp_path / "out"))
     if change is with_strings_for_ids:
         assert other == row

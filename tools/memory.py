@@ -5,8 +5,8 @@ DETECTRON2_DATASETS=datasets tools/memory.py --batches 4000
 
 Repeats the annotations that there are (COCO's training images, else made scenes) until there are as
 many images as in COCO, gives each a small made file, and draws batches with oversampling and
-copy-paste. Every so often it reads what the main process and each worker hold: RSS counts all pages
-of a process, PSS divides those that several share. The plot should be flat.
+copy-paste. Every so often it reads what each worker holds: RSS counts all pages of a process, PSS
+divides those that several share, "own" are those that it shares with none. The plot should be flat.
 """
 
 import argparse
@@ -28,9 +28,11 @@ from tqdm import tqdm
 from smallobj_d2.augmentation import DrawAugmentation
 from smallobj_d2.coco import dataset_info, load_coco
 from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.engines.loader import build_train_loader
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.images import read_rgb
 from smallobj_d2.sampling import repeat_factors
 from smallobj_d2.scenes import make_dataset
 
@@ -59,14 +61,18 @@ def repeated(records: list[dict[str, Any]], number: int) -> list[dict[str, Any]]
     return [json.loads(text) for text in islice(cycle(texts), number)]
 
 
-def memory(process: int) -> tuple[float, float]:
-    """RSS and PSS of a process in MB."""
-    fields = dict.fromkeys(("Rss:", "Pss:"), 0.0)
+KINDS = ("RSS", "PSS", "own")
+
+
+def memory(process: int) -> tuple[float, float, float]:
+    """RSS, PSS and own memory of a process in MB."""
+    fields = dict.fromkeys(("Rss:", "Pss:", "Private_Clean:", "Private_Dirty:"), 0.0)
     for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
         name, *rest = line.split()
         if name in fields:
             fields[name] = int(rest[0]) / 1024
-    return fields["Rss:"], fields["Pss:"]
+    rss, pss, *own = fields.values()
+    return rss, pss, sum(own)
 
 
 def main() -> None:
@@ -77,6 +83,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--records", type=int, default=118_287, help="COCO train2017 has 118,287")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--bank", type=int, default=0, help="paste from a bank of so many images")
     parser.add_argument("--every", type=int, default=50, help="batches between readings")
     parser.add_argument("--out", type=Path, default=Path("docs/images/memory.png"), metavar="PNG")
     args = parser.parse_args()
@@ -84,7 +91,13 @@ def main() -> None:
         start = time.monotonic()
         records = repeated(templates(Path(folder)), args.records)
         factors = repeat_factors(records, 2.0)
-        augmentation = DrawAugmentation(CopyPaste(strategy="all", copies=3), seed=0)
+        copy_paste = CopyPaste(strategy="all", copies=3, from_bank=args.bank > 0)
+        if args.bank:
+            rng = np.random.default_rng(0)
+            bank = build_bank(records, copy_paste.sources, read_rgb, rng, images=args.bank)
+            print(f"bank: {len(bank):,} objects of {bank.images:,} images, {bank.nbytes >> 20} MB")
+            copy_paste.bank = bank
+        augmentation = DrawAugmentation(copy_paste, seed=0)
         loader = build_train_loader(
             records,
             factors,
@@ -109,12 +122,12 @@ def main() -> None:
                 workers = sorted(p.pid for p in multiprocessing.active_children())
                 readings.append([memory(p) for p in workers])
         seconds = time.monotonic() - start
-    table = np.array(readings)  # (readings, workers, 2)
+    table = np.array(readings)  # (readings, workers, kinds)
     draw(table, args.every, args.out)
     print(f"{args.batches} batches in {seconds:.0f} s. Plot: {args.out}")
     tenth = max(1, len(table) // 10)
     for worker in range(table.shape[1]):
-        for column, name in enumerate(("RSS", "PSS")):
+        for column, name in enumerate(KINDS):
             # The first tenth is left out: a worker touches its code and its first epoch's order.
             early = table[tenth : 2 * tenth, worker, column].mean()
             late = table[-tenth:, worker, column].mean()
@@ -122,16 +135,17 @@ def main() -> None:
 
 
 def draw(table: np.ndarray, every: int, path: Path) -> None:
-    """Plot readings (readings, workers, RSS and PSS) over batches."""
+    """Plot readings (readings, workers, kinds) over batches."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     batches = np.arange(len(table)) * every
     for worker in range(table.shape[1]):
-        for column, (name, style) in enumerate((("RSS", "-"), ("PSS", "--"))):
+        for column, style in enumerate(("-", "--", ":")):
+            name = KINDS[column]
             label = f"worker {worker + 1}, {name}"
             axes.plot(batches, table[:, worker, column], style, color=f"C{worker}", label=label)
     axes.set(xlabel="batches", ylabel="MB", ylim=(0, table.max() * 1.15))
     axes.set_title("Memory of the loader's workers")
-    axes.legend(ncols=2, frameon=False)
+    axes.legend(ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

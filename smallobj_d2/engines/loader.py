@@ -81,23 +81,6 @@ class DrawDataset(Dataset[Sample]):
                 return {**sample, "skipped": skipped} if skipped else sample
 
 
-class PositionSampler(Sampler[int]):
-    """Positions ``rank, rank + world_size, ...`` of the stream, without end.
-
-    A sampler in Detectron2's sense, for use with `DrawDataset`.
-
-    Args:
-        rank, world_size: which process this is, of how many.
-        start: how many positions this process has already seen.
-    """
-
-    def __init__(self, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
-        self.rank, self.world_size, self.start = rank, world_size, start
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self.rank + self.start * self.world_size, self.world_size)
-
-
 class BatchSampler(Sampler[list[int]]):
     """Batches of positions, those of wide and of tall images apart if ``wide`` is given.
 
