@@ -94,7 +94,7 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.SOURCES = "image"
     # Of how many training images the bank keeps objects.
     s.BANK_IMAGES = 5000
-    # With a bank: objects of categories that are equally frequent (1), as they come (0), or between.
+    # With a bank: objects of categories as they come (0), equally frequent (1), or between.
     s.CLASS_BALANCE = 0.0
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"

@@ -45,10 +45,15 @@ def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
     law("the result is a new image", not np.shares_memory(result, image))
     plan = copy_paste.plan(annotations, height, width, np.random.default_rng(seed))
     law("plan and call agree", plan.annotations == after)
-    candidates = len(copy_paste.sources.candidates(Scene(annotations, height, width)))
+    bank = copy_paste.bank if copy_paste.from_bank else None
+    if bank is None:
+        candidates = {len(copy_paste.sources.candidates(Scene(annotations, height, width)))}
+    else:
+        candidates = {len(bank.of_image(i)) for i in range(bank.images)}
     counted = plan.pasted + plan.given_up + plan.capped
     law("tried = pasted + given up + capped", plan.tried == counted, plan)
-    law("tried = chosen x copies", plan.tried == wanted(copy_paste, candidates), plan)
+    possible = {wanted(copy_paste, n) for n in candidates}
+    law("tried = chosen x copies", plan.tried in possible, plan)
     counts["copies tried"] += plan.tried
     counts["copies pasted"] += plan.pasted
     counts["copies given up"] += plan.given_up
@@ -63,11 +68,15 @@ def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
         "instances = those before + pasted - removed",
         len(after) == len(annotations) + plan.pasted - plan.removed,
     )
+    if bank is not None:
+        images = {a["copy_paste"]["image"] for a in copies}
+        law("the objects of a bank are of one image at a time", len(images) <= 1)
     visible = copy_paste.allow_overlap and copy_paste.covered_labels == "visible"
     if not visible:
         law("what was there is as it was", after[: len(annotations)] == annotations)
         for copy, paste in zip(copies, plan.pastes, strict=True):
-            check_label(law, copy, annotations, copy_paste, height, width)
+            source = source_of(copy, annotations, bank)
+            check_label(law, copy, source, copy_paste, height, width)
             check_mask(law, copy, paste, height, width)
     given = {id(a) for a in annotations}
     for annotation in after:
@@ -100,9 +109,18 @@ def check_margin(law, paste, margin, height, width):
     law("pixels keep the margin", inside, paste)
 
 
-def check_label(law, copy, annotations, copy_paste, height, width):
+def source_of(copy, annotations, bank):
+    """The annotation that a copy was made from, in the coordinates that its matrix maps from."""
+    origin = copy["copy_paste"]
+    if bank is None:
+        return annotations[origin["source"]]
+    cutouts = (bank[i] for i in range(len(bank)))
+    wanted = {k: origin[k] for k in ("image", "source")}
+    return next(c.annotation for c in cutouts if c.origin == wanted)
+
+
+def check_label(law, copy, source, copy_paste, height, width):
     """One copy's annotation against its source's."""
-    source = annotations[copy["copy_paste"]["source"]]
     matrix = np.array(copy["copy_paste"]["matrix"])
     rule = copy_paste.sources
     law("sources are small and no crowds", source["area"] < rule.small_area)
@@ -201,7 +219,8 @@ def check_pixels(law, image, result, plan, blur):
     for i, paste in enumerate(plan.pastes):
         ys, xs = np.nonzero(owner == i)
         if len(ys):
-            exact = warped(image, paste.matrix, xs, ys)
+            source = image if paste.pixels is None else paste.pixels
+            exact = warped(source, paste.matrix, xs, ys)
             off = np.abs(result[ys, xs] - exact).max()
             law("pixels pasted are the warped source", off <= PIXEL_TOLERANCE, off)
 

@@ -3,13 +3,11 @@
 import json
 import pickle
 from collections import Counter
-from copy import deepcopy
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from copy_paste_laws import PIXEL_TOLERANCE, check_apart, check_form, check_margin, check_mask
+from copy_paste_laws import PIXEL_TOLERANCE, check
 from random_scenes import random_options, random_scene, raster, rectangle
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, give_bank
@@ -197,52 +195,16 @@ def test_from_a_bank_of_the_image_itself_it_is_as_within_the_image(seed, scale):
     assert (off > 0).mean() < 0.02
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(80))
 def test_laws_of_pasting_hold_in_other_images(seed):
+    """tools/verify_copy_paste.py does this more often; docs/verification.md has the figures."""
     rng = np.random.default_rng(1000 + seed)
-    options = {**random_options(rng), "allow_overlap": False}
-    records = random_records(rng, 5, most=20)
+    options = random_options(rng)
     try:
-        bank = bank_of(records, options["sources"])
+        bank = bank_of(random_records(rng, 5, most=20), options["sources"])
     except SmallObjError:
         return
-    held = Counter()
-
-    def law(name, holds, detail=""):
-        held[name] += 1
-        assert holds, f"{name}: {detail}"
-
-    image, annotations = random_scene(rng, low=60, most=8)
-    height, width = image.shape[:2]
-    before = image.copy(), deepcopy(annotations)
-    copy_paste = pasting(bank, **options)
-    plan = copy_paste.plan(annotations, height, width, np.random.default_rng(seed))
-    result, after = copy_paste(image, annotations, np.random.default_rng(seed))
-    assert (image == before[0]).all()
-    assert after[: len(annotations)] == annotations == before[1]
-    assert after == plan.annotations
-    assert plan.tried == plan.pasted + plan.given_up + plan.capped
-    copies = after[len(annotations) :]
-    sources = {c.origin["source"]: c for c in (bank[i] for i in range(len(bank)))}
-    for copy, paste in zip(copies, plan.pastes, strict=True):
-        check_margin(law, paste, copy_paste.margin, height, width)
-        check_mask(law, copy, paste, height, width)
-        check_form(law, copy, height, width)
-        source = sources[copy["copy_paste"]["source"]]
-        assert copy["copy_paste"]["image"] == source.origin["image"]
-        assert copy["track"] == source.annotation["track"]
-        assert copy["category_id"] == source.annotation["category_id"]
-    check_apart(law, annotations, copies, copy_paste.gap, height, width)
-    assert len({c["copy_paste"]["image"] for c in copies}) <= 1
-    if not copy_paste.blur:
-        for paste in plan.pastes:
-            h, w = paste.mask.shape
-            ys, xs = np.nonzero(paste.mask)
-            index = paste.matrix.copy()
-            index[:, 2] += index[:, :2].sum(axis=1) / 2 - 0.5 - (paste.x, paste.y)
-            exact = cv2.warpAffine(paste.pixels, index, (w, h), borderMode=cv2.BORDER_REPLICATE)
-            shown = result[paste.y : paste.y + h, paste.x : paste.x + w]
-            assert (shown[ys, xs] == exact[ys, xs]).all()
+    check(*random_scene(rng, low=60, most=8), pasting(bank, **options), seed)
 
 
 def test_pastes_nothing_into_the_bank():

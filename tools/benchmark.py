@@ -25,16 +25,20 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.augmentation import give_bank
 from smallobj_d2.config import has_detectron2, load_cfg
-from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.copy_paste import CopyPaste, SourceRule
+from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.images import read_rgb
 from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Draw, Stream, repeat_factors
 from smallobj_d2.sizes import has_small
 
 MULTI3X = _path.ROOT / "configs" / "orig_aug_multi3x.yaml"
+BANK = _path.ROOT / "configs" / "beyond" / "bank.yaml"
 DATASETS = ("coco_2017_train", "coco_2017_val")
 
 Row = dict[str, Any]
@@ -100,6 +104,9 @@ def mapper(repeats: int) -> list[Row]:
     off = cfg.clone()
     off.defrost()
     off.SMALLOBJ.COPY_PASTE = False
+    bank = load_cfg(BANK, ["SEED", "0", "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0"])
+    banked = SmallObjectMapper(bank, True)
+    give_bank(banked.augmentation, bank, records, read_rgb)
     fast = cfg.clone()
     fast.defrost()
     fast.SMALLOBJ.FAST_RESIZE = True
@@ -116,6 +123,7 @@ def mapper(repeats: int) -> list[Row]:
             "stock": over(DatasetMapper(cfg, True)),
             "off": over(SmallObjectMapper(off, True)),
             "pasting": over(SmallObjectMapper(cfg, True)),
+            "bank": over(banked),
             "fast": over(SmallObjectMapper(fast, True)),
         },
         repeats,
@@ -125,7 +133,8 @@ def mapper(repeats: int) -> list[Row]:
     return [
         row("ours, copy-paste off, ms an image", per_image["off"], "stock mapper", stock),
         row("ours, orig_aug_multi3x, all augmented", per_image["pasting"], "stock mapper", stock),
-        row("the same with SMALLOBJ.FAST_RESIZE", per_image["fast"], "stock mapper", stock),
+        row("ours, beyond/bank, all augmented", per_image["bank"], "stock mapper", stock),
+        row("multi3x with SMALLOBJ.FAST_RESIZE", per_image["fast"], "stock mapper", stock),
     ]
 
 
@@ -240,6 +249,9 @@ def paste(repeats: int) -> list[Row]:
     multi = CopyPaste(strategy="multiple", copies=3)
     rows += _against_usual("3 copies, COCO image", coco, three, repeats)
     rows.append(_per_image("orig_aug_multi3x, COCO image", coco, multi, repeats))
+    bank = CopyPaste(strategy="all", from_bank=True)
+    bank.bank = build_bank(coco, SourceRule(), read_rgb, np.random.default_rng(0), images=5000)
+    rows.append(_per_image("beyond/bank, COCO image", coco, bank, repeats))
     dense = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "dsb2018"
     if dense.is_dir():
         nuclei = load_coco(dense / "annotations" / "val.json", dense / "val").records

@@ -27,7 +27,8 @@ from copy_paste_laws import check
 from random_scenes import random_options, random_scene
 from tqdm import tqdm
 
-from smallobj_d2 import CopyPaste, load_coco
+from smallobj_d2 import CopyPaste, SmallObjError, load_coco
+from smallobj_d2.copy_paste.bank import build_bank
 
 REAL = (
     ("coco/annotations/instances_train2017.json", "coco/train2017"),
@@ -47,8 +48,26 @@ def made_scene(seed: int) -> tuple[str, Counter, str]:
     """One made scene, under options of its own."""
     rng = np.random.default_rng(seed)
     image, annotations = random_scene(rng)
-    options = random_options(rng)
-    return _checked("made scenes", f"scene {seed}", image, annotations, options, seed)
+    copy_paste = CopyPaste(**random_options(rng))
+    return _checked("made scenes", f"scene {seed}", image, annotations, copy_paste, seed)
+
+
+def from_others(seed: int) -> tuple[str, Counter, str]:
+    """One made scene, with objects of a bank of others; nothing where they have none."""
+    rng = np.random.default_rng((seed, 1))
+    others = []
+    for number in range(4):
+        pixels, annotations = random_scene(rng, low=40)
+        height, width = pixels.shape[:2]
+        size = {"height": height, "width": width, "image_id": number, "pixels": pixels}
+        others.append({**size, "annotations": annotations})
+    copy_paste = CopyPaste(from_bank=True, **random_options(rng))
+    try:
+        rule = copy_paste.sources
+        copy_paste.bank = build_bank(others, rule, lambda r: r["pixels"], rng, images=len(others))
+    except SmallObjError:
+        return "from a bank", Counter(), ""
+    return _checked("from a bank", f"bank {seed}", *random_scene(rng), copy_paste, seed)
 
 
 def real_image(task: tuple[str, dict[str, Any], int]) -> tuple[str, Counter, str]:
@@ -56,14 +75,15 @@ def real_image(task: tuple[str, dict[str, Any], int]) -> tuple[str, Counter, str
     dataset, record, setting = task
     image = cv2.imread(record["file_name"])
     where = f"{record['file_name']}, {SETTINGS[setting]}"
-    return _checked(dataset, where, image, record["annotations"], SETTINGS[setting], setting)
+    copy_paste = CopyPaste(**SETTINGS[setting])
+    return _checked(dataset, where, image, record["annotations"], copy_paste, setting)
 
 
 def _checked(
-    dataset: str, where: str, image: Any, annotations: Any, options: dict[str, Any], seed: int
+    dataset: str, where: str, image: Any, annotations: Any, copy_paste: CopyPaste, seed: int
 ) -> tuple[str, Counter, str]:
     try:
-        counts = check(image, annotations, CopyPaste(**options), seed)
+        counts = check(image, annotations, copy_paste, seed)
     except AssertionError as e:
         return dataset, Counter(), f"{where}: {e}"
     return dataset, counts + Counter({"images": 1}), ""
@@ -83,7 +103,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenes", type=int, default=10_000, help="made scenes (10000)")
+    parser.add_argument(
+        "--scenes", type=int, default=10_000, help="made scenes, once more with a bank (10000)"
+    )
     parser.add_argument("--first", type=int, default=0, help="seed of the first scene (0)")
     parser.add_argument(
         "--most", type=int, default=400, help="leave out real images of more instances (400)"
@@ -99,9 +121,9 @@ def main() -> int:
     violations = []
     with (
         ProcessPoolExecutor(args.workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool,
-        tqdm(total=args.scenes + len(real), unit="image", smoothing=0) as bar,
+        tqdm(total=2 * args.scenes + len(real), unit="image", smoothing=0) as bar,
     ):
-        for work, tasks in ((made_scene, seeds), (real_image, real)):
+        for work, tasks in ((made_scene, seeds), (from_others, seeds), (real_image, real)):
             for dataset, counts, violation in pool.map(work, tasks, chunksize=16):
                 totals.setdefault(dataset, Counter()).update(counts)
                 bar.update()

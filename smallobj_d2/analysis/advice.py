@@ -120,7 +120,7 @@ def advise(
     words += _on_rarity(tables)
     words += _on_masks(objects, s.PASTE_BOXES)
     if objects.masked.any() or s.PASTE_BOXES:
-        words.append(_on_sources(sources))
+        words.append(_on_sources(sources, s))
         if sources.with_source:
             words.append(_on_pastes(sources, s, after))
     words += _on_resizing(objects, cfg, tables)
@@ -184,7 +184,7 @@ def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
     ]
 
 
-def _on_sources(sources: Sources) -> str:
+def _on_sources(sources: Sources, s: Any) -> str:
     if not sources.with_source:
         return (
             "In no image with small objects may one of them be copied: all are occluded, in pieces "
@@ -193,15 +193,16 @@ def _on_sources(sources: Sources) -> str:
         )
     sampled = "" if sources.examined == sources.small_images else ", judged by a sample"
     number = round(sources.share * sources.small_images)
+    if s.SOURCES == "bank":
+        rest = "The config pastes them into other images."
+    elif sources.share < 1:
+        rest = "The other images stay as they are when they are augmented."
+    else:
+        rest = "So each of them can be augmented."
     return (
         f"In {number:,} of the {sources.small_images:,} images with small objects "
         f"({percent(sources.share)}{sampled}) at least one of them may be copied, being in one "
-        f"piece, not occluded and not cut off; on average {sources.candidates:.1f} may. "
-        + (
-            "The other images stay as they are when they are augmented."
-            if sources.share < 1
-            else "So each of them can be augmented."
-        )
+        f"piece, not occluded and not cut off; on average {sources.candidates:.1f} may. {rest}"
     )
 
 
