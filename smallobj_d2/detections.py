@@ -130,16 +130,23 @@ def dataset_of_run(folder: Path) -> str:
     Raises:
         SmallObjError: if there is no run, or it has not evaluated anything yet.
     """
-    for name in ("config.yaml", "row.json"):
-        if not (folder / name).is_file():
-            raise SmallObjError(
-                f"{folder} has no {name}: it is no folder of a run that was trained and evaluated."
-            )
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    for name, json_file, images in config["SMALLOBJ"]["DATASETS"]:
+    for name, json_file, images in _config(folder)["SMALLOBJ"]["DATASETS"]:
         register_dataset(name, json_file, images)
     dataset: str = json.loads((folder / "row.json").read_bytes())["dataset"]
     return dataset
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config of a run's last evaluation, with training (run.json) or alone (eval.json)."""
+    records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
+    if not records or not (folder / "row.json").is_file():
+        raise SmallObjError(
+            f"{folder} has no row.json with a run.json or eval.json beside it: it is no folder of "
+            "a run that was evaluated."
+        )
+    last = max(records, key=lambda path: path.stat().st_mtime)
+    config: dict[str, Any] = yaml.safe_load(json.loads(last.read_bytes())["config"])
+    return config
 
 
 def results_of_run(folder: Path, dataset: str) -> tuple[list[Result], int]:
@@ -157,8 +164,7 @@ def results_of_run(folder: Path, dataset: str) -> tuple[list[Result], int]:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    limit = max(COCO_DETECTIONS, config["TEST"]["DETECTIONS_PER_IMAGE"])
+    limit = max(COCO_DETECTIONS, _config(folder)["TEST"]["DETECTIONS_PER_IMAGE"])
     results: list[Result] = json.loads(path.read_bytes())
     return results, limit
 

@@ -73,7 +73,7 @@ def perfect(truth):
     ]
 
 
-def run_folder(folder, scenes, results, name="found_scenes", limit=100):
+def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
     """What a run leaves behind, as far as its detections go."""
     images = str(scenes.parent / "images")
     config = {
@@ -81,7 +81,7 @@ def run_folder(folder, scenes, results, name="found_scenes", limit=100):
         "TEST": {"DETECTIONS_PER_IMAGE": limit},
     }
     (folder / "inference").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
     (folder / "row.json").write_text(json.dumps({"dataset": name}))
     (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
     return folder
@@ -184,6 +184,24 @@ def test_a_sheet_of_two_runs(scenes, truth, noisy, tmp_path):
     assert not {WRONG.colour, MISSED.colour} & pixels
 
 
+@pytest.mark.parametrize("record", ["run.json", "eval.json"])
+def test_runs_that_trained_and_those_that_only_evaluated_can_be_shown(
+    scenes, truth, tmp_path, record
+):
+    run = run_folder(tmp_path / "run", scenes, perfect(truth), record=record)
+    _, text = detection_sheet({"run": run}, num=1, width=60)
+    assert "0 wrong" in text
+
+
+def test_as_many_detections_count_as_in_the_runs_ap(scenes, truth, tmp_path):
+    many = [r | {"score": 0.6} for r in perfect(truth) for _ in range(150)]
+    texts = []
+    for limit in (100, 400):
+        run = run_folder(tmp_path / str(limit), scenes, many, limit=limit)
+        texts.append(detection_sheet({"run": run}, num=1, width=60)[1])
+    assert texts[0] != texts[1]
+
+
 def test_images_are_chosen_by_seed_or_by_id(scenes, truth, tmp_path):
     run = {"a": run_folder(tmp_path / "run", scenes, perfect(truth))}
     first, again, other = (
@@ -205,7 +223,7 @@ def test_runs_must_share_their_test_set(scenes, tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
-    with pytest.raises(SmallObjError, match=r"nothing has no config.yaml"):
+    with pytest.raises(SmallObjError, match=r"nothing has no row.json with a run"):
         detection_sheet({"nothing": tmp_path / "nothing"})
     run = run_folder(tmp_path / "run", scenes, [])
     (run / "inference" / "coco_instances_results.json").unlink()

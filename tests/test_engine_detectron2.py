@@ -24,6 +24,7 @@ from smallobj_d2.coco import get_records, load_coco
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines.detectron2 import (
     MAPPERS,
+    Checkpointer,
     SmallObjectMapper,
     Trainer,
     build_train_loader,
@@ -402,3 +403,23 @@ def test_a_step_at_the_very_end_of_training_changes_nothing():
             schedule.step()
     assert rates[0] == rates[1]
     assert rates[0][4] < rates[0][3]
+
+
+def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
+    """Such as one of the other engine, which would end with an AP of 0."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    expected = {k: v + 1 for k, v in model.state_dict().items()}
+
+    def load(weights, *, whole):
+        torch.save({"model": weights}, tmp_path / "some.pth")
+        checkpointer = Checkpointer(model)
+        checkpointer.whole = whole
+        checkpointer.load(str(tmp_path / "some.pth"))
+
+    for missing in ("0.weight", "1.bias"):
+        part = {k: v for k, v in expected.items() if k != missing}
+        load(part, whole=False)
+        with pytest.raises(SmallObjError, match=f"1 of the model's 4 .*{missing}"):
+            load(part, whole=True)
+    load(expected, whole=True)
+    assert all((model.state_dict()[k] == v).all() for k, v in expected.items())

@@ -525,6 +525,18 @@ def test_what_is_no_weights_file_is_named(cfg, tmp_path):
         load_weights(build_model(cfg), tmp_path / "b.pth")
 
 
+def test_a_model_of_which_a_part_is_random_is_not_evaluated(cfg, tmp_path):
+    model = build_model(cfg)
+    weights = model.state_dict()
+    torch.save({"model": weights}, tmp_path / "whole.pth")
+    load_weights(model, tmp_path / "whole.pth", whole=True)
+    name = "roi_heads.box_predictor.cls_score.weight"
+    torch.save({"model": {k: v for k, v in weights.items() if k != name}}, tmp_path / "part.pth")
+    load_weights(model, tmp_path / "part.pth")
+    with pytest.raises(SmallObjError, match=r"1 of the model's .*roi_heads.box_predictor"):
+        load_weights(model, tmp_path / "part.pth", whole=True)
+
+
 def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
     assert run.check_weights(cfg) is None
     with pytest.raises(SmallObjError, match=r"no file .*gone\.pkl.*Ways on"):

@@ -87,6 +87,24 @@ def test_distils_runs_into_a_small_file(runs, tmp_path):
     assert read.about["schedule"] == {"iterations": 400, "images": 8}
 
 
+def test_keeps_a_few_losses_and_the_speed_of_each_run(runs):
+    metrics = runs / "baseline" / "seed1" / "metrics.json"
+    lines = [
+        {"iteration": i, "total_loss": 5 - i / 300, "time": 0.5 + i % 3, "data_time": 0.01}
+        for i in range(19, 600, 20)
+    ]
+    evaluated = {"iteration": 600, "segm/AP": 12.0}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, evaluated]))
+    found = {(r["config"], r["seed"]): r for r in distil(SCALE, runs)["runs"] if "dataset" not in r}
+    run = found["baseline", 1]
+    losses = {int(k): v for k, v in run["loss"].items()}
+    assert len(losses) == 10
+    assert (min(losses), max(losses)) == (19, 599)
+    assert all(v == pytest.approx(5 - k / 300, abs=1e-3) for k, v in losses.items())
+    assert (run["iteration"], run["data"]) == (1.5, 0.01)
+    assert "loss" not in found["baseline", 0]
+
+
 def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     first = distil(SCALE, runs)
     shutil.rmtree(runs / "orig_aug")

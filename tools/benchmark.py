@@ -250,8 +250,14 @@ def paste(repeats: int) -> list[Row]:
     rows += _against_usual("3 copies, COCO image", coco, three, repeats)
     rows.append(_per_image("orig_aug_multi3x, COCO image", coco, multi, repeats))
     bank = CopyPaste(strategy="all", from_bank=True)
-    bank.bank = build_bank(coco, SourceRule(), read_rgb, np.random.default_rng(0), images=5000)
+
+    def make() -> None:
+        rng = np.random.default_rng(0)
+        bank.bank = build_bank(coco, SourceRule(), read_rgb, rng, images=5000)
+
+    seconds = _times(make, repeats)
     rows.append(_per_image("beyond/bank, COCO image", coco, bank, repeats))
+    rows.append(alone("making the bank, an image of it", [s / bank.bank.images for s in seconds]))
     dense = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "dsb2018"
     if dense.is_dir():
         nuclei = load_coco(dense / "annotations" / "val.json", dense / "val").records

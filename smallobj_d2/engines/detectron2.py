@@ -360,7 +360,13 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
 
 
 class Checkpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads."""
+    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads.
+
+    Attributes:
+        whole: whether what is loaded must have all parameters of the model.
+    """
+
+    whole = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As the stock method; a run that is killed here still has the checkpoint before."""
@@ -391,6 +397,14 @@ class Checkpointer(DetectionCheckpointer):
             blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         return data if "model" in data else {"model": data}
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        """As the stock method, but a model that is to be whole, and is not, is an error."""
+        incompatible = super()._load_model(checkpoint)
+        if self.whole:
+            others = (name for name, _, _ in incompatible.incorrect_shapes)
+            run.require_whole(self.model, {*incompatible.missing_keys, *others})
+        return incompatible
 
 
 class Trainer(DefaultTrainer):
@@ -551,6 +565,9 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
         if eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+            checkpointer.whole = True
+            if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+                raise SmallObjError(run.NOTHING_TO_EVALUATE)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
             results = Trainer.test(cfg, model)
         else:

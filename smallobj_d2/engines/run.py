@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -344,6 +344,35 @@ def close_logging() -> None:
     for handler in [h for h in root.handlers if getattr(h, "of_run", False)]:
         root.removeHandler(handler)
         handler.close()
+
+
+NOTHING_TO_EVALUATE = (
+    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, or add --resume "
+    "for the last one in OUTPUT_DIR."
+)
+
+
+def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
+    """Refuse to evaluate a model of which a part is still random.
+
+    Args:
+        model: the model.
+        missing: names of its parameters and buffers that were not loaded.
+
+    Raises:
+        SmallObjError: naming the modules whose parameters are missing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    absent = [name for name in names if name in missing]
+    if absent:
+        modules = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in absent))
+        more = f" and {len(modules) - 5} more" if len(modules) > 5 else ""
+        raise SmallObjError(
+            f"MODEL.WEIGHTS cannot be evaluated: {len(absent)} of the model's {len(names)} "
+            f"parameters are not in it, those of {', '.join(modules[:5])}{more}. It must be the "
+            "checkpoint of a trained model with the same MODEL keys; weights that the torchvision "
+            "engine trained are for --engine torchvision."
+        )
 
 
 def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False) -> None:

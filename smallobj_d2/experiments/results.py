@@ -1,11 +1,13 @@
 """What was measured, in one small file per scale and engine: ``experiments/results/*.json``."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from smallobj_d2.analysis.matching import match
@@ -89,6 +91,8 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         for kind in KINDS:
             if kind in row:
                 entry[kind] = {s: v if v is None else round(v, 5) for s, v in row[kind].items()}
+        if not dataset:
+            entry |= training_log(path / "metrics.json")
         runs.append(entry)
         ground_truth.setdefault(dataset or "validation", row.get("ground_truth", {}))
         record = path / ("eval.json" if dataset else "run.json")
@@ -120,6 +124,34 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         "failed": failed,
         "runs": runs,
     }
+
+
+def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
+    """What is worth keeping of a run's metrics.json, which either engine writes.
+
+    Args:
+        path: of the file; without it there is nothing.
+        points: how many losses to keep.
+
+    Returns:
+        ``loss``: total loss by iteration; ``iteration`` and ``data``: median seconds of one
+        iteration, and of its wait for data.
+    """
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line for line in lines if "total_loss" in line]
+    if not lines:
+        return {}
+    at = np.unique(np.linspace(0, len(lines) - 1, points).round().astype(int)).tolist()
+    kept: dict[str, Any] = {
+        "loss": {str(lines[i]["iteration"]): round(lines[i]["total_loss"], 3) for i in at}
+    }
+    for name, key in (("iteration", "time"), ("data", "data_time")):
+        values = [line[key] for line in lines if key in line]
+        if values:
+            kept[name] = round(statistics.median(values), 4)
+    return kept
 
 
 def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

@@ -81,11 +81,8 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
         model = build_model(cfg).to(_device(cfg))
         if eval_only:
             if weights is None:
-                raise SmallObjError(
-                    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, "
-                    "or add --resume for the last one in OUTPUT_DIR."
-                )
-            load_weights(model, weights)
+                raise SmallObjError(run.NOTHING_TO_EVALUATE)
+            load_weights(model, weights, whole=True)
             return _first(cfg, evaluate(cfg, model)[0])
 
         trainer = Trainer.from_config(cfg, model)

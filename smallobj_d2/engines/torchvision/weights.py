@@ -12,17 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from smallobj_d2.engines import run
 from smallobj_d2.engines.safe import read_file
 from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, whole: bool = False) -> None:
     """Load what fits from a weights file, log what does not.
 
+    Args:
+        model, path: what to load, and where from.
+        whole: whether the file must have all parameters of the model.
+
     Raises:
-        SmallObjError: if the file cannot be read safely, or nothing in it fits.
+        SmallObjError: if the file cannot be read safely, nothing in it fits, or too little.
     """
     given = convert_names(read_weights(path), first_level=_first_level(model))
     own = model.state_dict()
@@ -32,6 +37,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path}: none of its {len(given)} weights has the name and shape of one of the model. "
             "Is it for this MODEL.RESNETS.DEPTH, and in Detectron2's or torchvision's naming?"
         )
+    if whole:
+        run.require_whole(model, own.keys() - fitting.keys())
     other_shape = sorted(k for k in given if k in own and own[k].shape != given[k].shape)
     absent = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
     model.load_state_dict(fitting, strict=False)
