@@ -216,12 +216,10 @@ def detection_sheet(
         views = [_truth_view(truth, records[image])]
         views += [_run_view(truth, records[image], run.outcomes[image]) for run in runs]
         rows.append((views, f"image {image}: {_summary(truth, runs, [image])}"))
-    titles = [
-        "annotated",
-        *(f"{run.name}: found (green), missed (red), wrong (orange)" for run in runs),
-    ]
+    titles = ["annotated", *(run.name for run in runs)]
+    legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
     everywhere = _summary(truth, runs, truth.getImgIds())
-    sheet = contact_sheet(rows, titles=titles, width=width)
+    sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
     return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
 
 

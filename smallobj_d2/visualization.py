@@ -1,6 +1,6 @@
 """Contact sheets: what the mapper really feeds the model, original beside augmented."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,13 +72,18 @@ def draw(view: View, *, width: int) -> NDArray[np.uint8]:
 
 
 def contact_sheet(
-    rows: Iterable[tuple[Sequence[View], str]], *, titles: Sequence[str], width: int = 480
+    rows: Iterable[tuple[Sequence[View], str]],
+    *,
+    titles: Sequence[str],
+    legend: Mapping[str, Style] | None = None,
+    width: int = 480,
 ) -> Image.Image:
     """Rows of pictures side by side, a caption over each row.
 
     Args:
         rows: views that belong together, and what to say about them.
         titles: what each column shows.
+        legend: what an outline of each style means, for a line at the bottom.
         width: of one picture, in pixels.
     """
     gap, line = 8, 22
@@ -93,7 +98,7 @@ def contact_sheet(
         for i, picture in enumerate(pictures):
             block.paste(Image.fromarray(picture), (gap + i * (width + gap), line))
         blocks.append(block)
-    total = line + gap + sum(b.height + gap for b in blocks)
+    total = line + gap + sum(b.height + gap for b in blocks) + (line if legend else 0)
     sheet = Image.new("RGB", (len(titles) * (width + gap) + gap, total), "white")
     text = ImageDraw.Draw(sheet)
     for i, title in enumerate(titles):
@@ -102,6 +107,11 @@ def contact_sheet(
     for block in blocks:
         sheet.paste(block, (0, y))
         y += block.height + gap
+    x = float(gap)
+    for meaning, style in (legend or {}).items():
+        text.line([(x, y + 8), (x + 24, y + 8)], fill=style.colour, width=2 * style.thickness)
+        text.text((x + 30, y), meaning, fill="black", font=font)
+        x += 54 + text.textlength(meaning, font=font)
     return sheet
 
 

@@ -448,7 +448,8 @@ def versions() -> dict[str, str]:
 def _device_name(device: str) -> str:
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"cpu, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"cpu, {cores} core{'s' if cores > 1 else ''}"
 
 
 # --- Initial weights
