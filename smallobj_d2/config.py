@@ -94,15 +94,8 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.SOURCES = "image"
     # Of how many training images the bank keeps objects.
     s.BANK_IMAGES = 5000
-    # With a bank: objects of categories as they come (0), equally frequent (1), or between.
-    s.CLASS_BALANCE = 0.0
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
-    # Place copies within this share of the image's shorter side of an object of their category,
-    # where there is room; 0: anywhere.
-    s.NEAR = 0.0
-    # "gaussian" (see BLUR) or "poisson".
-    s.BLEND = "gaussian"
 
     # --- Speed
     # Resize with OpenCV instead of Pillow where an image is enlarged: much faster, and no pixel
@@ -225,6 +218,8 @@ def check_cfg(cfg: CfgNode) -> None:
         raise SmallObjError(
             f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be 1 (off) or more."
         )
+    if not s.BANK_IMAGES >= 1:
+        raise SmallObjError(f"SMALLOBJ.BANK_IMAGES is {s.BANK_IMAGES}; it must be 1 or more.")
     for key in ("SCALE", "ROTATION"):
         if len(s[key]) != 2 or not all(isinstance(v, int | float) for v in s[key]):
             raise SmallObjError(f"SMALLOBJ.{key} is {s[key]}; it must be two numbers.")

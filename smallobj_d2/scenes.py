@@ -55,7 +55,6 @@ CATEGORIES: tuple[dict[str, Any], ...] = (
 )
 _CATEGORY_ID = {c["name"]: c["id"] for c in CATEGORIES}
 _NAMES = tuple(_CATEGORY_ID)
-_EQUAL = (1.0,) * len(_NAMES)
 
 _RECIPE_VERSION = 2  # raise it whenever the same seed would give other bytes
 _MIN_SIDE = 64
@@ -119,7 +118,6 @@ def make_scene(
     *,
     empty_probability: float = 0.01,
     crowd_probability: float = 0.04,
-    frequency: Sequence[float] = _EQUAL,
 ) -> Scene:
     """Draw one scene.
 
@@ -130,7 +128,6 @@ def make_scene(
         empty_probability: chance that the scene has a background and nothing to detect.
         crowd_probability: chance that a cluster of many tiny objects is tried; there is one if
             at least half of it can be seen behind the objects.
-        frequency: of each category, relative to 1; 6 numbers whose sum is 6.
 
     Returns:
         The scene; its annotations are ordered from back to front, crowds first.
@@ -145,8 +142,7 @@ def make_scene(
     objects: list[_Object] = []
     crowd: list[_Object] = []
     if rng.random() >= empty_probability:
-        # A scene is about a few categories.
-        mix = rng.dirichlet(0.8 * np.array(frequency))
+        mix = rng.dirichlet(np.full(len(_NAMES), 0.8))  # a scene is about a few categories
         objects = _layout(rng, height, width, mix)
         if rng.random() < crowd_probability:
             crowd = _crowd(rng, height, width, objects)
@@ -822,7 +818,6 @@ def make_dataset(
     *,
     seed: int,
     size: int = 256,
-    frequency: Sequence[float] = _EQUAL,
     progress: bool = True,
 ) -> Path:
     """Write `root/name/images/*.jpg` and `root/name/annotations.json`, unless they are there.
@@ -837,7 +832,6 @@ def make_dataset(
         num_images: how many images, at least 0.
         seed: at least 0.
         size: longest side of every image in pixels; the other is 75% to 100% of it.
-        frequency: of each category, see `make_scene`.
         progress: show a progress bar.
 
     Returns:
@@ -858,8 +852,6 @@ def make_dataset(
         "seed": seed,
         "size": size,
     }
-    if tuple(frequency) != _EQUAL:
-        recipe["frequency"] = list(frequency)
     folder = Path(root) / name
     json_path = folder / "annotations.json"
     names = [f"{i:012d}.jpg" for i in range(1, num_images + 1)]
@@ -878,7 +870,7 @@ def make_dataset(
     annotations: list[dict[str, Any]] = []
     for i, file_name in enumerate(tqdm(names, desc=name, unit="img", disable=not progress)):
         rng = np.random.default_rng((seed, i))
-        scene = make_scene(rng, _image_size(rng, size), frequency=frequency)
+        scene = make_scene(rng, _image_size(rng, size))
         _write_jpeg(folder / "images" / file_name, scene.image)
         height, width = scene.labels.shape
         images.append({"id": i + 1, "file_name": file_name, "width": width, "height": height})
@@ -908,7 +900,6 @@ def make_splits(
     num_val: int,
     seed: int,
     size: int = 256,
-    frequency: Sequence[float] = _EQUAL,
     progress: bool = True,
 ) -> dict[str, Path]:
     """Make `scenes_train` and `scenes_val`; see `make_dataset` for the arguments.
@@ -919,22 +910,10 @@ def make_splits(
     # Even seeds for training, odd ones for validation: no two seeds share an image between them.
     return {
         "scenes_train": make_dataset(
-            root,
-            "scenes_train",
-            num_train,
-            seed=2 * seed,
-            size=size,
-            frequency=frequency,
-            progress=progress,
+            root, "scenes_train", num_train, seed=2 * seed, size=size, progress=progress
         ),
         "scenes_val": make_dataset(
-            root,
-            "scenes_val",
-            num_val,
-            seed=2 * seed + 1,
-            size=size,
-            frequency=frequency,
-            progress=progress,
+            root, "scenes_val", num_val, seed=2 * seed + 1, size=size, progress=progress
         ),
     }
 

@@ -164,6 +164,8 @@ def test_a_missing_file_is_named(engine, tmp_path):
         (["SMALLOBJ.COPIES", "two"], "SMALLOBJ.COPIES must be of type int"),
         (["SMALLOBJ.COPIES"], "pairs of KEY VALUE, but there are 1 words"),
         (["SMALLOBJ.OVERSAMPLING_FACTOR", "0.0"], "it must be 1 (off) or more"),
+        (["SMALLOBJ.SOURCES", "banks"], "SOURCES is 'banks'; it must be one of ('image', 'bank')"),
+        (["SMALLOBJ.BANK_IMAGES", "0"], "BANK_IMAGES is 0; it must be 1 or more"),
     ],
 )
 def test_a_wrong_override_gives_one_clear_line(engine, opts, message):

@@ -128,6 +128,14 @@ def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     assert text.count("| `beyond/new` |") == 4
 
 
+def test_rows_without_a_baseline_are_set_against_the_first(runs):
+    for config in ("baseline", "aug_oversample_2x", "aug"):
+        shutil.rmtree(runs / config)
+    text = build_report(PAPER, [parse_results(distil(SCALE, runs))]).markdown("")
+    overview = text.split("### Every row against `oversample_2x`")[1].split("###")[0]
+    assert "| `orig_aug` | 3 |" in overview
+
+
 @pytest.mark.parametrize("key", ["scale", "engine", "schedule", "validation"])
 def test_runs_of_another_experiment_are_not_mixed_in(runs, key):
     first = distil(SCALE, runs)

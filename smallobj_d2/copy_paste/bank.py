@@ -58,9 +58,6 @@ class ObjectBank:
         self._pixel_ends = np.cumsum([c.pixels.size for c in cutouts])
         self._pixels = np.concatenate([c.pixels.ravel() for c in cutouts])
         self._pixels.flags.writeable = False
-        categories = [c.annotation.get("category_id", 0) for c in cutouts]
-        _, number, self._counts = np.unique(categories, return_inverse=True, return_counts=True)
-        self._by_category = np.argsort(number, kind="stable")
         self._labels = PackedRecords([{"a": c.annotation, "o": c.origin} for c in cutouts])
 
     @property
@@ -84,15 +81,6 @@ class ObjectBank:
             i: which of its images, 0 to ``images - 1``.
         """
         return range(int(self._ends[i - 1]) if i else 0, int(self._ends[i]))
-
-    def balanced(self, n: int, power: float, rng: np.random.Generator) -> list[int]:
-        """So many objects, of categories as frequent as they are in the bank to the 1 - `power`."""
-        weights = self._counts ** (1.0 - power)
-        categories = rng.choice(len(weights), n, p=weights / weights.sum())
-        starts = np.cumsum(self._counts) - self._counts
-        within = (rng.random(n) * self._counts[categories]).astype(np.int64)
-        chosen: list[int] = self._by_category[starts[categories] + within].tolist()
-        return chosen
 
     def __getitem__(self, index: int) -> Cutout:
         """One object."""

@@ -8,8 +8,6 @@ from smallobj_d2.copy_paste.shapes import Mask, Window, warp
 
 Image = NDArray[np.uint8]
 
-BLENDS = ("gaussian", "poisson")
-
 
 def cut(image: Image, matrix: NDArray[np.float64], target: Window) -> Image:
     """The pixels of a copy: those of the image under an affine map, as far as a window shows them.
@@ -46,24 +44,3 @@ def lay(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> No
         mask.astype(np.float32), (blur, blur), 0, borderType=cv2.BORDER_CONSTANT
     )[:, :, None]
     region[...] = np.rint(patch * weight + region * (1 - weight)).astype(np.uint8)
-
-
-def melt(image: Image, patch: Image, mask: Mask, target: Window) -> None:
-    """Lay a copy on the image by Poisson blending, in place: its gradients, the image's colours.
-
-    Args:
-        image, patch, mask, target: see `lay`; the window must leave room around the mask.
-    """
-    region = target.of(image)
-    # OpenCV keeps three pixels along the edge of a mask to what was there.
-    grown = cv2.dilate(mask * np.uint8(255), None, iterations=3)
-    grown[[0, -1], :] = 0
-    grown[:, [0, -1]] = 0
-    x, y, width, height = cv2.boundingRect(grown)
-    if width < 3 or height < 3:
-        lay(image, patch, mask, target, 0)
-        return
-    centre = (x + width // 2, y + height // 2)
-    region[...] = cv2.seamlessClone(
-        patch, np.ascontiguousarray(region), grown, centre, cv2.NORMAL_CLONE
-    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.bank import ObjectBank
-from smallobj_d2.copy_paste.blend import BLENDS, Image, cut, lay, melt
+from smallobj_d2.copy_paste.blend import Image, cut, lay
 from smallobj_d2.copy_paste.checks import is_whole, require, require_image
 from smallobj_d2.copy_paste.choose import STRATEGIES, Candidates, SourceRule
 from smallobj_d2.copy_paste.jitter import Jitter
@@ -26,8 +26,6 @@ from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
 
-POISSON_RIM = 5
-"""Pixels around a copy that take part in Poisson blending."""
 _COVERED_LABELS = ("visible", "untouched")
 
 
@@ -84,13 +82,8 @@ class CopyPaste:
             leaves them.
         max_pastes: the most copies for one image.
         blur: size of the Gaussian that softens edges; 0 for hard edges.
-        blend: "gaussian", or "poisson" (then `blur` is ignored). Beyond the paper.
         from_bank: take the objects of another image, one of `bank`'s, chosen at random. The bank
             is made of the training images, and given to the attribute later. Beyond the paper.
-        near: place copies within this share of the image's shorter side of an object of their
-            category, where there is room; 0 is anywhere. Beyond the paper.
-        class_balance: from the bank, as many objects as one of its images has, of categories that
-            are all as frequent (1), as frequent as they come (0), or between. Beyond the paper.
 
     Attributes:
         bank: an `ObjectBank`, or None.
@@ -110,10 +103,7 @@ class CopyPaste:
         covered_labels: str = "visible",
         max_pastes: int = 300,
         blur: int = 0,
-        blend: str = "gaussian",
         from_bank: bool = False,
-        near: float = 0.0,
-        class_balance: float = 0.0,
     ) -> None:
         if strategy not in STRATEGIES:
             known = ", ".join(sorted(name for name, _ in STRATEGIES))
@@ -127,10 +117,7 @@ class CopyPaste:
         require(is_whole(gap, 0), "GAP", gap, "must be a whole number, 0 or more")
         require(covered_labels in _COVERED_LABELS, "COVERED_LABELS", covered_labels, labels)
         require(is_whole(blur, 0) and (blur == 0 or blur % 2), "BLUR", blur, "must be 0 or odd")
-        require(blend in BLENDS, "BLEND", blend, f"must be one of {BLENDS}")
-        require(near >= 0, "NEAR", near, "must be 0 or more")
-        self.blend, self.from_bank, self.near = blend, from_bank, near
-        self.class_balance = class_balance
+        self.from_bank = from_bank
         self.bank: ObjectBank | None = None
         self.sources, self.jitter = sources or SourceRule(), jitter or Jitter()
         self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
@@ -159,10 +146,7 @@ class CopyPaste:
             covered_labels=s.COVERED_LABELS,
             max_pastes=s.MAX_PASTES,
             blur=s.BLUR,
-            blend=s.BLEND,
             from_bank=s.SOURCES == "bank",
-            near=s.NEAR,
-            class_balance=s.CLASS_BALANCE,
         )
 
     def __call__(
@@ -223,8 +207,7 @@ class CopyPaste:
             matrix, mask, shape = original.copy(linear)
             covered = mask.copy()
             shape.cover(covered)
-            around = self._around(scene, source, rng) if self.near else None
-            corner = placer.find(covered, rng, around) if mask.any() else None
+            corner = placer.find(covered, rng) if mask.any() else None
             if corner is None:
                 plan.given_up += 1
                 continue
@@ -247,8 +230,7 @@ class CopyPaste:
             plan: from `plan` for this image's annotations and size.
         """
         require_image(image)
-        poisson = self.blend == "poisson"
-        rim = POISSON_RIM if poisson else self.blur // 2
+        rim = self.blur // 2
         laid = []
         for paste in plan.pastes:
             height, width = paste.mask.shape
@@ -260,10 +242,7 @@ class CopyPaste:
             source = image if paste.pixels is None else paste.pixels
             laid.append((cut(source, paste.matrix, target), mask, target))
         for patch, mask, target in laid:
-            if poisson:
-                melt(image, patch, mask, target)
-            else:
-                lay(image, patch, mask, target, self.blur)
+            lay(image, patch, mask, target, self.blur)
 
     def _candidates(self, scene: Scene, rng: np.random.Generator) -> Candidates:
         """What may be copied: indices of the image's annotations, or of objects of the bank."""
@@ -275,25 +254,7 @@ class CopyPaste:
                 "makes one; for a mapper of your own, call smallobj_d2.augmentation.give_bank."
             )
         objects = self.bank.of_image(int(rng.integers(self.bank.images)))
-        if self.class_balance:
-            drawn = self.bank.balanced(len(objects), self.class_balance, rng)
-            return Candidates(drawn, lambda _: True)
         return Candidates(list(objects), lambda _: True)
-
-    def _around(
-        self, scene: Scene, source: Annotation, rng: np.random.Generator
-    ) -> tuple[float, float, float] | None:
-        """A place to look near: x, y and how far from it."""
-        of_its_kind = [
-            box
-            for annotation, box in zip(scene.annotations, scene.boxes.tolist(), strict=True)
-            if annotation.get("category_id") == source.get("category_id")
-            and not annotation.get("iscrowd", 0)
-        ]
-        if not of_its_kind:
-            return None
-        x0, y0, x1, y1 = of_its_kind[int(rng.integers(len(of_its_kind)))]
-        return (x0 + x1) / 2, (y0 + y1) / 2, self.near * min(scene.height, scene.width)
 
 
 @cache

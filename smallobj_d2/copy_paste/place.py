@@ -51,19 +51,12 @@ class Placer:
         self._copies: list[Bitmap] = []
         self._drawn: set[int] = set()
 
-    def find(
-        self,
-        covered: Mask,
-        rng: np.random.Generator,
-        around: tuple[float, float, float] | None = None,
-    ) -> tuple[int, int] | None:
+    def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
 
         Args:
             covered: (h, w) uint8 of 0 and 1, the pixels that the copy owns or covers.
             rng: source of randomness.
-            around: x, y and r: positions whose centre is within a square of 2 r around that point
-                come first, and all others only if none of these is tried with success.
         """
         height, width = covered.shape
         columns = self._scene.width - 2 * self._margin - width + 1
@@ -74,13 +67,6 @@ class Placer:
         if self._overlap:
             return next(corners)
         grown = self._grow(covered)
-        if around is not None:
-            cx, cy, r = around
-            for u, v in (2 * rng.random((_TRIES, 2)) - 1).tolist():
-                x, y = int(cx + r * u - width / 2), int(cy + r * v - height / 2)
-                inside = 0 <= x - self._margin < columns and 0 <= y - self._margin < rows
-                if inside and self._is_free(grown, x, y):
-                    return x, y
         for x, y in islice(corners, _TRIES):
             if self._is_free(grown, x, y):
                 return x, y

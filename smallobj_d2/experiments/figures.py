@@ -22,6 +22,7 @@ _GROUPS = {
     "multi": ("#009E73", "v", "several objects pasted (Table 6)"),
     "all": ("#CC79A7", "P", "all objects pasted (Table 7)"),
     "how": ("#56B4E9", "X", "how to paste (Table 8)"),
+    "beyond": ("#882255", "*", "beyond the paper"),
 }
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -47,6 +48,7 @@ _NAMED = {
     "orig_aug_multi3x": (6, 5),
     "orig_aug_overlap": (6, -11),
 }
+_BEYOND = (6, 5)
 
 Point = tuple[float, float]
 """A value and the length of its error bar, which is 0 where there is none."""
@@ -55,7 +57,9 @@ Source = Callable[[str, str], Point | None]
 
 
 def group_of(config: str) -> str:
-    """Which of the paper's ideas a row belongs to."""
+    """Which of the paper's ideas a row belongs to, if any."""
+    if config.startswith("beyond/"):
+        return "beyond"
     if config == "baseline":
         return "baseline"
     if config.startswith("oversample"):
@@ -68,13 +72,21 @@ def group_of(config: str) -> str:
 
 def short_name(config: str) -> str:
     """A label for a point."""
-    text = config.removeprefix("orig_aug_").replace("oversample_", "oversampling ")
+    text = (
+        config.removeprefix("beyond/")
+        .removeprefix("orig_aug_")
+        .replace("oversample_", "oversampling ")
+    )
     return text.replace("_", " ")
 
 
 def published(paper: Paper) -> Source:
     """The paper's numbers."""
-    return lambda row, metric: (100 * paper.ap(row, metric), 0.0)
+
+    def point(row: str, metric: str) -> Point | None:
+        return (100 * paper.ap(row, metric), 0.0) if row in paper.numbers else None
+
+    return point
 
 
 def measured(results: Results) -> Source:
@@ -96,7 +108,7 @@ def trade_off(paper: Paper, results: Results, kind: str) -> str:
         figure, axes = _panels(results)
         drawn: dict[str, Any] = {}
         for axis, source in zip(axes, (published(paper), measured(results)), strict=True):
-            for row in paper.configs():
+            for row in (*paper.configs(), *(r for r in results.rows if r.startswith("beyond/"))):
                 small, large = source(row, f"{kind}.small"), source(row, f"{kind}.large")
                 if small is None or large is None:
                     continue
@@ -110,12 +122,13 @@ def trade_off(paper: Paper, results: Results, kind: str) -> str:
                     elinewidth=1,
                     alpha=0.9,
                 )
-                if row in _NAMED:
+                if row in _NAMED or row not in paper.numbers:
+                    offset = _NAMED.get(row, _BEYOND)
                     axis.annotate(
                         *(short_name(row), (large[0], small[0])),
-                        xytext=_NAMED[row],
+                        xytext=offset,
                         textcoords="offset points",
-                        ha="left" if _NAMED[row][0] > 0 else "right",
+                        ha="left" if offset[0] > 0 else "right",
                         fontsize=8,
                         color=colour,
                     )

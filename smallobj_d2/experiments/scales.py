@@ -44,7 +44,7 @@ class Scale:
     """What one run takes, about; for an estimate before any run is finished."""
     machine: str
     """The machine that ``seconds`` is for, and where the number comes from."""
-    scenes: dict[str, Any] | None = None
+    scenes: dict[str, int] | None = None
     """Arguments of `make_splits`, if it is on made scenes."""
     existing: list[list[str]] | None = None
     """If it is on a dataset that is there: name, JSON and image folder of its training and of its
