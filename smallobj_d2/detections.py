@@ -4,8 +4,6 @@ A run leaves its detections in ``inference/coco_instances_results.json``, whatev
 pycocotools matches them with the annotations, as it does for AP, at one threshold of IoU.
 """
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from smallobj_d2.coco import dataset_info, load_dataset, register_dataset
+from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation import COCO_DETECTIONS, load_ground_truth
+from smallobj_d2.evaluation import counted_detections, load_ground_truth, matched
 from smallobj_d2.images import read_rgb
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization import (
@@ -32,6 +29,7 @@ from smallobj_d2.visualization import (
     Outlines,
     View,
     contact_sheet,
+    outlines_of_box,
     outlines_of_mask,
 )
 
@@ -91,38 +89,28 @@ def match_detections(
     Returns:
         By image id.
     """
-    kept = [dict(r) for r in results if r["score"] >= score]
+    kept = [r for r in results if r["score"] >= score]
     outcomes: dict[int, Outcome] = {i: Outcome([], [], []) for i in truth.getImgIds()}
-    masks = bool(kept) and all("segmentation" in r for r in kept)
-    if masks:
-        for result in kept:  # given a box, pycocotools would measure a mask's size by it
-            result.pop("bbox", None)
-    matched: set[int] = set()
+    seen: set[int] = set()
     if kept:
-        with contextlib.redirect_stdout(io.StringIO()):
-            found = truth.loadRes(kept)
-            evaluation = COCOeval(truth, found, "segm" if masks else "bbox")
-            evaluation.params.iouThrs = np.array([iou])
-            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-            evaluation.params.maxDets = [detections]
-            evaluation.evaluate()
+        masks = all("segmentation" in r for r in kept)
+        evaluation = matched(truth, kept, "segm" if masks else "bbox", detections, iou=iou)
+        found = evaluation.cocoDt.anns
         for entry in filter(None, evaluation.evalImgs):
             outcome = outcomes[entry["image_id"]]
             pairs = zip(entry["dtIds"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True)
             for detection, annotation, ignored in pairs:
                 right = annotation > 0 or ignored
-                (outcome.found if right else outcome.wrong).append(found.anns[detection])
-            matched |= {
-                a for a, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d > 0
-            }
+                (outcome.found if right else outcome.wrong).append(found[detection])
+            seen |= {a for a, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d > 0}
     for annotation in truth.anns.values():
-        if not annotation["iscrowd"] and annotation["id"] not in matched:
+        if not annotation["iscrowd"] and annotation["id"] not in seen:
             outcomes[annotation["image_id"]].missed.append(annotation["id"])
     return outcomes
 
 
-def dataset_of_run(folder: Path) -> str:
-    """The name of the first test set of a run, registered.
+def config_of_run(folder: Path) -> CfgNode:
+    """The config of a run's last evaluation, with training (run.json) or alone (eval.json).
 
     Args:
         folder: a run's ``OUTPUT_DIR``.
@@ -130,14 +118,6 @@ def dataset_of_run(folder: Path) -> str:
     Raises:
         SmallObjError: if there is no run, or it has not evaluated anything yet.
     """
-    for name, json_file, images in _config(folder)["SMALLOBJ"]["DATASETS"]:
-        register_dataset(name, json_file, images)
-    dataset: str = json.loads((folder / "row.json").read_bytes())["dataset"]
-    return dataset
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """The config of a run's last evaluation, with training (run.json) or alone (eval.json)."""
     records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
     if not records or not (folder / "row.json").is_file():
         raise SmallObjError(
@@ -145,12 +125,11 @@ def _config(folder: Path) -> dict[str, Any]:
             "a run that was evaluated."
         )
     last = max(records, key=lambda path: path.stat().st_mtime)
-    config: dict[str, Any] = yaml.safe_load(json.loads(last.read_bytes())["config"])
-    return config
+    return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
 
 
-def results_of_run(folder: Path, dataset: str) -> tuple[list[Result], int]:
-    """The detections that a run has left, and how many of an image and category its AP counts.
+def results_of_run(folder: Path, dataset: str) -> list[Result]:
+    """The detections that a run has left.
 
     Args:
         folder: a run's ``OUTPUT_DIR``.
@@ -164,9 +143,8 @@ def results_of_run(folder: Path, dataset: str) -> tuple[list[Result], int]:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
-    limit = max(COCO_DETECTIONS, _config(folder)["TEST"]["DETECTIONS_PER_IMAGE"])
     results: list[Result] = json.loads(path.read_bytes())
-    return results, limit
+    return results
 
 
 def detection_sheet(
@@ -197,15 +175,25 @@ def detection_sheet(
     Raises:
         SmallObjError: naming what a run lacks, or an image that is not in the test set.
     """
-    names = {dataset_of_run(folder) for folder in folders.values()}
-    if len(names) > 1:
-        raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(names))}.")
-    dataset = names.pop()
+    configs = {name: config_of_run(folder) for name, folder in folders.items()}
+    for cfg in configs.values():
+        register_from_config(cfg)
+    datasets = {
+        json.loads((folder / "row.json").read_bytes())["dataset"] for folder in folders.values()
+    }
+    if len(datasets) > 1:
+        raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
+    dataset = datasets.pop()
     truth = load_ground_truth(dataset_info(dataset).json_file)
     runs = []
     for name, folder in folders.items():
-        results, limit = results_of_run(folder, dataset)
-        matches = match_detections(truth, results, score=score, iou=iou, detections=limit)
+        matches = match_detections(
+            truth,
+            results_of_run(folder, dataset),
+            score=score,
+            iou=iou,
+            detections=counted_detections(configs[name]),
+        )
         runs.append(Detections(name, matches))
     records = {r["image_id"]: r for r in load_dataset(dataset).records}
     for image in images:
@@ -213,8 +201,9 @@ def detection_sheet(
             raise SmallObjError(f"There is no image {image} in {dataset}.")
     rows = []
     for image in images or _some_with_small_objects(truth, num, seed):
-        views = [_truth_view(truth, records[image])]
-        views += [_run_view(truth, records[image], run.outcomes[image]) for run in runs]
+        pixels = read_rgb(records[image])
+        views = [_truth_view(truth, image, pixels)]
+        views += [_run_view(truth, run.outcomes[image], pixels) for run in runs]
         rows.append((views, f"image {image}: {_summary(truth, runs, [image])}"))
     titles = ["annotated", *(run.name for run in runs)]
     legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
@@ -238,28 +227,26 @@ def _summary(truth: COCO, runs: Sequence[Detections], images: Sequence[int]) -> 
     return f"{total:,} small objects; {'; '.join(said)}"
 
 
-def _truth_view(truth: COCO, record: Mapping[str, Any]) -> View:
-    annotations = [truth.anns[i] for i in truth.getAnnIds(imgIds=[record["image_id"]], iscrowd=0)]
-    outlines = [_outlines(a, record) for a in annotations]
-    return View(read_rgb(record), outlines, [ORIGINAL] * len(outlines))
+def _truth_view(truth: COCO, image: int, pixels: NDArray[np.uint8]) -> View:
+    annotations = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
+    outlines = [_outlines(truth, a) for a in annotations]
+    return View(pixels, outlines, [ORIGINAL] * len(outlines))
 
 
-def _run_view(truth: COCO, record: Mapping[str, Any], outcome: Outcome) -> View:
+def _run_view(truth: COCO, outcome: Outcome, pixels: NDArray[np.uint8]) -> View:
     missed = [truth.anns[i] for i in outcome.missed]
     groups = ((FOUND, outcome.found), (MISSED, missed), (WRONG, outcome.wrong))
-    outlines = [_outlines(thing, record) for _, things in groups for thing in things]
+    outlines = [_outlines(truth, thing) for _, things in groups for thing in things]
     styles = [style for style, things in groups for _ in things]
-    return View(read_rgb(record), outlines, styles)
+    return View(pixels, outlines, styles)
 
 
-def _outlines(thing: Mapping[str, Any], record: Mapping[str, Any]) -> Outlines:
+def _outlines(truth: COCO, thing: Mapping[str, Any]) -> Outlines:
     """The outline of an annotation or a detection: of its mask, or of its box."""
     segmentation = thing.get("segmentation")
-    if isinstance(segmentation, list) and segmentation:
+    if not segmentation:
+        x, y, w, h = thing["bbox"]
+        return outlines_of_box(x, y, x + w, y + h)
+    if isinstance(segmentation, list):
         return [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
-    if segmentation:
-        if isinstance(segmentation["counts"], list):
-            segmentation = coco_mask.frPyObjects(segmentation, record["height"], record["width"])
-        return outlines_of_mask(coco_mask.decode(segmentation))
-    x, y, w, h = thing["bbox"]
-    return [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], dtype=np.float64)]
+    return outlines_of_mask(truth.annToMask(thing))

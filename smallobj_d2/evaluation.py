@@ -111,6 +111,26 @@ def coco_metrics(
     if not results or not counts["all"]:
         sizes = {name: size for size, name in _NAMES.items()}
         return {n: 0.0 if counts[sizes.get(n, "all")] else None for n in _STATS}
+    evaluation = matched(ground_truth, results, iou_type, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return {name: _mean(evaluation, *what) for name, what in _STATS.items()}
+
+
+def matched(
+    ground_truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    detections: int,
+    *,
+    iou: float | None = None,
+) -> COCOeval:
+    """Detections matched with annotations by pycocotools: a COCOeval with its ``evalImgs``.
+
+    Args:
+        ground_truth, results, iou_type, detections: see `coco_metrics`; at least one detection.
+        iou: the only threshold, and all sizes together; None for COCO's ten and for each size.
+    """
     own = [dict(r) for r in results]
     if iou_type == "segm":
         for result in own:  # given a box, pycocotools would measure a mask's size by it
@@ -118,9 +138,11 @@ def coco_metrics(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(own), iou_type)
         evaluation.params.maxDets = [detections]
+        if iou is not None:
+            evaluation.params.iouThrs = np.array([iou])
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
-        evaluation.accumulate()
-    return {name: _mean(evaluation, *what) for name, what in _STATS.items()}
+    return evaluation
 
 
 def _mean(evaluation: COCOeval, iou: float | None, size: str) -> float | None:

@@ -118,7 +118,9 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with _claimed(folder, recipe):
-        writer = _Writer(source, dataset.category_ids, records, summary, cfg, progress=progress)
+        augmentation = build_augmentation(cfg, cfg.SEED)
+        give_bank(augmentation, cfg, records, read_rgb, progress=progress)
+        writer = _Writer(source, dataset.category_ids, summary, cfg, augmentation)
         draws = [stream[k] for k in range(len(stream))]
         writer.write(PackedRecords(records), draws, workers, progress)
         trained_on = {r["image_id"] for r in records}
@@ -219,15 +221,12 @@ class _Writer:
         self,
         source: _Source,
         category_ids: list[int],
-        records: list[Entry],
         summary: Summary,
         cfg: Any,
-        *,
-        progress: bool,
+        augmentation: DrawAugmentation | None,
     ) -> None:
         self.source, self.category_ids, self.summary = source, category_ids, summary
-        self.augmentation = build_augmentation(cfg, cfg.SEED)
-        give_bank(self.augmentation, cfg, records, read_rgb, progress=progress)
+        self.augmentation = augmentation
         self.skip = cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip"
         self.seed = cfg.SEED
         self.images: list[Entry] = []

@@ -55,6 +55,11 @@ def outlines_of_mask(mask: NDArray[Any]) -> Outlines:
     return [c.reshape(-1, 2) + 0.5 for c in contours]
 
 
+def outlines_of_box(x0: float, y0: float, x1: float, y1: float) -> Outlines:
+    """A box as a polygon to draw."""
+    return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)]
+
+
 def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     """A picture of a sample, scaled to a width, every instance outlined.
 
@@ -115,12 +120,15 @@ def contact_sheet(
     return sheet
 
 
-def training_sheet(engine: Any, cfg: Any, positions: Sequence[int], *, width: int) -> Image.Image:
+def training_sheet(
+    engine: Any, cfg: Any, dataset: Any, positions: Sequence[int], *, width: int
+) -> Image.Image:
     """A contact sheet of draws of a config's stream, as its mapper gives them to the model.
 
     Args:
         engine: an engine, see `smallobj_d2.engines`.
         cfg: the config; ``SEED`` must not be negative.
+        dataset: that of the engine's training loader for this config.
         positions: which draws to show. Draws that show the original are shown as such.
         width: of one picture, in pixels.
     """
@@ -128,10 +136,9 @@ def training_sheet(engine: Any, cfg: Any, positions: Sequence[int], *, width: in
     plain.defrost()
     plain.SMALLOBJ.COPY_PASTE = False
     before = engine.build_train_loader(plain).dataset
-    after = engine.build_train_loader(cfg).dataset
     rows = []
     for position in positions:
-        sample = after[position]
+        sample = dataset[position]
         views = [engine.view(before[position], plain), engine.view(sample, cfg)]
         copies = views[1].styles.count(PASTED)
         what = f"{copies} pasted" if copies else "nothing pasted in this draw"
@@ -147,15 +154,14 @@ def training_sheet(engine: Any, cfg: Any, positions: Sequence[int], *, width: in
     )
 
 
-def augmented_positions(engine: Any, cfg: Any, count: int, *, look_at: int = 2000) -> list[int]:
+def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> list[int]:
     """The first positions of a config's stream whose draws get pastes, ``count`` at most.
 
     Args:
-        engine, cfg: see `training_sheet`.
+        dataset: see `training_sheet`.
         count: how many to find.
         look_at: how many positions to look at before giving up.
     """
-    dataset = engine.build_train_loader(cfg).dataset
     augmentation = getattr(dataset.mapper, "augmentation", None)
     if augmentation is None:
         return list(range(count))

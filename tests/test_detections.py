@@ -1,8 +1,8 @@
 """Pictures of what runs found: who is matched with whom, and what a person gets to see."""
 
-import importlib.util
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from smallobj_d2.scenes import make_dataset
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization import FOUND, MISSED, WRONG
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+tool = import_module("detections").main
 
 
 @pytest.fixture(scope="module")
@@ -237,20 +238,7 @@ def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
 # --- The tool
 
 
-@pytest.fixture(scope="module")
-def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        path = ROOT / "tools" / "detections.py"
-        spec = importlib.util.spec_from_file_location("detections_tool", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module.main
-
-
-def test_the_tool_tells_runs_apart_by_their_paths(tool, scenes, truth, noisy, tmp_path, capsys):
+def test_the_tool_tells_runs_apart_by_their_paths(scenes, truth, noisy, tmp_path, capsys):
     one = run_folder(tmp_path / "x" / "baseline" / "seed0", scenes, perfect(truth))
     two = run_folder(tmp_path / "x" / "aug" / "seed0", scenes, noisy)
     out = tmp_path / "pictures" / "sheet.png"
@@ -262,7 +250,7 @@ def test_the_tool_tells_runs_apart_by_their_paths(tool, scenes, truth, noisy, tm
     assert Image.open(out).width > 3 * 480
 
 
-def test_the_tool_says_what_is_wrong(tool, scenes, tmp_path, capsys):
+def test_the_tool_says_what_is_wrong(scenes, tmp_path, capsys):
     assert tool(["--runs", str(tmp_path / "nothing")]) == 2
     assert "error: " in capsys.readouterr().err
     run = str(run_folder(tmp_path / "run", scenes, []))

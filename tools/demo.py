@@ -44,8 +44,9 @@ def main() -> int:
     sheet = args.out / "contact_sheet.png"
     engine = load_engine(args.engine)
     cfg = load_cfg(CONFIG, args.opts)
-    positions = augmented_positions(engine, cfg, args.num)
-    training_sheet(engine, cfg, positions, width=384).save(sheet)
+    dataset = engine.build_train_loader(cfg).dataset
+    positions = augmented_positions(dataset, args.num)
+    training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)
     if args.pictures_only:
         return 0

@@ -39,10 +39,11 @@ def main() -> None:
             cfg.defrost()
             cfg.SEED = 0
             cfg.freeze()
-        positions = args.positions or augmented_positions(engine, cfg, args.num)
+        dataset = engine.build_train_loader(cfg).dataset
+        positions = args.positions or augmented_positions(dataset, args.num)
         if not positions:
             raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
-        sheet = training_sheet(engine, cfg, positions, width=args.width)
+        sheet = training_sheet(engine, cfg, dataset, positions, width=args.width)
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)

@@ -31,12 +31,7 @@ from detectron2.utils.logger import setup_logger
 from fvcore.common.registry import Registry
 from PIL import Image
 
-from smallobj_d2.augmentation import (
-    DrawAugmentation,
-    build_augmentation,
-    draw_state,
-    give_bank,
-)
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.coco import (
     dataset_info,
     is_registered,
@@ -59,7 +54,13 @@ from smallobj_d2.evaluation import (
 )
 from smallobj_d2.images import opened, require_size, resize
 from smallobj_d2.sampling import Draw
-from smallobj_d2.visualization import Outlines, View, outlines_of_mask, styles_of_copies
+from smallobj_d2.visualization import (
+    Outlines,
+    View,
+    outlines_of_box,
+    outlines_of_mask,
+    styles_of_copies,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -353,10 +354,8 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     records, factors = training_data(cfg, read_records)
     _require_mask_format(records, cfg)
     mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True)
-    augmentation = getattr(mapper, "augmentation", None)
     read = partial(_read_image, image_format=cfg.INPUT.FORMAT)
-    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
-    return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
+    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -625,7 +624,6 @@ def view(sample: dict[str, Any], cfg: CfgNode) -> View:
         else:
             outlines = [outlines_of_mask(m) for m in masks.tensor.numpy()]
     else:
-        for x0, y0, x1, y1 in instances.gt_boxes.tensor.tolist():
-            outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
+        outlines = [outlines_of_box(*box) for box in instances.gt_boxes.tensor.tolist()]
     pasted = sample.get("pasted", [False] * len(outlines))
     return View(np.ascontiguousarray(image), outlines, styles_of_copies(pasted))

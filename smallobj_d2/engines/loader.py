@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from smallobj_d2.augmentation import give_bank
+from smallobj_d2.copy_paste.bank import ReadImage
 from smallobj_d2.engines import run
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.records import PackedRecords
@@ -173,6 +175,7 @@ def loader_from_config(
     records: Sequence[dict[str, Any]],
     factors: NDArray[np.float64],
     mapper: Mapper,
+    read: ReadImage,
     *,
     start_iter: int = 0,
 ) -> "TrainLoader":
@@ -180,8 +183,12 @@ def loader_from_config(
 
     Args:
         cfg: a config with ``SMALLOBJ``.
-        records, factors, mapper, start_iter: see `build_train_loader`.
+        records, factors, mapper, start_iter: see `build_train_loader`. The mapper's
+            ``augmentation``, if it has one, gets the bank that the config asks for.
+        read: a dataset dict to its image, as the mapper reads it, for that bank.
     """
+    augmentation = getattr(mapper, "augmentation", None)
+    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
     return build_train_loader(
         records,
         factors,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.augmentation import give_bank
 from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines import run
 from smallobj_d2.engines.data import check_test_data, training_data
@@ -41,7 +40,13 @@ from smallobj_d2.evaluation import (
     row_of,
     table,
 )
-from smallobj_d2.visualization import Outlines, View, outlines_of_mask, styles_of_copies
+from smallobj_d2.visualization import (
+    Outlines,
+    View,
+    outlines_of_box,
+    outlines_of_mask,
+    styles_of_copies,
+)
 
 __all__ = [
     "MAPPERS",
@@ -134,10 +139,8 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
     register_from_config(cfg)
     mapper = build_mapper(cfg, True)
     records, factors = training_data(cfg)
-    augmentation = getattr(mapper, "augmentation", None)
     read = partial(read_image, image_format=cfg.INPUT.FORMAT)
-    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
-    return loader_from_config(cfg, records, factors, mapper, start_iter=start_iter)
+    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
 
 
 def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
@@ -192,6 +195,5 @@ def view(sample: dict[str, Any], cfg: Any) -> View:
         for (x0, y0, _, _), mask in windows_of(target):
             outlines.append([part + (x0, y0) for part in outlines_of_mask(mask.numpy())])
     else:
-        for x0, y0, x1, y1 in target["boxes"].tolist():
-            outlines.append([np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])])
+        outlines = [outlines_of_box(*box) for box in target["boxes"].tolist()]
     return View(np.ascontiguousarray(image), outlines, styles_of_copies(target["pasted"].tolist()))
