@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallobj_d2.analysis.benchmark import write_resampled
+from benchmarks.analysis import write_resampled
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.objects import objects_of
-from smallobj_d2.coco import load_coco
+from smallobj_d2.datasets.coco import load_coco
+from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.scenes import make_dataset
 
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 FILES = [

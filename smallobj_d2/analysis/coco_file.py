@@ -16,8 +16,8 @@ from typing import Any, overload
 import numpy as np
 
 from smallobj_d2.analysis.objects import ObjectsBuilder
-from smallobj_d2.check import Finding, check_coco, stop_on_errors
-from smallobj_d2.coco import _instance
+from smallobj_d2.datasets.check import Finding, check_coco, stop_on_errors
+from smallobj_d2.datasets.coco import _instance
 
 _CHECKED = 100_000_000
 """Bytes of the largest file that is checked before it is read; checking a larger one takes GBs."""
@@ -27,7 +27,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class CocoFile(Sequence[dict[str, Any]]):
-    """The dataset dicts of `smallobj_d2.coco.load_coco`, equal and in the same order.
+    """The dataset dicts of `smallobj_d2.datasets.coco.load_coco`, equal and in the same order.
 
     Args:
         json_file: annotations in COCO's instance format.
@@ -37,7 +37,7 @@ class CocoFile(Sequence[dict[str, Any]]):
         images: a dict per image: ``file_name``, ``height``, ``width``, ``image_id``.
         objects: all objects, as arrays.
         repaired: how many annotations lacked something that was filled in, by what it was.
-        findings: what `smallobj_d2.check` found; None if the file is too large to look first.
+        findings: what `datasets.check` found; None if the file is too large to look first.
 
     Raises:
         SmallObjError: as `load_coco`. Of a file that is too large, only what cannot be read.

@@ -32,19 +32,19 @@ from fvcore.common.registry import Registry
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
-from smallobj_d2.coco import (
+from smallobj_d2.datasets.coco import (
     dataset_info,
     is_registered,
     load_dataset,
     mask_area,
     register_from_config,
 )
+from smallobj_d2.datasets.images import opened, require_size, resize
 from smallobj_d2.engines import run
-from smallobj_d2.engines.data import Records, check_test_data, training_data
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.safe import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.evaluation import (
+from smallobj_d2.evaluation.ap import (
     Row,
     count_objects,
     counted_detections,
@@ -52,9 +52,9 @@ from smallobj_d2.evaluation import (
     load_ground_truth,
     table,
 )
-from smallobj_d2.images import opened, require_size, resize
 from smallobj_d2.sampling import Draw
-from smallobj_d2.visualization import (
+from smallobj_d2.training_set import Records, check_test_data, training_data
+from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
     outlines_of_box,

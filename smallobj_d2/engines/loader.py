@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from smallobj_d2.augmentation import give_bank
 from smallobj_d2.copy_paste.bank import ReadImage
+from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import run
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Stream
 
 logger = logging.getLogger(__name__)

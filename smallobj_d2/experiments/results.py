@@ -14,12 +14,12 @@ from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, table2
-from smallobj_d2.coco import load_coco
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
-from smallobj_d2.paper import AP
 
 KINDS = ("segm", "bbox")
 

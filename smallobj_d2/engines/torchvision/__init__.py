@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.engines import run
-from smallobj_d2.engines.data import check_test_data, training_data
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.torchvision.inference import detect, write_results
 from smallobj_d2.engines.torchvision.mapper import (
@@ -30,7 +29,7 @@ from smallobj_d2.engines.torchvision.support import check_supported
 from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
 from smallobj_d2.engines.torchvision.weights import load_weights
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation import (
+from smallobj_d2.evaluation.ap import (
     Row,
     as_detectron2,
     coco_metrics,
@@ -40,7 +39,8 @@ from smallobj_d2.evaluation import (
     row_of,
     table,
 )
-from smallobj_d2.visualization import (
+from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
     outlines_of_box,

@@ -16,9 +16,9 @@ from torch.nn import functional as F  # noqa: N812 - everybody calls it that
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import run
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.records import PackedRecords
 
 logger = logging.getLogger(__name__)
 
