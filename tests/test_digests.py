@@ -18,6 +18,8 @@ def test_nothing_that_is_pinned_has_changed(section, sources):
     known = digests.recorded()
     if known["versions"] != digests.versions():
         pytest.skip(f"digests are of {known['versions']}, here are {digests.versions()}")
+    if section.depends_on_cpu and known["cpu"] != digests.cpu():
+        pytest.skip(f"pixels are of a CPU with {known['cpu']}, this one has {digests.cpu()}")
     if why := section.missing(sources):
         pytest.skip(why)
     before = digests.of_section(known["digests"], section)
