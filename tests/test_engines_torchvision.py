@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -553,6 +554,34 @@ def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
         run.check_weights(zoo)
 
 
+def test_weights_can_be_named_by_an_environment_variable(cfg, monkeypatch, tmp_path):
+    named = changed(cfg, "MODEL.WEIGHTS", "$SMALLOBJ_WEIGHTS_OF_A_TEST")
+    monkeypatch.delenv("SMALLOBJ_WEIGHTS_OF_A_TEST", raising=False)
+    with pytest.raises(SmallObjError, match="SMALLOBJ_WEIGHTS_OF_A_TEST is not set"):
+        run.check_weights(named)
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setenv("SMALLOBJ_WEIGHTS_OF_A_TEST", str(tmp_path / "w.pth"))
+    assert run.check_weights(named) == tmp_path / "w.pth"
+
+
+def test_a_run_records_the_commit_that_it_ran(monkeypatch, tmp_path):
+    def git(*arguments):
+        own = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    module = tmp_path / "package" / "engines" / "run.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("1")
+    monkeypatch.setattr(run, "__file__", str(module))
+    assert run.commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert re.fullmatch("[0-9a-f]{40}", run.commit())
+    module.write_text("2")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", run.commit())
+
+
 def test_freezing_stops_gradients_and_statistics(cfg):
     model = build_model(changed(cfg, "MODEL.BACKBONE.FREEZE_AT", 2))
     model.train()
@@ -759,6 +788,7 @@ def test_a_run_leaves_what_detectron2s_does(unbroken):
     record = json.loads((output / "run.json").read_text())
     assert record["seed"] == 5
     assert record["engine"] == "torchvision"
+    assert record["commit"] == run.commit()
     assert {"python", "torch", "torchvision", "numpy"} <= set(record["versions"])
     assert list(output.glob("events.out.tfevents.*"))
     assert "iter 6/6" in (output / "log.txt").read_text()
@@ -795,6 +825,61 @@ def test_a_killed_run_resumes_bit_for_bit(unbroken, cfg, monkeypatch):
     record = json.loads((Path(cfg.OUTPUT_DIR) / "run.json").read_text())
     assert record["seed"] == 5
     assert len(record["earlier"]) == 1
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """As on a CPU that has bfloat16; one that has not is only slow."""
+    monkeypatch.setattr(run, "has_bfloat16", lambda: True)
+
+
+def test_bfloat16_on_a_cpu_resumes_bit_for_bit_and_keeps_weights_whole(
+    data, tmp_path, monkeypatch, bfloat16, unbroken
+):
+    seen = []
+    step = Trainer._step
+
+    def watched(self, *args):
+        def note(module, inputs, output):
+            seen.extend(level.dtype for level in output.values())
+
+        hook = self.model.backbone.fpn.register_forward_hook(note)
+        losses = step(self, *args)
+        hook.remove()
+        return losses
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    amp = ("SOLVER.AMP.ENABLED", "True")
+    row = engine.main(tiny_cfg(data, tmp_path / "whole", *amp))
+    assert set(seen) == {torch.bfloat16}
+
+    engine.main(tiny_cfg(data, tmp_path / "cut", *amp, "DATASETS.TEST", "()"))
+    (tmp_path / "cut" / "last_checkpoint").write_text("model_0000002.pth")
+    assert engine.main(tiny_cfg(data, tmp_path / "cut", *amp), resume=True) == row
+
+    whole, cut = (weights_of(tmp_path / name / "model_final.pth") for name in ("whole", "cut"))
+    full = weights_of(unbroken[0] / "model_final.pth")
+    floating = [k for k, v in whole.items() if v.is_floating_point()]
+    assert all(whole[k].dtype == torch.float32 for k in floating)
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    assert any(not torch.equal(whole[k], full[k]) for k in floating)
+
+    alone = ("MODEL.WEIGHTS", str(tmp_path / "whole" / "model_final.pth"))
+    assert engine.main(tiny_cfg(data, tmp_path / "alone", *alone), eval_only=True) == row
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32_and_says_so(cfg, monkeypatch, caplog):
+    monkeypatch.setattr(run, "has_bfloat16", lambda: False)
+    asked = changed(cfg, "SOLVER.AMP.ENABLED", True)
+    assert not run.settle_precision(asked, "torchvision").SOLVER.AMP.ENABLED
+    assert "no instructions for bfloat16" in caplog.text
+
+
+def test_detectron2s_mixed_precision_on_a_cpu_is_refused(cfg, bfloat16):
+    asked = changed(cfg, "SOLVER.AMP.ENABLED", True)
+    with pytest.raises(SmallObjError, match="Detectron2 has mixed precision on a GPU only"):
+        run.settle_precision(asked, "detectron2")
+    assert run.settle_precision(asked, "torchvision").SOLVER.AMP.ENABLED
 
 
 def test_evaluation_alone_gives_the_row_of_the_run(unbroken, cfg):

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -39,7 +41,8 @@ def running(
     records what runs.
 
     Yields:
-        The config, frozen, with the ``MODEL.DEVICE`` and ``SEED`` that are really used.
+        The config, frozen, with the ``MODEL.DEVICE``, ``SEED`` and ``SOLVER.AMP.ENABLED`` that are
+        really used.
     """
     output = Path(cfg.OUTPUT_DIR)
     _agree(cfg, engine, resume=resume, eval_only=eval_only)
@@ -52,6 +55,7 @@ def running(
         if eval_only:  # no draws, so any seed will do
             cfg = _with(cfg, "SEED", max(cfg.SEED, 0))
         else:
+            cfg = settle_precision(cfg, engine)
             cfg = settle_seed(cfg, resume, engine=engine)
         record_run(cfg, engine, resume=resume, eval_only=eval_only)
         yield cfg
@@ -146,6 +150,37 @@ def settle_device(cfg: Any) -> Any:
             "MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", cfg.MODEL.DEVICE
         )
     return _with(cfg, "MODEL.DEVICE", "cpu")
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; without them it is ten times slower."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not x86 or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def settle_precision(cfg: Any, engine: str) -> Any:
+    """The config with SOLVER.AMP.ENABLED False where mixed precision would only make it slower.
+
+    Raises:
+        SmallObjError: if Detectron2 is asked for it on a CPU, where its trainer has none.
+    """
+    if not cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE != "cpu":
+        return cfg
+    if engine == "detectron2":
+        raise SmallObjError(
+            "SOLVER.AMP.ENABLED is True, but Detectron2 has mixed precision on a GPU only, and "
+            "MODEL.DEVICE is cpu. Set SOLVER.AMP.ENABLED False, or use --engine torchvision."
+        )
+    if has_bfloat16():
+        return cfg
+    if rank() == 0:
+        logger.warning(
+            "SOLVER.AMP.ENABLED is True, but this CPU has no instructions for bfloat16 (see lscpu: "
+            "avx512_bf16): training in float32."
+        )
+    return _with(cfg, "SOLVER.AMP.ENABLED", False)
 
 
 def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) -> Any:
@@ -392,6 +427,7 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
         "command": sys.argv,
         "device": _device_name(cfg.MODEL.DEVICE),
         "processes": size,
+        "commit": commit(),
         "versions": versions(),
     }
     if eval_only:
@@ -445,6 +481,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """The commit of the checkout that this package is in, with "-dirty" if tracked files differ.
+
+    None where it is installed without its repository.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        told = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip() or None
+
+
 def _device_name(device: str) -> str:
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -458,15 +510,22 @@ def _device_name(device: str) -> str:
 def check_weights(cfg: Any) -> Path | None:
     """Where the file of MODEL.WEIGHTS is, downloaded and cached if it has an address.
 
+    Environment variables in it are filled in, so that a config can be shared and a path need not.
+
     Returns:
         A local path, or None if the config asks for no weights.
 
     Raises:
         SmallObjError: if it cannot be had, naming the ways on.
     """
-    name = cfg.MODEL.WEIGHTS
+    name = os.path.expandvars(cfg.MODEL.WEIGHTS)
     if not name:
         return None
+    if unset := re.match(r"\$\{?(\w+)", name):
+        raise SmallObjError(
+            f"MODEL.WEIGHTS is {name}, but the environment variable {unset[1]} is not set. Set it "
+            "to the path or the address of the weights file."
+        )
     ways = (
         'Ways on: MODEL.WEIGHTS <path of a local .pkl or .pth file>, or MODEL.WEIGHTS "" to train '
         "from random weights (with MODEL.RESNETS.NORM GN or BN and MODEL.BACKBONE.FREEZE_AT 0)."

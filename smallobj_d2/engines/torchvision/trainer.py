@@ -101,7 +101,8 @@ class Trainer:
         max_iter: iterations in all.
         output: the run's folder.
         checkpoint_period: iterations between checkpoints.
-        amp: mixed precision; on a GPU only.
+        amp: mixed precision: float16 on a GPU, bfloat16 on a CPU. Weights, gradients and
+            checkpoints stay in float32.
     """
 
     def __init__(
@@ -124,8 +125,10 @@ class Trainer:
         self.output = output
         self.checkpoint_period = checkpoint_period
         self.device = next(model.parameters()).device
-        self.amp = amp and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp)
+        self.amp = amp
+        # bfloat16 has the range of float32, so that no gradient is lost for want of a scale.
+        half = amp and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self.next_iteration = 0
 
     @classmethod
@@ -156,6 +159,7 @@ class Trainer:
             eval_period: iterations between evaluations, 0 for one at the end only.
             evaluate: gives numbers for metrics.json; called in all processes at once.
         """
+        self._lay_out()
         network: nn.Module = self.model
         if run.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -183,8 +187,18 @@ class Trainer:
                     self.save("model_final.pth")
                 if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
                     run.share_statistics(self.model)
+                    self.model.to(memory_format=torch.contiguous_format)
                     metrics.write(iteration, evaluate())
+                    self._lay_out()
                     self.model.train()
+
+    def _lay_out(self) -> None:
+        """Weights channels last for bfloat16 on a CPU, whose convolutions are faster so.
+
+        Evaluation has them as they were, so that a checkpoint gives the same row bit for bit.
+        """
+        if self.amp and self.device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)
 
     def _step(
         self, network: nn.Module, batch: Sequence[dict[str, Any]], iteration: int
