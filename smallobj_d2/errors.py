@@ -11,3 +11,15 @@ class SmallObjError(ValueError):
 
 class UnreadableImage(SmallObjError):
     """An image file that is missing, damaged, or not of the size that its annotations say."""
+
+
+def printable(text: object) -> str:
+    r"""Text from data, fit for a line of a terminal or a log.
+
+    Control characters, line breaks and characters that turn the direction of writing, with which a
+    file's name could move the cursor or forge a line of its own, become escapes such as ``\x1b``.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in str(text)
+    )
