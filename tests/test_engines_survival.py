@@ -114,13 +114,15 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, scenes, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(engine, opts)
     assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert sorted(p.name for p in output.glob("*.pth*")) == ["model_0000002.pth"]
-    (output / "model_0000005.pth.tmp").write_text("as a kill leaves it")
+    assert sorted(p.name for p in output.glob("*model*")) == ["model_0000002.pth"]
+    (output / ".smallobj-1-1-model_0000005.pth").write_text("as a kill leaves it")
+    (output / "notes.tmp").write_text("a user's own")
     monkeypatch.undo()
     monkeypatch.setattr(coco, "_registered", {})
     train(engine, opts, resume=True)
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    assert not list(output.glob("*.tmp"))
+    assert not list(output.glob(".smallobj-*"))
+    assert (output / "notes.tmp").is_file()
 
 
 @each_engine

@@ -42,7 +42,7 @@ from smallobj_d2.datasets.coco import (
 from smallobj_d2.datasets.images import opened, require_size, resize
 from smallobj_d2.engines import run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines.safe import read_file, write_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import (
     Row,
@@ -52,6 +52,7 @@ from smallobj_d2.evaluation.ap import (
     load_ground_truth,
     table,
 )
+from smallobj_d2.files import write_json, writing
 from smallobj_d2.sampling import Draw
 from smallobj_d2.training_set import Records, check_test_data, training_data
 from smallobj_d2.visualization.sheets import (
@@ -374,14 +375,13 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        with run.writing(path) as temporary:
-            torch.save(data, temporary)
+        write_file(path, data)
         self.logger.info("Saved %s", path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint is the last."""
-        with run.writing(Path(self.save_dir) / "last_checkpoint") as temporary:
+        with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> Any:
@@ -606,7 +606,7 @@ def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
         rows[name] = from_detectron2(metrics, count_objects(truth))
         logger.info("%s:\n%s", name, table(rows[name]))
     first = cfg.DATASETS.TEST[0]
-    run.write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
+    write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
     return rows[first]
 
 

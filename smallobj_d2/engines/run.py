@@ -1,6 +1,5 @@
 """What every engine's run needs: its folder, seed, device, record, weights file and processes."""
 
-import errno
 import fcntl
 import json
 import logging
@@ -22,6 +21,7 @@ import torch.distributed as dist
 
 from smallobj_d2.engines.launch import require_same
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import disk_errors, full_disk, remove_leftovers, write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,9 @@ def running(
     """
     output = Path(cfg.OUTPUT_DIR)
     _agree(cfg, engine, resume=resume, eval_only=eval_only)
-    with locked(output), _full_disk(output):
+    with locked(output), _quiet_log(), full_disk(output):
         if rank() == 0:
-            for left_over in output.glob("*.tmp"):  # of a run that was killed while writing
-                left_over.unlink()
+            remove_leftovers(output)  # of a run that was killed while writing
         setup_logging(output)
         cfg = settle_device(cfg)
         if eval_only:  # no draws, so any seed will do
@@ -202,7 +201,7 @@ def locked(output: Path) -> Iterator[None]:
     if rank() != 0:
         yield
         return
-    with _one_line(output):
+    with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         file = (output / ".lock").open("a")
     with file:
@@ -219,64 +218,14 @@ def locked(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with a folder or disk into one line."""
-    try:
-        yield
-    except OSError as e:
-        why = "the disk is full" if e.errno == errno.ENOSPC else (e.strerror or str(e)).lower()
-        raise SmallObjError(f"Cannot write {path}: {why}. Free space, or set OUTPUT_DIR.") from e
-
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Errors of writing. Those of reading, such as a missing file, are the reader's to explain."""
-
-
-@contextmanager
-def _full_disk(output: Path) -> Iterator[None]:
-    """Turn what a disk can do to a run, wherever it writes, into one line."""
+def _quiet_log() -> Iterator[None]:
+    """Let a log that cannot be written not hide why."""
     loud = logging.raiseExceptions
-    logging.raiseExceptions = False  # a log that cannot be written must not hide that line
+    logging.raiseExceptions = False
     try:
         yield
-    except OSError as e:
-        if e.errno not in _OF_THE_DISK:
-            raise
-        with _one_line(Path(e.filename) if e.filename else output):
-            raise
     finally:
         logging.raiseExceptions = loud
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: gives a temporary path that becomes `path` at the end.
-
-    Raises:
-        SmallObjError: if the disk is full or the folder cannot be written to; what was at `path`
-            before is still there then.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with _one_line(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                yield temporary
-            except RuntimeError as e:  # how torch.save reports a failed write
-                if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
-                    raise
-                raise OSError(errno.ENOSPC, "the disk may be full") from e
-            with temporary.open("rb") as file:
-                os.fsync(file)  # so that not even a power cut leaves an empty file at `path`
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON; see `writing`."""
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def report_losses(output: Path, loader: Any) -> None:
@@ -329,7 +278,7 @@ def setup_logging(output: Path) -> None:
         root.setLevel(logging.WARNING)
         return
     root.setLevel(logging.INFO)
-    with _one_line(output):
+    with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(output / "log.txt")]
     for handler in handlers:
@@ -399,7 +348,7 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
         return
     before = _read_record(output) if resume else {}
     if not resume:
-        with _one_line(output):
+        with disk_errors(output):
             (output / "last_checkpoint").unlink(missing_ok=True)
             (output / "skipped.json").unlink(missing_ok=True)
     if before:

@@ -1,9 +1,10 @@
-"""Reading weights and checkpoints without executing anything in them.
+"""Weights and checkpoints: written whole, and read without executing anything in them.
 
 A pickle is a program. ``.pth`` is read with torch's ``weights_only``, and ``.pkl`` by an unpickler
 that knows arrays and basic types and refuses all else.
 """
 
+import errno
 import pickle
 import re
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
 
 
 def read_file(path: str | Path) -> Any:
@@ -50,6 +52,17 @@ def read_file(path: str | Path) -> Any:
             "torch.save(f.get('model', f.get('state_dict', f)), sys.argv[2])\" "
             f"{path.name} weights.pth"
         ) from e
+
+
+def write_file(path: Path, value: Any) -> None:
+    """``torch.save``, whole or not at all; see `smallobj_d2.files.writing`."""
+    with writing(path) as temporary:
+        try:
+            torch.save(value, temporary)
+        except RuntimeError as e:  # how it reports a failed write
+            if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
+                raise
+            raise OSError(errno.ENOSPC, "the disk may be full") from e
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -39,6 +39,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
+from smallobj_d2.files import write_json
 from smallobj_d2.training_set import check_test_data, training_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
@@ -180,7 +181,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
     if rows:
-        run.write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
+        write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
     return rows, numbers
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import run
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -164,5 +165,5 @@ def paste_mask(
 
 def write_results(output: Path, results: list[dict[str, Any]]) -> None:
     """Write coco_instances_results.json into a folder, as Detectron2 does."""
-    with run.writing(output / "coco_instances_results.json") as temporary:
+    with writing(output / "coco_instances_results.json") as temporary:
         temporary.write_text(json.dumps(results))

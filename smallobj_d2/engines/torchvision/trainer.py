@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from smallobj_d2.engines import run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines.safe import read_file, write_file
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +224,8 @@ class Trainer:
             "iteration": self.next_iteration - 1,
             "seed": self.seed,
         }
-        with run.writing(self.output / name) as temporary:
-            torch.save(state, temporary)
-        with run.writing(self.output / "last_checkpoint") as temporary:
+        write_file(self.output / name, state)
+        with writing(self.output / "last_checkpoint") as temporary:
             temporary.write_text(name)
 
     def resume(self, path: Path) -> None:
