@@ -570,7 +570,7 @@ def main() -> int:
 
     import torch
 
-    from smallobj_d2.engines.run import versions
+    from smallobj_d2.engines.folder import versions
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

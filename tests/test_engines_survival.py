@@ -22,8 +22,9 @@ from proofs import kill_resume
 from smallobj_d2.commands import train_net, visualize
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
-from smallobj_d2.engines import load_engine, run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines import load_engine
+from smallobj_d2.engines.folder import locked
+from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 ROOT = Path(__file__).parents[1]
@@ -197,7 +198,7 @@ def test_a_read_only_folder_is_one_line(tmp_path, scenes):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, scenes):
-    with run.locked(tmp_path):
+    with locked(tmp_path):
         line = says(command("auto", options(scenes, tmp_path)))
     assert line == (
         f"error: Another run is writing to {tmp_path}. Wait for it, or choose another OUTPUT_DIR."

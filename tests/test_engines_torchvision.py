@@ -17,7 +17,9 @@ from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.engines import run
 from smallobj_d2.engines import torchvision as engine
+from smallobj_d2.engines.folder import close_logging, locked
 from smallobj_d2.engines.launch import launch
+from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_mask
 from smallobj_d2.engines.torchvision.mapper import (
     SmallObjectMapper,
@@ -34,6 +36,7 @@ from smallobj_d2.engines.torchvision.trainer import (
     last_checkpoint,
 )
 from smallobj_d2.engines.torchvision.weights import convert_names, load_weights, read_weights
+from smallobj_d2.engines.weights import check_weights
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
 
@@ -44,7 +47,7 @@ needs_detectron2 = pytest.mark.skipif(not has_detectron2(), reason="Detectron2 i
 @pytest.fixture(autouse=True)
 def _closed_logs():
     yield
-    run.close_logging()
+    close_logging()
 
 
 # --- A tiny dataset and a tiny model
@@ -538,9 +541,9 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(cfg, tmp_path):
 
 
 def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
-    assert run.check_weights(cfg) is None
+    assert check_weights(cfg) is None
     with pytest.raises(SmallObjError, match=r"no file .*gone\.pkl.*Ways on"):
-        run.check_weights(changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "gone.pkl")))
+        check_weights(changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "gone.pkl")))
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
@@ -550,7 +553,7 @@ def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
     monkeypatch.setattr("iopath.common.file_io.get_cache_dir", lambda *a: str(tmp_path / "cache"))
     zoo = changed(cfg, "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
     with pytest.raises(SmallObjError, match=r"fbaipublicfiles.*R-50\.pkl cannot .*Ways on"):
-        run.check_weights(zoo)
+        check_weights(zoo)
 
 
 def test_freezing_stops_gradients_and_statistics(cfg):
@@ -876,10 +879,10 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         "from pathlib import Path; from smallobj_d2.engines import run\n"
         "from smallobj_d2.errors import SmallObjError\n"
         "try:\n"
-        f"    with run.locked(Path({str(tmp_path)!r})): print('held')\n"
+        f"    with locked(Path({str(tmp_path)!r})): print('held')\n"
         "except SmallObjError as e: print(e)\n"
     )
-    with run.locked(tmp_path):
+    with locked(tmp_path):
         said = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
         )
@@ -895,17 +898,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(cfg, tmp_path):
 def test_a_negative_seed_is_a_fresh_one_and_is_logged(cfg, caplog):
     cfg = changed(cfg, "SEED", -1)
     with caplog.at_level(logging.INFO):
-        seeds = {run.settle_seed(cfg).SEED for _ in range(3)}
+        seeds = {settle_seed(cfg).SEED for _ in range(3)}
     assert len(seeds) == 3
     assert all(s >= 0 for s in seeds)
     assert f"seed {min(seeds)}" in caplog.text
-    assert run.settle_seed(changed(cfg, "SEED", 3)).SEED == 3
+    assert settle_seed(changed(cfg, "SEED", 3)).SEED == 3
 
 
 def test_without_a_gpu_it_is_the_cpu(cfg, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.INFO):
-        assert run.settle_device(changed(cfg, "MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
+        assert settle_device(changed(cfg, "MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
     assert "no GPU here" in caplog.text
 
 

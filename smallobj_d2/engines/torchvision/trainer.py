@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from smallobj_d2.engines import run
-from smallobj_d2.engines.safe import read_file, write_file
+from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.engines.weights import read_file, write_file
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import writing
 
@@ -158,11 +159,14 @@ class Trainer:
             evaluate: gives numbers for metrics.json; called in all processes at once.
         """
         network: nn.Module = self.model
-        if run.world_size() > 1:
+        if processes.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(self.model, device_ids=ids)
         network.train()
-        with Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics:
+        with (
+            run.telling_where_it_stops(lambda: self.next_iteration, self.max_iter),
+            Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics,
+        ):
             iterator = iter(batches)
             for iteration in range(self.next_iteration, self.max_iter):
                 start = time.perf_counter()
@@ -183,14 +187,14 @@ class Trainer:
                 if last:
                     self.save("model_final.pth")
                 if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
-                    run.share_statistics(self.model)
+                    processes.share_statistics(self.model)
                     metrics.write(iteration, evaluate())
                     self.model.train()
 
     def _step(
         self, network: nn.Module, batch: Sequence[dict[str, Any]], iteration: int
     ) -> dict[str, float]:
-        run.seed_step(self.seed, iteration)
+        seed_step(self.seed, iteration)
         factor = self.schedule(iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -215,7 +219,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint, and only then say in last_checkpoint that it is the last."""
-        if run.rank() != 0:
+        if processes.rank() != 0:
             return
         state = {
             "model": self.model.state_dict(),
@@ -285,7 +289,7 @@ class Metrics:
 
     def __init__(self, output: Path, start: int, end: int, device: torch.device) -> None:
         self.output, self.start, self.end, self.device = output, start, end, device
-        self.active = run.rank() == 0
+        self.active = processes.rank() == 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=PERIOD))
         self._bar: Any = None
         self._board: Any = None

@@ -1,13 +1,16 @@
-"""Weights and checkpoints: written whole, and read without executing anything in them.
+"""Weights and checkpoints: found, read without executing anything in them, and written whole.
 
 A pickle is a program. ``.pth`` is read with torch's ``weights_only``, and ``.pkl`` by an unpickler
 that knows arrays and basic types and refuses all else.
 """
 
 import errno
+import logging
 import pickle
 import re
+import socket
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +19,81 @@ import torch
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import writing
+
+_ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
+_DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+
+NOTHING_TO_EVALUATE = (
+    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, or add --resume "
+    "for the last one in OUTPUT_DIR."
+)
+
+
+def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
+    """Refuse to evaluate a model of which a part is still random.
+
+    Args:
+        model: the model.
+        missing: names of its parameters and buffers that were not loaded.
+
+    Raises:
+        SmallObjError: naming the modules whose parameters are missing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    absent = [name for name in names if name in missing]
+    if absent:
+        modules = list(dict.fromkeys(".".join(name.split(".")[:3]) for name in absent))
+        more = f" and {len(modules) - 5} more" if len(modules) > 5 else ""
+        raise SmallObjError(
+            f"MODEL.WEIGHTS cannot be evaluated: {len(absent)} of the model's {len(names)} "
+            f"parameters are not in it, those of {', '.join(modules[:5])}{more}. It must be the "
+            "checkpoint of a trained model with the same MODEL keys; weights that the torchvision "
+            "engine trained are for --engine torchvision."
+        )
+
+
+def check_weights(cfg: Any) -> Path | None:
+    """Where the file of MODEL.WEIGHTS is, downloaded and cached if it has an address.
+
+    Returns:
+        A local path, or None if the config asks for no weights.
+
+    Raises:
+        SmallObjError: if it cannot be had, naming the ways on.
+    """
+    name = cfg.MODEL.WEIGHTS
+    if not name:
+        return None
+    ways = (
+        'Ways on: MODEL.WEIGHTS <path of a local .pkl or .pth file>, or MODEL.WEIGHTS "" to train '
+        "from random weights (with MODEL.RESNETS.NORM GN or BN and MODEL.BACKBONE.FREEZE_AT 0)."
+    )
+    url = _ZOO + name.removeprefix("detectron2://") if name.startswith("detectron2://") else name
+    if "://" not in url:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise SmallObjError(f"MODEL.WEIGHTS: there is no file {path}. {ways}")
+        return path
+
+    from iopath.common.file_io import HTTPURLHandler, PathManager
+
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())  # Detectron2's own kind, so the cache is the same
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
+    quiet = logging.getLogger("iopath")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        return Path(manager.get_local_path(url))
+    except Exception as e:  # addresses fail in many ways, all of which mean that it cannot be had
+        raise SmallObjError(f"MODEL.WEIGHTS: {url} cannot be fetched ({e}). {ways}") from e
+    finally:
+        quiet.setLevel(level)
+        socket.setdefaulttimeout(before)
+
+
+# --- Files
 
 
 def read_file(path: str | Path) -> Any:
