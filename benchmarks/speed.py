@@ -543,7 +543,7 @@ def precision(repeats: int) -> list[Row]:
     """Iterations of the demo's network with torchvision's engine on one core, bfloat16 or not."""
     import torch
 
-    from smallobj_d2.engines.run import has_bfloat16
+    from smallobj_d2.engines.seed_and_device import has_bfloat16
     from smallobj_d2.engines.torchvision import build_model, build_train_loader
     from smallobj_d2.engines.torchvision.trainer import Trainer
 
@@ -611,7 +611,7 @@ def main() -> int:
 
     import torch
 
-    from smallobj_d2.engines.run import versions
+    from smallobj_d2.engines.folder import versions
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from smallobj_d2.engines import run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.engines.weights import read_file, write_file
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +163,14 @@ class Trainer:
         """
         self._lay_out()
         network: nn.Module = self.model
-        if run.world_size() > 1:
+        if processes.world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(self.model, device_ids=ids)
         network.train()
-        with Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics:
+        with (
+            run.telling_where_it_stops(lambda: self.next_iteration, self.max_iter),
+            Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics,
+        ):
             iterator = iter(batches)
             for iteration in range(self.next_iteration, self.max_iter):
                 start = time.perf_counter()
@@ -186,7 +191,7 @@ class Trainer:
                 if last:
                     self.save("model_final.pth")
                 if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
-                    run.share_statistics(self.model)
+                    processes.share_statistics(self.model)
                     self.model.to(memory_format=torch.contiguous_format)
                     metrics.write(iteration, evaluate())
                     self._lay_out()
@@ -203,7 +208,7 @@ class Trainer:
     def _step(
         self, network: nn.Module, batch: Sequence[dict[str, Any]], iteration: int
     ) -> dict[str, float]:
-        run.seed_step(self.seed, iteration)
+        seed_step(self.seed, iteration)
         factor = self.schedule(iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -228,7 +233,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint, and only then say in last_checkpoint that it is the last."""
-        if run.rank() != 0:
+        if processes.rank() != 0:
             return
         state = {
             "model": self.model.state_dict(),
@@ -237,9 +242,8 @@ class Trainer:
             "iteration": self.next_iteration - 1,
             "seed": self.seed,
         }
-        with run.writing(self.output / name) as temporary:
-            torch.save(state, temporary)
-        with run.writing(self.output / "last_checkpoint") as temporary:
+        write_file(self.output / name, state)
+        with writing(self.output / "last_checkpoint") as temporary:
             temporary.write_text(name)
 
     def resume(self, path: Path) -> None:
@@ -299,7 +303,7 @@ class Metrics:
 
     def __init__(self, output: Path, start: int, end: int, device: torch.device) -> None:
         self.output, self.start, self.end, self.device = output, start, end, device
-        self.active = run.rank() == 0
+        self.active = processes.rank() == 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=PERIOD))
         self._bar: Any = None
         self._board: Any = None
