@@ -48,7 +48,7 @@ _KINDS = {
 Pixels = NDArray[np.uint8]
 
 Defects = list[tuple[str, str]]
-"""Kind, a key of `smallobj_d2.datasets.check.KINDS`, and what is wrong."""
+"""Kind, a key of `smallobj_d2.datasets.findings.KINDS`, and what is wrong."""
 
 
 @contextmanager
