@@ -1,6 +1,6 @@
 """The one error that this project raises on purpose."""
 
-from smallobj_d2.text import printable
+from typing import Any
 
 
 class SmallObjError(ValueError):
@@ -16,3 +16,23 @@ class SmallObjError(ValueError):
 
 class UnreadableImage(SmallObjError):
     """An image file that is missing, damaged, or not of the size that its annotations say."""
+
+
+def printable(text: object) -> str:
+    r"""Text from data, fit for a line of a terminal or a log.
+
+    Control characters, line breaks and characters that turn the direction of writing, with which a
+    file's name could move the cursor or forge a line of its own, become escapes such as ``\x1b``.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in str(text)
+    )
+
+
+def shown(value: Any) -> str:
+    """Any value on one short line of ASCII."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(shown(v) for v in value[:3])}, ... {len(value)} in all]"
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

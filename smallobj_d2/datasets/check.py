@@ -18,7 +18,7 @@ from smallobj_d2.datasets.findings import DEEPEST, Finding, by_severity
 from smallobj_d2.datasets.images import TOO_MANY_PIXELS, look_at_images
 from smallobj_d2.datasets.measure import FARTHEST, Masks
 from smallobj_d2.datasets.reading import OtherEncodingError, read_json, without_gc
-from smallobj_d2.text import shown
+from smallobj_d2.errors import shown
 
 
 class Checked:
@@ -212,13 +212,16 @@ class Checked:
         """Returns the name of every category by id."""
         self._check_ids("categories")
         names: dict[Any, str] = {}
+        taken: set[str] = set()
         for category in self.categories:
             name = category["name"]
             what = f"category {shown(category['id'])} has the name {shown(name)}"
             if not isinstance(name, str) or not name.strip():
                 self._add("category-name", what)
-            elif name in names.values():
+            elif name in taken:
                 self._add("category-name-duplicate", f"{what}, as another has")
+            else:
+                taken.add(name)
             names[category["id"]] = name
         return names
 

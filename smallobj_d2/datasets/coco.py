@@ -110,9 +110,9 @@ def dataset_info(name: str) -> DatasetInfo:
             f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
-    if not info.json_file.is_file():
+    if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
-    if not info.image_root.is_dir():
+    if not os.path.isdir(info.image_root):
         raise SmallObjError(f"Dataset {name}: there is no image folder {info.image_root}. {remedy}")
     return info
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from smallobj_d2.errors import SmallObjError
-from smallobj_d2.text import printable, shown
+from smallobj_d2.errors import SmallObjError, printable, shown
 
 logger = logging.getLogger(__name__)
 

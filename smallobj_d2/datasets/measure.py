@@ -12,8 +12,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from smallobj_d2.errors import shown
 from smallobj_d2.masks.rle import read_numbers, undo_differences
-from smallobj_d2.text import shown
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
