@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
-from smallobj_d2.engines import folder, seed_and_device
+from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
 from smallobj_d2.engines.folder import close_logging, locked
 from smallobj_d2.engines.launch import launch

@@ -479,7 +479,7 @@ class Trainer(DefaultTrainer):
         try:
             return super().test(cfg, model, evaluators)
         except UnreadableImage as e:  # torch has put a worker's traceback before what it says
-            raise UnreadableImage(str(e).strip().rsplit("UnreadableImage: ")[-1]) from e
+            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
@@ -564,7 +564,7 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
-        check_test_data(cfg)
+        check_test_data(cfg, DatasetCatalog.list())
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         seed_step(cfg.SEED, -1)

@@ -79,8 +79,6 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     check_supported(cfg)
     register_from_config(cfg)
     with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
-        for name in cfg.DATASETS.TEST:
-            dataset_info(name)
         check_test_data(cfg)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
         weights = checkpoint or check_weights(cfg)
