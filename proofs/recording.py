@@ -28,7 +28,7 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from smallobj_d2.engines import load_engine, loader
-    from smallobj_d2.engines.run import rank
+    from smallobj_d2.engines.processes import rank
 
     record = Path(os.environ[RECORD])
     optimizers: list[Any] = []

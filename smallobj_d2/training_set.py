@@ -30,7 +30,7 @@ def training_data(
     if cfg.SEED < 0:
         raise SmallObjError(
             "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
-            "call smallobj_d2.engines.run.settle_seed(cfg), which draws and records one."
+            "call settle_seed(cfg) of smallobj_d2.engines.seed_and_device, which draws one."
         )
     if not cfg.DATASETS.TRAIN:
         raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")

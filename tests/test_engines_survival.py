@@ -22,8 +22,9 @@ from proofs import kill_resume
 from smallobj_d2.commands import train_net, visualize
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
-from smallobj_d2.engines import load_engine, run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines import load_engine
+from smallobj_d2.engines.folder import locked
+from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 ROOT = Path(__file__).parents[1]
@@ -114,13 +115,15 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, scenes, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(engine, opts)
     assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert sorted(p.name for p in output.glob("*.pth*")) == ["model_0000002.pth"]
-    (output / "model_0000005.pth.tmp").write_text("as a kill leaves it")
+    assert sorted(p.name for p in output.glob("*model*")) == ["model_0000002.pth"]
+    (output / ".smallobj-1-1-model_0000005.pth").write_text("as a kill leaves it")
+    (output / "notes.tmp").write_text("a user's own")
     monkeypatch.undo()
     monkeypatch.setattr(coco, "_registered", {})
     train(engine, opts, resume=True)
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    assert not list(output.glob("*.tmp"))
+    assert not list(output.glob(".smallobj-*"))
+    assert (output / "notes.tmp").is_file()
 
 
 @each_engine
@@ -195,7 +198,7 @@ def test_a_read_only_folder_is_one_line(tmp_path, scenes):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, scenes):
-    with run.locked(tmp_path):
+    with locked(tmp_path):
         line = says(command("auto", options(scenes, tmp_path)))
     assert line == (
         f"error: Another run is writing to {tmp_path}. Wait for it, or choose another OUTPUT_DIR."

@@ -2,11 +2,13 @@
 
 tools/train_net.py --config configs/orig_aug_multi3x.yaml --num-gpus 4
 tools/train_net.py --config configs/orig_aug_multi3x.yaml --num-gpus 4 --resume
+torchrun --nproc-per-node 4 tools/train_net.py --config configs/orig_aug_multi3x.yaml
 tools/train_net.py --config configs/baseline.yaml --eval-only MODEL.WEIGHTS model_final.pth
 """
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from smallobj_d2.config import load_cfg
@@ -29,6 +31,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")
     p.add_argument(
         "--dist-url", default="auto", help="tcp://host:port of machine 0, for several machines"
+    )
+    p.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="when a process is lost, start all again from the last checkpoint, N times at most",
     )
     p.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return p
@@ -59,9 +68,16 @@ def main(argv: list[str] | None = None) -> int:
             args.dist_url,
             device=cfg.MODEL.DEVICE,
             args=(engine, cfg, args.resume, args.eval_only),
+            args_after_loss=(engine, cfg, not args.eval_only, args.eval_only),
+            max_restarts=args.max_restarts,
         )
     except SmallObjError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        from smallobj_d2.engines.run import how_to_continue
+
+        print(how_to_continue(Path(cfg.OUTPUT_DIR)), file=sys.stderr)
+        return 130
     print(f"The run is in {cfg.OUTPUT_DIR}: row.json, metrics.json, log.txt, model_final.pth.")
     return 0

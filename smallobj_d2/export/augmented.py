@@ -161,7 +161,7 @@ def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
     for elsewhere in ("DATASETS", "MAPPER"):
         settings.pop(elsewhere)
     return {
-        "generator": "smallobj_d2.export.augmented",
+        "generator": "smallobj_d2.offline",
         "format": _FORMAT,
         "source_sha256": source.sha256,
         "seed": cfg.SEED,
