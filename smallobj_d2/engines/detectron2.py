@@ -32,7 +32,13 @@ from fvcore.common.registry import Registry
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.datasets.categories import (
+    Categories,
+    check_categories,
+    require_same_categories,
+)
 from smallobj_d2.datasets.coco import (
+    categories_of,
     dataset_info,
     is_registered,
     load_dataset,
@@ -311,8 +317,26 @@ def register_datasets(cfg: CfgNode) -> None:
         )
 
 
+def catalog_categories(name: str) -> Categories | None:
+    """Categories of one of our datasets, or of one in Detectron2's catalog that names its own."""
+    if is_registered(name) or name not in DatasetCatalog:
+        return categories_of(name)
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        return None
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    known = {i: number for number, i in ids.items()}
+    return {known.get(i, i): str(c) for i, c in enumerate(classes)}
+
+
 def read_records(names: Iterable[str]) -> Records:
-    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog."""
+    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog.
+
+    Raises:
+        SmallObjError: if they do not agree on their categories.
+    """
+    names = tuple(names)
     records: Records = []
     for name in names:
         if is_registered(name) or name not in DatasetCatalog:
@@ -322,6 +346,8 @@ def read_records(names: Iterable[str]) -> Records:
             annotations = []
             for annotation in record["annotations"]:
                 annotation = {"iscrowd": 0, **annotation}
+                # Whole numbers would stay whole numbers after a resize.
+                annotation["bbox"] = [float(v) for v in annotation["bbox"]]
                 if "area" not in annotation:
                     x0, y0, x1, y1 = BoxMode.convert(
                         annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
@@ -330,6 +356,8 @@ def read_records(names: Iterable[str]) -> Records:
                     annotation["area"] = mask_area(boxed, record["height"], record["width"])
                 annotations.append(annotation)
             records.append({**record, "annotations": annotations})
+    lists = {name: catalog_categories(name) for name in names}  # a catalog's after its records
+    require_same_categories({n: c for n, c in lists.items() if c is not None})
     return records
 
 
@@ -565,6 +593,7 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
         check_test_data(cfg, DatasetCatalog.list())
+        check_categories(cfg, cfg.DATASETS.TEST, catalog_categories)
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         seed_step(cfg.SEED, -1)
@@ -578,6 +607,8 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             results = Trainer.test(cfg, model)
         else:
             trainer = Trainer(cfg)
+            names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+            check_categories(cfg, names, catalog_categories)
             trainer.resume_or_load(resume)
             with run.telling_where_it_stops(lambda: trainer.iter, cfg.SOLVER.MAX_ITER):
                 trainer.train()

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.categories import check_categories
+from smallobj_d2.datasets.coco import (
+    categories_of,
+    dataset_info,
+    load_dataset,
+    register_from_config,
+)
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
@@ -80,6 +86,7 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     register_from_config(cfg)
     with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
         check_test_data(cfg)
+        check_categories(cfg, cfg.DATASETS.TEST, categories_of)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
         weights = checkpoint or check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
@@ -111,6 +118,7 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
             return numbers
 
         loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
+        check_categories(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], categories_of)
         trainer.train(
             loader,
             eval_period=cfg.TEST.EVAL_PERIOD,
@@ -157,12 +165,6 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
     several = len(cfg.DATASETS.TEST) > 1
     for name in cfg.DATASETS.TEST:
         dataset = load_dataset(name)
-        if len(dataset.category_ids) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise SmallObjError(
-                f"{name} has {len(dataset.category_ids)} categories, but the model has "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. "
-                f"Set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.category_ids)}."
-            )
         results = detect(
             model,
             dataset.records,
