@@ -23,6 +23,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config-file", "--config", required=True, metavar="FILE")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
     p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
+    p.add_argument(
+        "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run already"
+    )
     p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     p.add_argument(
         "--num-gpus", type=int, default=1, help="on each machine; without GPUs, processes"
@@ -43,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
+def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -> Any:
     """One process of the run; at the top level, so that a spawned process finds it."""
-    return load_engine(engine).main(cfg, resume, eval_only)
+    return load_engine(engine).main(cfg, resume, eval_only, overwrite)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
             args.machine_rank,
             args.dist_url,
             device=cfg.MODEL.DEVICE,
-            args=(engine, cfg, args.resume, args.eval_only),
-            args_after_loss=(engine, cfg, not args.eval_only, args.eval_only),
+            args=(engine, cfg, args.resume, args.eval_only, args.overwrite),
+            args_after_loss=(engine, cfg, args.resume or not args.eval_only, args.eval_only, False),
             max_restarts=args.max_restarts,
         )
     except SmallObjError as e:
