@@ -88,6 +88,8 @@ def launch(
         )
     if num_processes * num_machines == 1 and not max_restarts:
         return main(*args)
+    # What a killed process leaves is cleaned up; there is no need to say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     kind = "GPUs" if cuda else "processes on the CPU"
     plan = {
         "--num-machines": num_machines,

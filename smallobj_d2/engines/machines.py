@@ -183,4 +183,4 @@ def _address(url: str, num_machines: int) -> tuple[str, int]:
 
 def first_words(error: Exception) -> str:
     """What an error of PyTorch's says, without the C++ behind it."""
-    return " ".join(str(error).split())[:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].lower()
