@@ -7,6 +7,7 @@ tools/train_net.py --config configs/baseline.yaml --eval-only MODEL.WEIGHTS mode
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,15 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun, the first
+    output = Path()
     try:
         engine = choose_engine(args.engine)
         why = "as asked" if args.engine == engine else "chosen by --engine auto"
-        print(f"Engine: {engine} ({why}).", flush=True)
+        if speaks:
+            print(f"Engine: {engine} ({why}).", flush=True)
         cfg = load_cfg(args.config_file, args.opts)
+        output = Path(cfg.OUTPUT_DIR)
         from smallobj_d2.engines.launch import launch
 
         if args.num_machines > 1:
@@ -80,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         from smallobj_d2.engines.run import how_to_continue
 
-        print(how_to_continue(Path(cfg.OUTPUT_DIR)), file=sys.stderr)
+        if speaks:
+            print(how_to_continue(output), file=sys.stderr)
         return 130
-    print(f"The run is in {cfg.OUTPUT_DIR}: row.json, metrics.json, log.txt, model_final.pth.")
+    if speaks:
+        print(f"The run is in {output}: row.json, metrics.json, log.txt, model_final.pth.")
     return 0

@@ -61,7 +61,10 @@ def setup_logging(output: Path) -> None:
     root.setLevel(logging.INFO)
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(output / "log.txt")]
+        handlers: list[logging.Handler] = [
+            logging.StreamHandler(sys.stdout),
+            logging.FileHandler(output / "log.txt"),
+        ]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         handler.of_run = True  # type: ignore[attr-defined]
