@@ -98,7 +98,7 @@ def renamed(scenes: Path) -> list[dict[str, Any]]:
 
 def test_train_sets_are_compared_by_the_loader(engine, scenes, tmp_path, forget_datasets):
     cfg = config(scenes, tmp_path, TRAIN="ab", categories=renamed(scenes))
-    with pytest.raises(SmallObjError, match="do not have the same categories: 1 is '.*toothbrush"):
+    with pytest.raises(SmallObjError, match=r"do not have the same categories: 1 is '.*toothbrush"):
         engine.build_train_loader(cfg)
 
 
@@ -106,7 +106,7 @@ def test_train_and_test_sets_are_compared_before_training(
     engine, scenes, tmp_path, forget_datasets
 ):
     cfg = config(scenes, tmp_path, TEST="b", categories=renamed(scenes))
-    with pytest.raises(SmallObjError, match="do not have the same categories: 1 is '.*toothbrush"):
+    with pytest.raises(SmallObjError, match=r"do not have the same categories: 1 is '.*toothbrush"):
         engine.main(cfg)
     assert not (tmp_path / "out" / "model_final.pth").exists()
 
@@ -133,5 +133,5 @@ def test_sets_of_detectron2s_catalog_are_compared(scenes, tmp_path, forget_datas
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = ("catalog_a", "catalog_b")
-    with pytest.raises(SmallObjError, match="catalog_a and catalog_b do not .*toothbrush"):
+    with pytest.raises(SmallObjError, match=r"catalog_a and catalog_b do not .*toothbrush"):
         engine.build_train_loader(cfg)

@@ -47,6 +47,7 @@ from smallobj_d2.datasets.coco import (
 )
 from smallobj_d2.datasets.images import opened, require_size, resize
 from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.weights import (
@@ -419,6 +420,10 @@ class Checkpointer(DetectionCheckpointer):
         with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
 
+    def get_checkpoint_file(self) -> str:
+        """As the stock method, but a checkpoint that is gone is named."""
+        return str(last_checkpoint(Path(self.save_dir)) or "")
+
     def _load_file(self, filename: str) -> Any:
         """As the stock methods, for files that hold no more than weights and basic types."""
         data = read_file(filename)
@@ -572,20 +577,24 @@ class _SeedEachStep(HookBase):
         seed_step(self.seed, self.trainer.iter)
 
 
-def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: CfgNode, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
     register_from_config(cfg)
-    with run.running(cfg, "detectron2", resume=resume, eval_only=eval_only) as cfg:
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "detectron2", **how) as cfg:
         for name in ("fvcore", "detectron2"):
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
         if comm.get_world_size() > 1:

@@ -157,6 +157,8 @@ def build_train_loader(
         skip_unreadable: replace unreadable images instead of stopping.
 
     """
+    if images_per_batch < 1:
+        raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
     if images_per_batch % world_size:
         raise SmallObjError(
             f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "

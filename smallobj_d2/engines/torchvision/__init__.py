@@ -21,6 +21,7 @@ from smallobj_d2.datasets.coco import (
     register_from_config,
 )
 from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.inference import detect, write_results
@@ -33,7 +34,7 @@ from smallobj_d2.engines.torchvision.mapper import (
 )
 from smallobj_d2.engines.torchvision.model import build_model
 from smallobj_d2.engines.torchvision.support import check_supported
-from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
+from smallobj_d2.engines.torchvision.trainer import Trainer
 from smallobj_d2.engines.torchvision.weights import load_weights
 from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
 from smallobj_d2.errors import SmallObjError
@@ -70,13 +71,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: Any, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
@@ -84,7 +88,8 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     """
     check_supported(cfg)
     register_from_config(cfg)
-    with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "torchvision", **how) as cfg:
         check_test_data(cfg)
         check_categories(cfg, cfg.DATASETS.TEST, categories_of)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
