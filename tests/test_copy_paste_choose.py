@@ -11,18 +11,26 @@ from scipy.stats import chisquare
 
 from proofs.random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
-from smallobj_d2.copy_paste.choose import Candidates
+from smallobj_d2.copy_paste.choose import Candidate, Candidates
 from smallobj_d2.copy_paste.scene import Scene
 
 
+def numbers(candidates):
+    return [c.origin["source"] for c in candidates]
+
+
 def candidates(annotations, height=100, width=100, **rule):
-    return list(SourceRule(**rule).candidates(Scene(annotations, height, width)))
+    return numbers(SourceRule(**rule).candidates(Scene(annotations, height, width)))
 
 
 def chosen(strategy, n, share=0.5, seed=0):
     rng = np.random.default_rng(seed)
-    candidates = Candidates(list(range(10, 10 + n)), lambda i: True)
-    return list(STRATEGIES.get(strategy)(candidates, share, rng))
+    candidates = Candidates(range(10, 10 + n), lambda i: True, a_candidate)
+    return numbers(CopyPaste(strategy=strategy, multiple_share=share).choose(candidates, rng))
+
+
+def a_candidate(i):
+    return Candidate({"area": 5}, lambda: None, {"source": i})
 
 
 # --- strategies
@@ -81,7 +89,7 @@ def test_each_chosen_object_is_pasted_as_often_as_copies_says(strategy, copies, 
 
 
 def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
-    monkeypatch.setitem(STRATEGIES._obj_map, "last", lambda c, share, rng: c[-1:])
+    monkeypatch.setitem(STRATEGIES._things, "last", lambda candidates, rng: candidates[-1:])
     annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
     plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
     assert plan.annotations[2]["copy_paste"]["source"] == 1
@@ -233,7 +241,9 @@ def test_the_candidates_are_those_of_a_check_on_the_whole_image(seed):
             expected.append(i)
         if share < 1 and abs(hidden - share * n) <= slack:
             tolerated.append(i)
-    assert set(rule.candidates(Scene(annotations, height, width))) ^ set(expected) <= set(tolerated)
+    assert set(numbers(rule.candidates(Scene(annotations, height, width)))) ^ set(expected) <= set(
+        tolerated
+    )
 
 
 def test_a_ring_around_an_object_does_not_cover_it():

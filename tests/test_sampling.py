@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smallobj_d2.config import get_cfg
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS, Draw, Stream, repeat_factors
+from smallobj_d2.sampling import REPEAT_FACTORS, Draw, Stream, repeat_factors
 
 NUM_COCO = 118_287
 
@@ -44,7 +44,7 @@ def test_what_is_small_is_a_parameter():
 def test_the_default_sampler_reads_the_config():
     cfg = get_cfg()
     cfg.SMALLOBJ.OVERSAMPLING_FACTOR = 3.0
-    factors = SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)([SMALL, LARGE], cfg)
+    factors = REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER]([SMALL, LARGE], cfg)
     assert factors.tolist() == [3, 1]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import choose_engine, load_engine
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import import_modules
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,16 +37,17 @@ def parser() -> argparse.ArgumentParser:
 
 def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
     """One process of the run; at the top level, so that a spawned process finds it."""
+    import_modules(cfg.SMALLOBJ.IMPORTS)
     return load_engine(engine).main(cfg, resume, eval_only)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
+        cfg = load_cfg(args.config_file, args.opts)
         engine = choose_engine(args.engine)
         why = "as asked" if args.engine == engine else "chosen by --engine auto"
         print(f"Engine: {engine} ({why}).", flush=True)
-        cfg = load_cfg(args.config_file, args.opts)
         from smallobj_d2.engines.launch import launch
 
         if args.num_machines > 1:

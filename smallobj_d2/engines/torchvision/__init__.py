@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.coco import (
+    dataset_info,
+    get_records,
+    load_dataset,
+    register_from_config,
+)
 from smallobj_d2.engines import run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.torchvision.inference import detect, write_results
@@ -39,7 +44,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
-from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -136,11 +141,8 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
         cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    register_from_config(cfg)
-    mapper = build_mapper(cfg, True)
-    records, factors = training_data(cfg)
     read = partial(read_image, image_format=cfg.INPUT.FORMAT)
-    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
+    return loader_from_config(cfg, build_mapper, get_records, read, start_iter=start_iter)
 
 
 def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
