@@ -241,9 +241,8 @@ def test_the_candidates_are_those_of_a_check_on_the_whole_image(seed):
             expected.append(i)
         if share < 1 and abs(hidden - share * n) <= slack:
             tolerated.append(i)
-    assert set(numbers(rule.candidates(Scene(annotations, height, width)))) ^ set(expected) <= set(
-        tolerated
-    )
+    found = numbers(rule.candidates(Scene(annotations, height, width)))
+    assert set(found) ^ set(expected) <= set(tolerated)
 
 
 def test_a_ring_around_an_object_does_not_cover_it():
