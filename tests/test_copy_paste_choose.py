@@ -101,7 +101,7 @@ def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 10**6))
 def test_candidates_are_a_list_of_what_is_allowed(allowed, n, seed):
-    found = Candidates(list(range(len(allowed))), allowed.__getitem__)
+    found = Candidates(range(len(allowed)), allowed.__getitem__, int)
     expected = [i for i, a in enumerate(allowed) if a]
     assert list(found) == found[:] == expected
     assert [found[i] for i in range(len(found))] == expected
@@ -112,7 +112,7 @@ def test_candidates_are_a_list_of_what_is_allowed(allowed, n, seed):
 
 
 def test_each_pair_of_allowed_objects_is_picked_equally_often_in_both_orders():
-    candidates = Candidates(list(range(6)), {1, 2, 5}.__contains__)
+    candidates = Candidates(range(6), {1, 2, 5}.__contains__, int)
     rng = np.random.default_rng(0)
     counts = Counter(tuple(candidates.pick(2, rng)) for _ in range(3000))
     assert len(counts) == 6
@@ -121,7 +121,7 @@ def test_each_pair_of_allowed_objects_is_picked_equally_often_in_both_orders():
 
 def test_picking_one_of_many_looks_at_few_and_at_none_twice():
     asked = []
-    candidates = Candidates(list(range(100)), lambda i: not asked.append(i))
+    candidates = Candidates(range(100), lambda i: not asked.append(i), int)
     rng = np.random.default_rng(0)
     candidates.pick(1, rng)
     assert len(asked) == 1
@@ -251,6 +251,31 @@ def test_a_ring_around_an_object_does_not_cover_it():
     inner = [v for t in turns[::-1] for v in (50 + 20 * cos(t), 50 + 20 * sin(t))]
     ring = rectangle(20, 20, 60, 60, area=1500, segmentation=[outer + inner])
     assert candidates([ring, rectangle(45, 45, 10, 10)], max_covered=0) == [1]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_very_many_instances_need_neither_long_nor_much_memory(apart):
+    """A table of all pairs of 100,000 would have 10 billion cells."""
+    n = 100_000
+    places = [(2 + 3 * (i % 350), 2 + 3 * (i // 350)) if apart else (500, 400) for i in range(n)]
+    things = [rectangle(x, y, 2, 2) for x, y in places]
+    scene = Scene(things, 1000, 1100)
+    neighbours = scene.neighbours(range(n))
+    assert len(neighbours(7)) == (0 if apart else n - 1)
+    chosen = SourceRule().candidates(scene).pick(3, np.random.default_rng(0))
+    assert len(chosen) == (3 if apart else 0)
+
+
+@given(st.integers(0, 10**6))
+def test_neighbours_are_found_alike_by_table_and_by_index(seed):
+    rng = np.random.default_rng(seed)
+    things = [rectangle(*rng.integers(0, 40, 2), *rng.integers(0, 9, 2)) for _ in range(12)]
+    scene = Scene(things, 60, 60)
+    table = scene.neighbours(range(12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smallobj_d2.copy_paste.scene._AT_ONCE", 0)
+        index = scene.neighbours(range(12))
+    assert [table(i) for i in range(12)] == [index(i) for i in range(12)]
 
 
 # --- wrong rules

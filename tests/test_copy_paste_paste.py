@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proofs.copy_paste_laws import check
-from proofs.random_scenes import random_options, random_scene, rectangle, rle_of
+from proofs.random_scenes import random_options, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SameImage, SmallObjError, SourceRule, get_cfg, load_coco
 from smallobj_d2.copy_paste.paste import _warn_of_cap
 
@@ -284,3 +284,104 @@ def test_the_config_says_everything():
 
 def test_the_defaults_of_the_config_and_of_the_class_are_the_same():
     assert vars(CopyPaste.from_config(get_cfg())) == vars(CopyPaste())
+
+
+# --- What else is given to it
+
+
+def square_mask(x, y, side, dtype=bool, value=1):
+    mask = np.zeros((60, 70), dtype)
+    mask[y : y + side, x : x + side] = value
+    return mask
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(bool, 1), (np.uint8, 1), (np.uint8, 255)])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_masks_may_be_arrays_and_stay_arrays(dtype, value, overlap):
+    """What is pasted is what the same masks as RLE give."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    places = [(9, 9, 10), (30, 30, 8), (24, 36, 9)]
+    arrays = [
+        rectangle(x, y, n, n, segmentation=square_mask(x, y, n, dtype, value)) for x, y, n in places
+    ]
+    rles = [rectangle(x, y, n, n, segmentation=rle_of(square_mask(x, y, n))) for x, y, n in places]
+    copy_paste = CopyPaste(
+        copies=3, allow_overlap=overlap, sources=SameImage(SourceRule(max_covered=1))
+    )
+    result, after = copy_paste(image, arrays, 3)
+    expected, labels = copy_paste(image, rles, 3)
+    assert (result == expected).all()
+    assert len(after) == len(labels) > 3
+    for label, want in zip(after, labels, strict=True):
+        mask = label["segmentation"]
+        assert (mask.dtype, mask.shape) == (dtype, (60, 70))
+        assert set(np.unique(mask)) == {0, value}
+        assert ((mask > 0) == raster(want["segmentation"], 60, 70)).all()
+        assert label["bbox"] == want["bbox"]
+
+
+@pytest.mark.parametrize("mask", [np.ones((3, 4), bool), np.ones((60, 70)), np.ones((1, 60, 70))])
+def test_an_array_that_is_no_mask_of_the_image_is_refused(mask):
+    image = np.zeros((60, 70, 3), np.uint8)
+    with pytest.raises(SmallObjError, match="Annotation 0: An array in `segmentation` has shape"):
+        CopyPaste()(image, [rectangle(9, 9, 5, 5, segmentation=mask)], 0)
+
+
+def test_a_seed_is_as_good_as_a_generator():
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    one, two = (CopyPaste()(image, [rectangle(9, 9, 5, 5)], r) for r in (4, np.int64(4)))
+    three = CopyPaste()(image, [rectangle(9, 9, 5, 5)], np.random.default_rng(4))
+    assert one[1] == two[1] == three[1]
+    for wrong in (-1, None, np.random.RandomState(0), 0.5):
+        with pytest.raises(SmallObjError, match=r"numpy\.random\.Generator"):
+            CopyPaste()(image, [], wrong)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
+    image = np.zeros((60, 70, 3), np.uint8)
+    thing = rectangle(30, 30, 15, 20)
+    thing["bbox"] = [30, 30, 45, 50]
+    if not masks:
+        del thing["segmentation"]
+    del thing["bbox_mode"]
+    with pytest.raises(SmallObjError, match=r"Annotation 0 has bbox .* add bbox_mode 0"):
+        CopyPaste()(image, [thing], 0)
+    CopyPaste()(image, [{**thing, "bbox_mode": 0}], 0)
+    CopyPaste()(image, [{**thing, "bbox": [30, 30, 15, 20]}], 0)
+
+
+def test_copies_that_own_no_pixel_are_counted_apart():
+    sliver = rectangle(20.3, 9.3, 0.01, 30.0, area=0.3)
+    plan = CopyPaste(copies=5).plan([sliver], 60, 60, 0)
+    assert (plan.tried, plan.empty, plan.given_up, plan.pasted) == (5, 5, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle"])
+def test_a_copy_larger_than_the_image_is_given_up_before_it_is_made(kind):
+    mask = np.zeros((60, 70), np.uint8)
+    mask[20:40, 20:40] = 1
+    thing = rectangle(20, 20, 20, 20)
+    if kind == "rle":
+        thing["segmentation"] = rle_of(mask)
+    plan = CopyPaste(jitter=Jitter((100, 100)), copies=3).plan([thing], 60, 70, 0)
+    assert (plan.tried, plan.given_up, plan.pasted) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("COPIES", lambda: CopyPaste(copies=10**20)),
+        ("COPIES", lambda: CopyPaste(copies=1e20)),
+        ("GAP", lambda: CopyPaste(gap=100_000)),
+        ("MARGIN", lambda: CopyPaste(margin=10**9)),
+        ("MAX_PASTES", lambda: CopyPaste(max_pastes=10**9)),
+        ("BLUR", lambda: CopyPaste(blur=100_001)),
+        ("SCALE", lambda: Jitter((10_000, 10_000))),
+        ("SCALE", lambda: Jitter((1e-9, 1))),
+        ("ROTATION", lambda: Jitter(rotation=(0, 1e9))),
+    ],
+)
+def test_values_beyond_all_use_are_refused_with_the_rule(key, wrong):
+    with pytest.raises(SmallObjError, match=rf"SMALLOBJ\.{key} is .*; it must be .*\d"):
+        wrong()

@@ -7,7 +7,7 @@ what an augmentation would paste without reading one image.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.blend import Image, composite, cut
 from smallobj_d2.copy_paste.checks import is_whole, require, require_image
-from smallobj_d2.copy_paste.choose import STRATEGIES, SourceRule, Strategy, multiple
+from smallobj_d2.copy_paste.choose import (
+    STRATEGIES,
+    Candidate,
+    Candidates,
+    SourceRule,
+    Strategy,
+    multiple,
+)
 from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
 from smallobj_d2.copy_paste.place import Placer
@@ -106,9 +113,8 @@ class CopyPaste:
         max_pastes: int = 300,
         blur: int = 0,
     ) -> None:
-        self.choose: Strategy = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
-        if self.choose is multiple:
-            self.choose = partial(multiple, share=multiple_share)
+        if isinstance(strategy, str):
+            STRATEGIES[strategy]  # or an error that lists those there are
         share = "is a share, above 0 and at most 1"
         labels = f"must be one of {_COVERED_LABELS}"
         for key, value, least, most in (
@@ -151,6 +157,13 @@ class CopyPaste:
             max_pastes=s.MAX_PASTES,
             blur=s.BLUR,
         )
+
+    def choose(self, candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
+        """The candidates that are copied, by the strategy."""
+        if self.strategy == "multiple":
+            return multiple(candidates, rng, self.multiple_share)
+        strategy = STRATEGIES[self.strategy] if isinstance(self.strategy, str) else self.strategy
+        return strategy(candidates, rng)
 
     def __call__(
         self, image: Image, annotations: Sequence[Annotation], rng: np.random.Generator | int

@@ -1,5 +1,6 @@
 """Where the objects that are pasted come from: the image itself (the paper), or other images."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ class Sources(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class SameImage:
     """The paper's: objects of the image itself.
 
@@ -30,8 +32,7 @@ class SameImage:
         rule: which of them may be copied; the paper's rule unless given.
     """
 
-    def __init__(self, rule: SourceRule | None = None) -> None:
-        self.rule = rule or SourceRule()
+    rule: SourceRule = SourceRule()
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None
