@@ -15,6 +15,7 @@ from typing import Any
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import choose_engine, load_engine
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import import_modules
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -> Any:
     """One process of the run; at the top level, so that a spawned process finds it."""
+    import_modules(cfg.SMALLOBJ.IMPORTS)
     return load_engine(engine).main(cfg, resume, eval_only, overwrite)
 
 
@@ -57,11 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun, the first
     output = Path()
     try:
+        cfg = load_cfg(args.config_file, args.opts)
         engine = choose_engine(args.engine)
         why = "as asked" if args.engine == engine else "chosen by --engine auto"
         if speaks:
             print(f"Engine: {engine} ({why}).", flush=True)
-        cfg = load_cfg(args.config_file, args.opts)
         output = Path(cfg.OUTPUT_DIR)
         from smallobj_d2.engines.launch import launch
 

@@ -17,6 +17,7 @@ from smallobj_d2.datasets.categories import check_categories
 from smallobj_d2.datasets.coco import (
     categories_of,
     dataset_info,
+    get_records,
     load_dataset,
     register_from_config,
 )
@@ -49,7 +50,7 @@ from smallobj_d2.evaluation.ap import (
     table,
 )
 from smallobj_d2.files import write_json
-from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -150,11 +151,8 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
         cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    register_from_config(cfg)
-    mapper = build_mapper(cfg, True)
-    records, factors = training_data(cfg)
     read = partial(read_image, image_format=cfg.INPUT.FORMAT)
-    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
+    return loader_from_config(cfg, build_mapper, get_records, read, start_iter=start_iter)
 
 
 def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
