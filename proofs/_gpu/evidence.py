@@ -10,6 +10,8 @@ import yaml
 
 from _gpu.job import PATIENCE, ROOT, SCALES, Job, last_line, last_metrics, metrics, scenes
 
+from smallobj_d2.paper import load_paper
+
 ROWS = ("baseline", "orig_aug_multi3x", "beyond/bank")
 AT_A_TIME = (1, 2, 4, 8, 12, 16)
 """Numbers of runs on one card that are tried."""
@@ -59,8 +61,6 @@ def tiny(job: Job) -> None:
     """How many runs of tiny_gpu at a time give most an hour; then all that there is time for."""
     from reproduce import rows_of
 
-    from smallobj_d2.paper import load_paper
-
     rows = job.args.rows or [
         row
         for row in rows_of(load_paper(ROOT / "experiments" / "paper.yaml"), None, None)
@@ -68,11 +68,12 @@ def tiny(job: Job) -> None:
     ]
     engine, seeds = job.engines[0], count(job.args.first_seed)
     rates: dict[int, float] = {}
+    seconds = 0.0
     for number in AT_A_TIME if job.gpu else AT_A_TIME[:2]:
-        if number > len(rows) or (rates and job.seconds_left < 1.5 * 3600 / min(rates.values())):
+        if number > len(rows) or job.seconds_left < 2 * seconds:
             break
         chosen = ["--rows", *rows[:number], "--first-seed", next(seeds), "--jobs", number]
-        begun, before = time.monotonic(), len(finished(job, "tiny_gpu", engine))
+        before = len(finished(job, "tiny_gpu", engine))
         reproduce(job, "tiny_gpu", engine, *chosen, "--dry-run")  # makes the scenes, not timed
         begun = time.monotonic()
         ended = reproduce(job, "tiny_gpu", engine, *chosen)
@@ -87,9 +88,9 @@ def tiny(job: Job) -> None:
         return
     best = max(rates, key=rates.__getitem__)
     job.note("the number that gives most runs an hour", number=best)
-    if job.gpu and job.seconds_left > 2 * PATIENCE:
+    if job.gpu and job.seconds_left > 3 * PATIENCE:
         options = ["--rows", *rows, "--seeds", len(rates), "--first-seed", job.args.first_seed]
-        job.until -= PATIENCE
+        job.until -= 2 * PATIENCE  # for the runs to end in order
         reproduce(job, "tiny_gpu", engine, *options, "--jobs", best)
     job.note("runs that are finished", number=len(finished(job, "tiny_gpu", engine)))
 
@@ -111,8 +112,9 @@ def _scale(job: Job, name: str) -> None:
     rows = job.args.rows or (ROWS if job.gpu else ROWS[1:2])
     for engine in job.engines[-1:]:  # Detectron2, where it is
         options = ["--rows", *rows, "--seeds", job.args.seeds, "--first-seed", job.args.first_seed]
-        job.until -= PATIENCE
-        ended = reproduce(job, name, engine, *options, "--jobs", min(job.args.jobs, len(rows)))
+        job.until -= 2 * PATIENCE  # for the runs to end in order, and a picture
+        ended = reproduce(job, name, engine, *options, "--jobs", job.args.jobs)
+        job.until += PATIENCE
         if not ended:
             job.note("not all is finished", False, why=last_line(job.folder / "reproduce.txt"))
         for path in sorted((job.folder / "reproduce" / name / engine).glob("**/seed*/run.json")):

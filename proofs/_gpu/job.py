@@ -117,7 +117,7 @@ class Job:
         log, note = output.with_suffix(".txt"), output.with_suffix(".note.json")
         more = {"SMALLOBJ_RECORD": str(output.with_suffix(".draws"))} if record else {}
         values = {"MODEL.DEVICE": self.args.device, **opts, "OUTPUT_DIR": output}
-        words = [word for pair in values.items() for word in pair]
+        words = words_of(values)
         command = [*TRAIN, *train, "--note", note, "--", "--config", config, "--engine", engine]
         if not self.call([*command, *flags, *words], log, **more):
             self.note(f"{output.name}: FAILED", False, why=last_line(log))
@@ -132,6 +132,11 @@ class Job:
     def precisions(self, engine: str) -> Iterable[str]:
         """Those that an engine can train in here."""
         return PRECISIONS if self.gpu else PRECISIONS[:1]
+
+
+def words_of(opts: Mapping[str, object]) -> list[str]:
+    """Overrides as words of a command line."""
+    return [str(word) for pair in opts.items() for word in pair]
 
 
 def write_json(path: Path, value: Any) -> None:

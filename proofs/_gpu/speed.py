@@ -1,14 +1,17 @@
 """Is it fast? Iterations a second at the paper's settings, and what a sweep costs."""
 
 import json
-import math
-from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from _gpu.job import ROOT, Job, last_line
+from _gpu.job import ROOT, Job, last_line, words_of
 from _gpu.works import build
+from smallobj_d2.coco import dataset_info, datasets_root
+from smallobj_d2.config import load_cfg
+from smallobj_d2.paper import load_paper
+
+BASELINE = ROOT / "configs" / "baseline.yaml"
 
 VARIANTS: tuple[tuple[str, str, dict[str, object], tuple[str, ...]], ...] = (
     ("baseline", "fp32", {}, ()),
@@ -24,71 +27,82 @@ VARIANTS: tuple[tuple[str, str, dict[str, object], tuple[str, ...]], ...] = (
 """Config, precision, overrides and arguments of proofs/_train.py."""
 
 
+NARROW: dict[str, object] = {
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "SOLVER.IMS_PER_BATCH": 2,
+}
+"""In place of the paper's settings where the steps are tried on a CPU."""
+
+
+def settings(job: Job, engine: str) -> dict[str, object]:
+    """Overrides of a row's config for some iterations that cannot diverge."""
+    return {
+        **_size(job),
+        "MODEL.WEIGHTS": stand_in_weights(job, engine),
+        "DATASETS.TEST": "()",
+        "SOLVER.STEPS": "()",
+        "SOLVER.BASE_LR": 1e-4,
+        "SEED": 1,
+    }
+
+
+def _size(job: Job) -> dict[str, object]:
+    return {} if job.gpu else NARROW
+
+
 def speed(job: Job) -> None:
     """Iterations a second at the paper's settings (R50-FPN, 800 pixels, 8 images) on COCO."""
-    if not (Path(job.args.data) / "datasets" / "coco").is_dir() and not has_coco():
-        job.note("images", False, why=f"there is no coco in {job.args.data}/datasets")
+    if not (datasets_root() / "coco").is_dir():
+        job.note("speed", why=f"not measured: there is no coco in {datasets_root()}")
         return
-    number = job.iterations(60)
-    cut = (
-        {}
-        if job.gpu
-        else {"SOLVER.IMS_PER_BATCH": 2, "INPUT.MIN_SIZE_TRAIN": (128,), "INPUT.MIN_SIZE_TEST": 128}
-    )
-    if cut:
-        job.note("on the CPU", settings="2 images of 128 pixels, so the figures mean nothing")
-    for config, precision, more, train in VARIANTS:
+    if not job.gpu:
+        job.note("the CPU", why="a narrow network on small images, so the figures mean nothing")
+    for variant in VARIANTS:
         for engine in job.engines:
-            if precision not in job.precisions(engine):
-                continue
-            weights = stand_in_weights(job, engine)
-            words = [
-                config,
-                precision,
-                *(f"{k.rpartition('.')[2]}={v}" for k, v in more.items()),
-                *train,
-            ]
-            name = " ".join(words)
-            output = job.folder / "_".join([engine, *words]).replace("=", "").replace("/", "_")
-            opts = {
-                "MODEL.WEIGHTS": weights,
-                "DATASETS.TEST": "()",
-                "SOLVER.MAX_ITER": number,
-                "SOLVER.STEPS": "()",
-                "SOLVER.BASE_LR": 1e-4,
-                "SOLVER.CHECKPOINT_PERIOD": 10**6,
-                "SEED": 1,
-                **cut,
-                **more,
-            }
-            how = ["--precision", precision, *train]
-            found = job.train(
-                output, ROOT / "configs" / f"{config}.yaml", opts, engine=engine, train=how
-            )
-            if found is None:
-                continue
-            seconds = found.get("time") or found["seconds"] / number
-            job.note(
-                f"{engine}: {name}",
-                engine=engine,
-                config=config,
-                precision=precision,
-                plain=not more and not train,
-                seconds_an_iteration=round(seconds, 4),
-                waiting_for_data=round(found.get("data_time", math.nan), 4),
-                **{k: v for k, v in found.items() if k.endswith("gib")},
-            )
+            if variant[1] in job.precisions(engine):
+                _measure(job, engine, *variant)
     for engine in job.engines:
-        if (seconds := seconds_an_image(job, engine, cut)) is not None:
+        if (seconds := seconds_an_image(job, engine)) is not None:
             job.note(f"{engine}: evaluation", engine=engine, seconds_an_image=round(seconds, 4))
     for engine in job.engines:
-        _where_the_time_goes(job, engine, cut)
+        _where_the_time_goes(job, engine)
 
 
-def has_coco() -> bool:
-    from smallobj_d2.coco import datasets_root
-
-    return (datasets_root() / "coco").is_dir()
+def _measure(
+    job: Job, engine: str, row: str, precision: str, more: dict[str, object], how: tuple[str, ...]
+) -> None:
+    number = job.iterations(60)
+    keys = [f"{key.rpartition('.')[2]}={value}" for key, value in more.items()]
+    words = [engine, row, precision, *keys, *how]
+    output = job.folder / "_".join(words).replace("=", "")
+    opts = {**settings(job, engine), "SOLVER.MAX_ITER": number, **more}
+    train = ["--precision", precision, *how]
+    config = ROOT / "configs" / f"{row}.yaml"
+    found = job.train(output, config, opts, engine=engine, train=train)
+    if found is None:
+        return
+    for checkpoint in output.glob("*.pth"):
+        checkpoint.unlink()
+    job.note(
+        " ".join(words),
+        engine=engine,
+        row=row,
+        precision=precision,
+        plain=not more and not how,
+        seconds_an_iteration=found.get("time"),  # the last 20 iterations' median
+        waiting_for_data=found.get("data_time"),
+        **{k: v for k, v in found.items() if k.endswith("gib")},
+    )
 
 
 def stand_in_weights(job: Job, engine: str) -> Path:
@@ -98,13 +112,11 @@ def stand_in_weights(job: Job, engine: str) -> Path:
     """
     import torch
 
-    from smallobj_d2.config import load_cfg
-
     path = job.folder / f"{engine}_weights.pth"
     if path.is_file():
         return path
     torch.manual_seed(0)
-    model = build(engine, load_cfg(ROOT / "configs" / "baseline.yaml"), "cpu")
+    model = build(engine, load_cfg(BASELINE, words_of(_size(job))), "cpu")
     for name, module in model.named_modules():
         if name.endswith((".bn3", ".conv3.norm")):
             module.weight.zero_()
@@ -115,12 +127,8 @@ def stand_in_weights(job: Job, engine: str) -> Path:
     return path
 
 
-def seconds_an_image(job: Job, engine: str, cut: Mapping[str, object]) -> float | None:
+def seconds_an_image(job: Job, engine: str) -> float | None:
     """What an image of the test set takes, with all 100 detections: of many less a few."""
-    from smallobj_d2.coco import dataset_info, register_from_config
-    from smallobj_d2.config import load_cfg
-
-    register_from_config(load_cfg(ROOT / "configs" / "baseline.yaml"))
     info = dataset_info("coco_2017_val")
     took, sizes = [], (1, 16 if job.gpu else 2)
     for times in sizes:
@@ -128,14 +136,12 @@ def seconds_an_image(job: Job, engine: str, cut: Mapping[str, object]) -> float 
         images = repeat(Path(info.json_file), times, path)
         output = job.folder / f"{engine}_evaluated_{times}"
         opts = {
-            "MODEL.WEIGHTS": stand_in_weights(job, engine),
+            **settings(job, engine),
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
             "SMALLOBJ.DATASETS": json.dumps([[f"val{times}", str(path), str(info.image_root)]]),
             "DATASETS.TEST": f"('val{times}',)",
-            **cut,
         }
-        config = ROOT / "configs" / "baseline.yaml"
-        found = job.train(output, config, opts, "--eval-only", engine=engine)
+        found = job.train(output, BASELINE, opts, "--eval-only", engine=engine)
         if found is None:
             return None
         took.append((images, found["seconds"]))
@@ -163,18 +169,10 @@ def repeat(source: Path, times: int, target: Path) -> int:
     return len(images)
 
 
-def _where_the_time_goes(job: Job, engine: str, cut: Mapping[str, object]) -> None:
+def _where_the_time_goes(job: Job, engine: str) -> None:
     """A profile of ten iterations, fp16, for whoever wants to make them faster."""
     output, table = job.folder / f"{engine}_profiled", job.folder / f"{engine}_profile.txt"
-    opts = {
-        "MODEL.WEIGHTS": stand_in_weights(job, engine),
-        "DATASETS.TEST": "()",
-        "SOLVER.MAX_ITER": job.iterations(10),
-        "SOLVER.STEPS": "()",
-        "SOLVER.BASE_LR": 1e-4,
-        "SEED": 1,
-        **cut,
-    }
+    opts = {**settings(job, engine), "SOLVER.MAX_ITER": job.iterations(10)}
     how = ["--precision", "fp16" if job.gpu else "fp32", "--profile", str(table)]
     config = ROOT / "configs" / "orig_aug_multi3x.yaml"
     if job.train(output, config, opts, engine=engine, train=how) is not None:
@@ -201,18 +199,15 @@ def cost(job: Job) -> None:
     """Hours of a sweep over Tables 3 to 8, one seed, from what `speed` has measured."""
     from reproduce import rows_of
 
-    from smallobj_d2.config import load_cfg
-    from smallobj_d2.paper import load_paper
-
     path = Path(job.args.work) / "speed.json"
     measured = json.loads(path.read_text()) if path.is_file() else []
     rows = rows_of(load_paper(ROOT / "experiments" / "paper.yaml"), None, None)
     runs = sum("@" not in row for row in rows)
-    cfg = load_cfg(ROOT / "configs" / "baseline.yaml")
-    iterations, images = cfg.SOLVER.MAX_ITER, 5000
+    iterations, images = load_cfg(BASELINE).SOLVER.MAX_ITER, 5000
     per_image = {r["engine"]: r["seconds_an_image"] for r in measured if "seconds_an_image" in r}
     for r in measured:
-        if not r.get("plain") or r["config"] == "baseline" or r["engine"] not in per_image:
+        plain = r.get("plain") and r["row"] != "baseline" and r["seconds_an_iteration"]
+        if not plain or r["engine"] not in per_image:
             continue
         training = iterations * r["seconds_an_iteration"] / 3600
         evaluation = images * per_image[r["engine"]] / 3600

@@ -43,7 +43,7 @@ def running(
     """
     output = Path(cfg.OUTPUT_DIR)
     _agree(cfg, engine, resume=resume, eval_only=eval_only)
-    with locked(output), _full_disk(output):
+    with locked(output), _full_disk(output), _full_card():
         if rank() == 0:
             for left_over in output.glob("*.tmp"):  # of a run that was killed while writing
                 left_over.unlink()
@@ -246,6 +246,19 @@ def _full_disk(output: Path) -> Iterator[None]:
             raise
     finally:
         logging.raiseExceptions = loud
+
+
+@contextmanager
+def _full_card() -> Iterator[None]:
+    """Turn what a GPU says whose memory is full into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise SmallObjError(
+            f"The GPU's memory is full: {str(e).partition('. GPU')[0]}. Lower SOLVER.IMS_PER_BATCH, "
+            "INPUT.MIN_SIZE_TRAIN or INPUT.MAX_SIZE_TRAIN, set SOLVER.AMP.ENABLED True, or take "
+            "more GPUs."
+        ) from e
 
 
 @contextmanager
