@@ -22,26 +22,39 @@ def run(folder: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
     return said.returncode, {step["step"]: step for step in summary["steps"]}
 
 
-def test_steps_run_without_a_gpu_or_say_what_they_lack(tmp_path):
-    code, steps = run(tmp_path, "machine", "stock", "nuclei")
-    assert code == 0
-    assert [s["outcome"] for s in steps.values()] == ["ok"] * 3
-    assert "it needs a GPU" in steps["stock"]["rows"][0]["why"]
-    assert "there is no dsb2018" in steps["nuclei"]["rows"][0]["why"]
-    assert "## machine" in (tmp_path / "out" / "summary.md").read_text()
-    with tarfile.open(tmp_path / "out" / "files.tar.gz") as tar:
+MEASURED = [
+    {"what": "", "ok": None, "engine": "torchvision", "seconds_an_image": 0.06},
+    {"what": "", "ok": None, "engine": "torchvision", "row": "orig_aug_multi3x"}
+    | {"precision": "fp16", "plain": True, "seconds_an_iteration": 0.25},
+]
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
+    """The quick steps, with what `speed` would have measured: their folder and their summary."""
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "work").mkdir()
+    (folder / "work" / "speed.json").write_text(json.dumps(MEASURED))
+    code, steps = run(folder, "machine", "stock", "cost", "nuclei")
+    assert (code, {s["outcome"] for s in steps.values()}) == (0, {"ok"}), steps
+    return folder, steps
+
+
+def test_what_a_step_lacks_it_says(tried):
+    assert "it needs a GPU" in tried[1]["stock"]["rows"][0]["why"]
+    assert "there is no dsb2018" in tried[1]["nuclei"]["rows"][0]["why"]
+
+
+def test_what_comes_back_is_a_few_files(tried):
+    out = tried[0] / "out"
+    assert {p.name for p in out.iterdir()} == {"summary.md", "summary.json", "files.tar.gz"}
+    assert "## machine" in (out / "summary.md").read_text()
+    with tarfile.open(out / "files.tar.gz") as tar:
         assert {"machine/log.txt", "machine.json", "stock.json"} <= set(tar.getnames())
 
 
-def test_the_hours_of_a_sweep_are_those_of_the_formula(tmp_path):
-    (tmp_path / "work").mkdir()
-    measured = [
-        {"row": "orig_aug_multi3x", "engine": "torchvision", "precision": "fp16", "plain": True}
-        | {"what": "", "ok": None, "seconds_an_iteration": 0.25},
-        {"what": "", "ok": None, "engine": "torchvision", "seconds_an_image": 0.06},
-    ]
-    (tmp_path / "work" / "speed.json").write_text(json.dumps(measured))
-    (row,) = run(tmp_path, "cost")[1]["cost"]["rows"]
+def test_the_hours_of_a_sweep_are_those_of_the_formula(tried):
+    (row,) = tried[1]["cost"]["rows"]
     hours = (22 * 36_000 * 0.25 + 24 * 5_000 * 0.06) / 3600
     assert row["hours_on_1_gpu"] == pytest.approx(hours, abs=0.1)
     assert row["hours_on_4_gpus"] == pytest.approx(hours / 4, abs=0.1)

@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 
 from _gpu.job import PATIENCE, ROOT, SCALES, Job, last_line, last_metrics, metrics, scenes
-
 from smallobj_d2.paper import load_paper
 
 ROWS = ("baseline", "orig_aug_multi3x", "beyond/bank")

@@ -254,10 +254,10 @@ def _full_card() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as e:
+        why = str(e).partition(". GPU")[0]
         raise SmallObjError(
-            f"The GPU's memory is full: {str(e).partition('. GPU')[0]}. Lower SOLVER.IMS_PER_BATCH, "
-            "INPUT.MIN_SIZE_TRAIN or INPUT.MAX_SIZE_TRAIN, set SOLVER.AMP.ENABLED True, or take "
-            "more GPUs."
+            f"The GPU's memory is full: {why}. Lower SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or "
+            "INPUT.MAX_SIZE_TRAIN, set SOLVER.AMP.ENABLED True, or use more GPUs."
         ) from e
 
 
