@@ -35,9 +35,9 @@ SMALL_FILE = 2 << 20  # bytes; what is larger stays behind
 
 STEPS: dict[str, tuple[Callable[[Job], None], float]] = {
     "machine": (works.machine, 60),
+    "processes": (works.processes, 240),
     "numbers": (works.numbers, 120),
     "training": (works.training, 480),
-    "processes": (works.processes, 240),
     "tests": (works.tests, 560),
     "speed": (speed.speed, 560),
     "stock": (speed.stock, 240),
