@@ -130,7 +130,8 @@ def stand_in_weights(job: Job, engine: str) -> Path:
 def seconds_an_image(job: Job, engine: str) -> float | None:
     """What an image of the test set takes, with all 100 detections: of many less a few."""
     info = dataset_info("coco_2017_val")
-    took, sizes = [], (1, 16 if job.gpu else 2)
+    took: list[tuple[int, float]] = []
+    sizes = (1, 16 if job.gpu else 2)
     for times in sizes:
         path = job.folder / f"val{times}.json"
         images = repeat(Path(info.json_file), times, path)

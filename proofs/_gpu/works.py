@@ -29,7 +29,11 @@ def machine(job: Job) -> None:
 
     cores = len(os.sched_getaffinity(0))
     job.note(
-        "versions", **versions(), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version()
+        "versions",
+        None,
+        **versions(),
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
     )
     if job.gpu:
         if not torch.cuda.is_available():
@@ -179,10 +183,12 @@ def _train_twice_and_resume(
 ) -> None:
     from _recording import drawn
 
-    name, outputs, took = f"{engine}_{precision}", [], []
+    name = f"{engine}_{precision}"
+    outputs: list[Path] = []
+    took: list[dict[str, Any]] = []
     for which in ("first", "second", "resumed"):
         output = job.folder / f"{name}_{which}"
-        flags = []
+        flags: list[str] = []
         if which == "resumed":
             shutil.copytree(
                 outputs[0], output, ignore=shutil.ignore_patterns("*final*", "row.json")
