@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Everything that has to be seen on a GPU, step by step, on a machine without a network.
 
-proofs/gpu.py --pack .gpu                     # before, where there is a network: data and wheels
-proofs/gpu.py --data .gpu --out out           # all steps, each with a time limit
-proofs/gpu.py speed stock cost --data .gpu --out out --minutes 9
-proofs/gpu.py --device cpu --iterations 2     # the same steps, tried without a GPU
+python -m proofs.gpu --pack .gpu              # before, with a network: data and wheels
+python -m proofs.gpu --data .gpu --out out    # all steps, each with a time limit
+python -m proofs.gpu speed stock cost --data .gpu --out out --minutes 9
+python -m proofs.gpu --device cpu --iterations 2     # the same steps, tried without a GPU
 
 A step that fails or outruns its time stops no other. After each, the folder of --out has
 summary.md, summary.json, pictures, and files.tar.gz: logs and the small files of all runs, in the
@@ -25,9 +24,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _gpu import evidence, speed, works
-from _gpu.job import PATIENCE, ROOT, Job, last_line, write_json
-from _gpu.pack import pack
+from proofs import ROOT
+from proofs._gpu import evidence, speed, works
+from proofs._gpu.job import PATIENCE, Job, last_line, write_json
+from proofs._gpu.pack import pack
 
 ENGINES = ("torchvision", "detectron2")
 RESERVE = 10.0  # seconds to keep for the summary
@@ -61,10 +61,11 @@ def run_step(name: str, args: argparse.Namespace, limit: float, argv: list[str])
     log.parent.mkdir(parents=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, __file__, *argv, "--only", name, "--limit", str(limit)],
+            [sys.executable, "-m", "proofs.gpu", *argv, "--only", name, "--limit", str(limit)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            cwd=ROOT,
             start_new_session=True,  # so that all that it starts can be ended
         )
     outcome = ""

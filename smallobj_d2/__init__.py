@@ -5,9 +5,9 @@ detection* (2019).
 """
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
-from smallobj_d2.coco import load_coco, register_dataset
 from smallobj_d2.config import add_smallobj_config, get_cfg, load_cfg
 from smallobj_d2.copy_paste import STRATEGIES, CopyPaste, Jitter, SourceRule
+from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import SAMPLERS, Draw, Stream, repeat_factors
 

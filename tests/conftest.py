@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import settings
 
-from smallobj_d2 import coco
 from smallobj_d2.config import has_detectron2
+from smallobj_d2.datasets import coco
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")

@@ -20,11 +20,11 @@ from smallobj_d2.analysis.table2 import (
     table2,
 )
 from smallobj_d2.augmentation import build_augmentation
-from smallobj_d2.coco import load_coco, without_empty
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import load_coco, without_empty
+from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import SAMPLERS, Stream
-from smallobj_d2.scenes import make_dataset
 from smallobj_d2.sizes import BANDS
 
 CONFIGS = Path(__file__).parents[1] / "configs"

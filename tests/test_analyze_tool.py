@@ -1,35 +1,24 @@
 """tools/analyze.py from end to end: every kind of dataset, and what a person gets to see."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from smallobj_d2.scenes import make_dataset
+from benchmarks import analysis
+from smallobj_d2.commands.analyze import main
+from smallobj_d2.datasets.synthetic import make_dataset
 
 ROOT = Path(__file__).parents[1]
 AUGMENT = str(ROOT / "configs" / "orig_aug_multi3x.yaml")
 
 
-def tool(name: str):
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
-
-
 @pytest.fixture(scope="module")
 def analyze():
-    return tool("analyze").main
+    return main
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +181,7 @@ def test_what_is_wrong_is_said_in_one_line(analyze, write, tmp_path, capsys, arg
 
 def test_the_benchmark_at_a_small_size(scenes, capsys):
     args = ["--json", str(scenes), "--num-images", "30", "--annotations", "200", "--sample", "2"]
-    assert tool("benchmark_analysis").main(args) == 0
+    assert analysis.main(args) == 0
     shown = capsys.readouterr().out
     assert "30 images" in shown
     assert shown.count("equal on all of them") == 2

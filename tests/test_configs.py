@@ -8,7 +8,7 @@ import yaml
 
 from smallobj_d2.config import add_smallobj_config, get_cfg, load_cfg, torchvision_cfg
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.paper import load_paper
+from smallobj_d2.experiments.paper import load_paper
 
 ROOT = Path(__file__).parents[1]
 PAPER = load_paper(ROOT / "experiments" / "paper.yaml")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from copy_paste_laws import PIXEL_TOLERANCE, check
-from random_scenes import random_options, random_scene, raster, rectangle
 
+from proofs.copy_paste_laws import PIXEL_TOLERANCE, check
+from proofs.random_scenes import random_options, random_scene, raster, rectangle
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, give_bank
 from smallobj_d2.config import load_cfg
 from smallobj_d2.copy_paste import CopyPaste, Jitter, ObjectBank, SourceRule
@@ -197,7 +197,7 @@ def test_from_a_bank_of_the_image_itself_it_is_as_within_the_image(seed, scale):
 
 @pytest.mark.parametrize("seed", range(80))
 def test_laws_of_pasting_hold_in_other_images(seed):
-    """tools/verify_copy_paste.py does this more often; docs/verification.md has the figures."""
+    """`proofs.verify_copy_paste` does this more often; docs/verification.md has the figures."""
     rng = np.random.default_rng(1000 + seed)
     options = random_options(rng)
     try:

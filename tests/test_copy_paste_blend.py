@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from copy_paste_laws import PIXEL_TOLERANCE, warped
 from hypothesis import given
 from hypothesis import strategies as st
-from random_scenes import rectangle, rle_of
 
+from proofs.copy_paste_laws import PIXEL_TOLERANCE, warped
+from proofs.random_scenes import rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SourceRule
 from smallobj_d2.copy_paste.blend import cut, lay
 from smallobj_d2.copy_paste.paste import Paste, Plan
-from smallobj_d2.copy_paste.shapes import Window
+from smallobj_d2.masks.shapes import Window
 
 GAUSSIAN = {  # OpenCV's own weights for a size without a sigma
     3: np.array([0.25, 0.5, 0.25]),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from scipy.stats import chisquare
 
+from proofs.random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
 from smallobj_d2.copy_paste.choose import Candidates
 from smallobj_d2.copy_paste.scene import Scene

@@ -5,11 +5,11 @@ import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
-from random_scenes import annotation_of, outline, raster, rectangle, rle_of
 
+from proofs.random_scenes import annotation_of, outline, raster, rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SourceRule
 from smallobj_d2.copy_paste.labels import uncovered
-from smallobj_d2.copy_paste.shapes import shape_of
+from smallobj_d2.masks.shapes import shape_of
 
 SIZE = 48
 STILL = Jitter((1, 1), (0, 0))

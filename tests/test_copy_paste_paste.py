@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from copy_paste_laws import check
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_scenes import random_options, random_scene, rectangle, rle_of
 
+from proofs.copy_paste_laws import check
+from proofs.random_scenes import random_options, random_scene, rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SmallObjError, SourceRule, get_cfg, load_coco
 from smallobj_d2.copy_paste.paste import _warn_of_cap
 

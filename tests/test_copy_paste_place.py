@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_scenes import random_scene, raster, rectangle, rle_of
 from scipy.stats import chisquare
 
+from proofs.random_scenes import random_scene, raster, rectangle, rle_of
 from smallobj_d2.copy_paste import place
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene

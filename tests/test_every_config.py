@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
-from smallobj_d2.scenes import make_splits
 
 CONFIGS = sorted(
     p for p in (Path(__file__).parents[1] / "configs").rglob("*.yaml") if p.stem != "base"

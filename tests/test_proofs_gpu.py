@@ -1,4 +1,4 @@
-"""proofs/gpu.py runs its steps, goes on after one that fails, and computes what a sweep costs."""
+"""proofs.gpu runs its steps, goes on after one that fails, and computes what a sweep costs."""
 
 import json
 import subprocess
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-GPU = Path(__file__).parents[1] / "proofs" / "gpu.py"
+ROOT = Path(__file__).parents[1]
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
     """Exit code, and the steps of the summary by name."""
-    command = [sys.executable, str(GPU), *arguments, "--device", "cpu", "--iterations", "2"]
+    command = [sys.executable, "-m", "proofs.gpu", *arguments]
+    command += ["--device", "cpu", "--iterations", "2"]
     for name in ("data", "work", "out"):
         command += [f"--{name}", str(folder / name)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "Traceback" not in said.stderr, said.stderr
     summary = json.loads((folder / "out" / "summary.json").read_text())
     return said.returncode, {step["step"]: step for step in summary["steps"]}

@@ -1,71 +1,14 @@
 #!/usr/bin/env python3
 """The main job on made scenes: look at the augmentation, train on the CPU, read AP_S.
 
-Makes the demo dataset, a contact sheet of what the augmentation does to it, trains the small model
-of configs/demo.yaml, and prints its table row.
+The command itself is ``smallobj_d2/commands/demo.py``.
 """
 
-import argparse
 import sys
-import time
-from pathlib import Path
 
-import _path
-import train_net
+import _path  # noqa: F401
 
-from smallobj_d2.config import load_cfg
-from smallobj_d2.detections import detection_sheet
-from smallobj_d2.engines import load_engine
-from smallobj_d2.scenes import make_splits
-from smallobj_d2.visualization import augmented_positions, training_sheet
-
-CONFIG = _path.ROOT / "configs" / "demo.yaml"
-TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
-"""Images to train on and to evaluate on, their longest side in pixels, and the scenes' seed."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="output folder")
-    parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
-    parser.add_argument("--num", type=int, default=6, help="draws on the contact sheet")
-    parser.add_argument("--pictures-only", action="store_true", help="train nothing")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args()
-    start = time.monotonic()
-
-    scenes = Path("output/demo/scenes")
-    print(f"1. The demo dataset: {scenes}", flush=True)
-    make_splits(scenes, num_train=TRAIN, num_val=VAL, seed=SEED, size=SIZE)
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    sheet = args.out / "contact_sheet.png"
-    engine = load_engine(args.engine)
-    cfg = load_cfg(CONFIG, args.opts)
-    dataset = engine.build_train_loader(cfg).dataset
-    positions = augmented_positions(dataset, args.num)
-    training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
-    print(f"2. What the augmentation does to it: {sheet}", flush=True)
-    if args.pictures_only:
-        return 0
-
-    print("3. Training and evaluation", flush=True)
-    run = args.out / "run"
-    code = train_net.main(
-        ["--config", str(CONFIG), "--engine", args.engine, "OUTPUT_DIR", str(run), *args.opts]
-    )
-    if code:
-        return code
-    found = args.out / "detections.png"
-    pictures, text = detection_sheet({"this model": run}, num=args.num, width=384)
-    pictures.save(found)
-    minutes = (time.monotonic() - start) / 60
-    print(f"4. What it finds: {found}\n{text}")
-    print(f"Done in {minutes:.1f} minutes. Pictures: {sheet} {found}  Run: {run}")
-    return 0
-
+from smallobj_d2.commands.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,67 +1,14 @@
 #!/usr/bin/env python3
 """The report on what tools/reproduce.py has run so far, as Markdown and HTML.
 
-tools/report.py                                             # of what is in experiments/results
-tools/report.py --runs output/reproduce/tiny/torchvision    # take up the runs of this folder first
-tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those taken up before
-
-Works on partial results: rows that are missing are left out, and so said.
+The command itself is ``smallobj_d2/commands/report.py``.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 
-import _path
+import _path  # noqa: F401
 
-from smallobj_d2.errors import SmallObjError
-from smallobj_d2.experiments.report import build_report
-from smallobj_d2.experiments.results import distil, load_results, together, write_results
-from smallobj_d2.experiments.scales import load_scale
-from smallobj_d2.paper import load_paper
-
-EXPERIMENTS = _path.ROOT / "experiments"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--runs", type=Path, nargs="+", default=[], metavar="FOLDER", help="OUT/SCALE/ENGINE"
-    )
-    parser.add_argument(
-        "--add", action="store_true", help="keep results of runs that are not in the folder"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=EXPERIMENTS / "results",
-        metavar="FOLDER",
-        help="of the small JSON files, one per scale and engine, and of the report",
-    )
-    args = parser.parse_args(argv)
-    try:
-        for folder in args.runs:
-            scale = load_scale(EXPERIMENTS / "scales" / f"{folder.absolute().parent.name}.yaml")
-            path = args.results / f"{scale.name}_{folder.name}.json"
-            found = distil(scale, folder.absolute())
-            if args.add and path.is_file():
-                found = together(found, json.loads(path.read_bytes()))
-            write_results(path, found)
-            print(path)
-        paths = sorted(args.results.glob("*.json"))
-        if not paths:
-            raise SmallObjError(f"There are no results in {args.results}; name --runs.")
-        paper = load_paper(EXPERIMENTS / "paper.yaml")
-        for path in build_report(paper, [*map(load_results, paths)]).write(args.results, "report"):
-            print(path)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
-
+from smallobj_d2.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from _gpu.job import PATIENCE, ROOT, SCALES, Job, last_line, last_metrics, metrics, scenes
-from smallobj_d2.paper import load_paper
+from proofs._gpu.job import PATIENCE, ROOT, SCALES, Job, last_line, last_metrics, metrics, scenes
+from smallobj_d2.experiments.paper import load_paper
 
 ROWS = ("baseline", "orig_aug_multi3x", "beyond/bank")
 AT_A_TIME = (1, 2, 4, 8, 12, 16)
@@ -60,7 +60,7 @@ def finished(job: Job, name: str, engine: str) -> list[Path]:
 
 def tiny(job: Job) -> None:
     """How many runs of tiny_gpu at a time give most an hour; then all that there is time for."""
-    from reproduce import rows_of
+    from smallobj_d2.commands.reproduce import rows_of
 
     rows = job.args.rows or [
         row

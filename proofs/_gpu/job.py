@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import _path
+from proofs import ROOT
 
-ROOT = _path.ROOT
-TOOLS = ROOT / "tools"  # of this project's own, with the checks that are used here
-sys.path.insert(0, str(TOOLS))
-
-TRAIN = [sys.executable, str(ROOT / "proofs" / "_train.py")]
+TRAIN = [sys.executable, "-m", "proofs._gpu.train"]
 DEMO = ROOT / "configs" / "demo.yaml"
 SCALES = ROOT / "experiments" / "scales"
 
@@ -111,8 +107,8 @@ class Job:
         Args:
             output: its folder; log, note and record lie beside it.
             config, opts, flags, engine: of train_net.py.
-            train: arguments of proofs/_train.py.
-            record: whether to record draws and weights, as tools/_recording.py does.
+            train: arguments of python -m proofs._gpu.train.
+            record: whether to record draws and weights, as proofs/recording.py does.
         """
         log, note = output.with_suffix(".txt"), output.with_suffix(".note.json")
         more = {"SMALLOBJ_RECORD": str(output.with_suffix(".draws"))} if record else {}
@@ -127,7 +123,8 @@ class Job:
     def tool(self, name: str, *arguments: object, **environment: str) -> bool:
         """A command of tools/; whether it ended well and in time."""
         log = self.folder / f"{name}.txt"
-        return self.call([sys.executable, TOOLS / f"{name}.py", *arguments], log, **environment)
+        command = [sys.executable, ROOT / "tools" / f"{name}.py", *arguments]
+        return self.call(command, log, **environment)
 
     def precisions(self, engine: str) -> Iterable[str]:
         """Those that an engine can train in here."""
@@ -165,7 +162,7 @@ def last_metrics(output: Path) -> dict[str, Any]:
 
 def scenes(folder: Path, **arguments: int) -> None:
     """Make scenes on all cores, unless they are there."""
-    from smallobj_d2.scenes import make_splits
+    from smallobj_d2.datasets.synthetic import make_splits
 
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         make_splits(folder, progress=False, each=pool.map, **arguments)

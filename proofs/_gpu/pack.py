@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _gpu.job import ROOT, datasets_of, scenes, write_json
-from _gpu.works import TRAINING, draws_on_the_cpu
+from proofs._gpu.job import ROOT, datasets_of, scenes, write_json
+from proofs._gpu.works import TRAINING, draws_on_the_cpu
 
 NOT_CARRIED = {
     # What comes with any PyTorch image, or is large: let the machine's own do.
@@ -37,8 +37,8 @@ def pack(folder: Path, datasets: list[str], python: str) -> int:
         datasets: folders under DETECTRON2_DATASETS.
         python: version of the machine that it is for, such as 3.12.
     """
-    from smallobj_d2.coco import datasets_root
-    from smallobj_d2.engines.run import versions
+    from smallobj_d2.datasets.coco import datasets_root
+    from smallobj_d2.engines.folder import versions
 
     for name in datasets:
         source = datasets_root() / name

@@ -1,15 +1,16 @@
 """Is it fast? Iterations a second at the paper's settings, and what a sweep costs."""
 
 import json
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from _gpu.job import ROOT, Job, last_line, words_of
-from _gpu.works import build
-from smallobj_d2.coco import dataset_info, datasets_root
+from proofs._gpu.job import ROOT, Job, last_line, words_of
+from proofs._gpu.works import build
 from smallobj_d2.config import load_cfg
-from smallobj_d2.paper import load_paper
+from smallobj_d2.datasets.coco import dataset_info, datasets_root
+from smallobj_d2.experiments.paper import load_paper
 
 BASELINE = ROOT / "configs" / "baseline.yaml"
 
@@ -24,7 +25,7 @@ VARIANTS: tuple[tuple[str, str, dict[str, object], tuple[str, ...]], ...] = (
     ("orig_aug_multi3x", "fp16", {}, ("--channels-last",)),
     ("orig_aug_multi3x", "fp16", {"CUDNN_BENCHMARK": True}, ()),
 )
-"""Config, precision, overrides and arguments of proofs/_train.py."""
+"""Config, precision, overrides and arguments of `train`."""
 
 
 NARROW: dict[str, object] = {
@@ -184,21 +185,23 @@ def stock(job: Job) -> None:
     """The stock loader of Detectron2 against ours in the same training step."""
     if not job.gpu or "detectron2" not in job.engines:
         lack = "a GPU" if not job.gpu else "Detectron2"
-        job.note("tools/benchmark.py step", why=f"not run: it needs {lack}")
+        job.note("benchmarks/speed.py step", why=f"not run: it needs {lack}")
         return
     out = job.folder / "benchmark.json"
-    ended = job.tool("benchmark", "step", "loader", "mapper", "--repeats", 5, "--out", out)
+    log = job.folder / "benchmark.txt"
+    command = [sys.executable, "-m", "benchmarks.speed", "step", "loader", "mapper"]
+    ended = job.call([*command, "--repeats", 5, "--out", out], log)
     for part, rows in json.loads(out.read_text()).items() if out.is_file() else ():
         for row in rows if part in ("step", "loader", "mapper") else ():
             ok = row["ratio"] <= 1 / 0.98 if "an iteration" in row["what"] else None
             job.note(f"{part}: {row['what']}", ok, **{k: v for k, v in row.items() if k != "what"})
     if not ended:
-        job.note("tools/benchmark.py", False, why=last_line(job.folder / "benchmark.txt"))
+        job.note("benchmarks/speed.py", False, why=last_line(log))
 
 
 def cost(job: Job) -> None:
     """Hours of a sweep over Tables 3 to 8, one seed, from what `speed` has measured."""
-    from reproduce import rows_of
+    from smallobj_d2.commands.reproduce import rows_of
 
     path = Path(job.args.work) / "speed.json"
     measured = json.loads(path.read_text()) if path.is_file() else []

@@ -13,7 +13,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from _gpu.job import DEMO, PRECISIONS, Job, datasets_of, last_line, metrics, scenes, words_of
+from proofs._gpu.job import (
+    DEMO,
+    PRECISIONS,
+    ROOT,
+    Job,
+    datasets_of,
+    last_line,
+    metrics,
+    scenes,
+    words_of,
+)
 
 TRAINING = {"num_train": 64, "num_val": 16, "seed": 3, "size": 224}
 """The scenes of the step `training`."""
@@ -25,7 +35,7 @@ def machine(job: Job) -> None:
     from torchvision.ops import nms, roi_align
 
     from smallobj_d2.config import has_detectron2
-    from smallobj_d2.engines.run import versions
+    from smallobj_d2.engines.folder import versions
 
     cores = len(os.sched_getaffinity(0))
     job.note(
@@ -181,7 +191,7 @@ def _train_twice_and_resume(
     expected: list[Any],
     middle: int,
 ) -> None:
-    from _recording import drawn
+    from proofs.recording import drawn
 
     name = f"{engine}_{precision}"
     outputs: list[Path] = []
@@ -237,8 +247,7 @@ def _train_twice_and_resume(
 
 def draws_on_the_cpu(engine: str, opts: Mapping[str, object], number: int) -> list[Any]:
     """Position and pixels' checksum of each draw of configs/demo.yaml, batch by batch."""
-    from _recording import checksums
-
+    from proofs.recording import checksums
     from smallobj_d2.config import load_cfg
     from smallobj_d2.engines import load_engine
 
@@ -305,8 +314,9 @@ def processes(job: Job) -> None:
     """NCCL by itself, and two processes on the one card, as two machines of one GPU each."""
     import torch
     import torch.distributed as dist
-    import verify_processes as verify
     from torch.nn.parallel import DistributedDataParallel
+
+    from proofs import verify_processes as verify
 
     if job.gpu:
         dist.init_process_group(
@@ -324,6 +334,22 @@ def processes(job: Job) -> None:
         dist.barrier()
         dist.destroy_process_group()
         job.note("NCCL, one process", bool((ones == 1).all()), version=torch.cuda.nccl.version())
+
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1"]
+    opts = {
+        "SMALLOBJ.DATASETS": json.dumps(datasets_of(job.folder / "launched")),
+        "SOLVER.MAX_ITER": 4,
+        "SOLVER.STEPS": "()",
+        "MODEL.DEVICE": job.args.device,
+    }
+    scenes(job.folder / "launched", num_train=16, num_val=2, seed=3, size=128)
+    for engine in job.engines:
+        output = job.folder / f"{engine}_launched"
+        command = [*launched, ROOT / "tools" / "train_net.py", "--config", DEMO, "--engine", engine]
+        words = words_of({**opts, "OUTPUT_DIR": output})
+        ok = job.call([*command, *words], output.with_suffix(".txt"))
+        why = {} if ok else {"why": last_line(output.with_suffix(".txt"))}
+        job.note(f"{engine}: one process by torchrun", ok, **why)
 
     # NCCL refuses two processes of one host on one card; by these names they are of two hosts.
     apart = [

@@ -16,9 +16,9 @@ from smallobj_d2.copy_paste.blend import Image
 from smallobj_d2.copy_paste.choose import SourceRule
 from smallobj_d2.copy_paste.labels import moved_annotation
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Annotation, Shape, Window, shape_of
+from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.records import PackedRecords
+from smallobj_d2.masks.shapes import Annotation, Shape, Window, shape_of
 
 RIM = 6
 """Pixels kept around an object; a softened edge shows some of them."""

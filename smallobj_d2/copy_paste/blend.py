@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.copy_paste.shapes import Mask, Window, warp
+from smallobj_d2.masks.shapes import Mask, Window, warp
 
 Image = NDArray[np.uint8]
 

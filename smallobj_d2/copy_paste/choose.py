@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Centres, Window
+from smallobj_d2.masks.shapes import Centres, Window
 from smallobj_d2.sizes import SMALL_AREA, is_small
 
 

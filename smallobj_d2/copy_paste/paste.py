@@ -21,8 +21,8 @@ from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Annotation, Bitmap, Mask, Shape, Window
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Shape, Window
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.copy_paste.shapes import Bitmap, Mask
+from smallobj_d2.masks.shapes import Bitmap, Mask
 
 _TRIES = 256
 """Positions tried before all valid ones are listed instead."""

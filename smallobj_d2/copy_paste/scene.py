@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.copy_paste.shapes import FARTHEST, Annotation, Shape, box_xyxy, shape_of
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.masks.shapes import FARTHEST, Annotation, Shape, box_xyxy, shape_of
 
 
 class Scene:
@@ -14,7 +14,7 @@ class Scene:
 
     Args:
         annotations: N instances, crowds included, as in Detectron2's dataset dicts. Boxes must
-            hold their masks, give or take a pixel; `smallobj_d2.coco` sees to that.
+            hold their masks, give or take a pixel; `smallobj_d2.datasets.coco` sees to that.
         height, width: size of the image in pixels.
 
     Raises:

@@ -5,7 +5,7 @@ An engine is a module with
 * ``MAPPERS``: a registry of mappers, chosen by ``SMALLOBJ.MAPPER``,
 * ``build_train_loader(cfg, *, start_iter=0)``: batches of samples,
 * ``main(cfg, resume, eval_only)``: train and evaluate in this process, return the table row,
-* ``view(sample, cfg)``: a sample as a picture with outlines, for `smallobj_d2.visualization`.
+* ``view(sample, cfg)``: a sample as a picture with outlines, for `visualization.sheets`.
 """
 
 from importlib import import_module

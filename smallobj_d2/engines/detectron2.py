@@ -32,19 +32,26 @@ from fvcore.common.registry import Registry
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
-from smallobj_d2.coco import (
+from smallobj_d2.datasets.coco import (
     dataset_info,
     is_registered,
     load_dataset,
     mask_area,
     register_from_config,
 )
-from smallobj_d2.engines import run
-from smallobj_d2.engines.data import Records, check_test_data, training_data
+from smallobj_d2.datasets.images import opened, require_size, resize
+from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.engines.weights import (
+    NOTHING_TO_EVALUATE,
+    check_weights,
+    read_file,
+    require_whole,
+    write_file,
+)
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.evaluation import (
+from smallobj_d2.evaluation.ap import (
     Row,
     count_objects,
     counted_detections,
@@ -52,9 +59,10 @@ from smallobj_d2.evaluation import (
     load_ground_truth,
     table,
 )
-from smallobj_d2.images import opened, require_size, resize
+from smallobj_d2.files import write_json, writing
 from smallobj_d2.sampling import Draw
-from smallobj_d2.visualization import (
+from smallobj_d2.training_set import Records, check_test_data, training_data
+from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
     outlines_of_box,
@@ -374,14 +382,13 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        with run.writing(path) as temporary:
-            torch.save(data, temporary)
+        write_file(path, data)
         self.logger.info("Saved %s", path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint is the last."""
-        with run.writing(Path(self.save_dir) / "last_checkpoint") as temporary:
+        with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> Any:
@@ -402,7 +409,7 @@ class Checkpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if self.whole:
             others = (name for name, _, _ in incompatible.incorrect_shapes)
-            run.require_whole(self.model, {*incompatible.missing_keys, *others})
+            require_whole(self.model, {*incompatible.missing_keys, *others})
         return incompatible
 
 
@@ -468,11 +475,11 @@ class Trainer(DefaultTrainer):
 
         Each process has batch norm statistics of its own, and evaluates a part of the images.
         """
-        run.share_statistics(model)
+        processes.share_statistics(model)
         try:
             return super().test(cfg, model, evaluators)
         except UnreadableImage as e:  # torch has put a worker's traceback before what it says
-            raise UnreadableImage(str(e).strip().rsplit("UnreadableImage: ")[-1]) from e
+            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
@@ -541,7 +548,7 @@ class _SeedEachStep(HookBase):
         self.seed = seed
 
     def before_step(self) -> None:
-        run.seed_step(self.seed, self.trainer.iter)
+        seed_step(self.seed, self.trainer.iter)
 
 
 def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | None:
@@ -564,22 +571,23 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
-        check_test_data(cfg)
+        check_test_data(cfg, DatasetCatalog.list())
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
-        run.seed_step(cfg.SEED, -1)
+        seed_step(cfg.SEED, -1)
         if eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpointer.whole = True
             if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-                raise SmallObjError(run.NOTHING_TO_EVALUATE)
+                raise SmallObjError(NOTHING_TO_EVALUATE)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
             results = Trainer.test(cfg, model)
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume)
-            trainer.train()
+            with run.telling_where_it_stops(lambda: trainer.iter, cfg.SOLVER.MAX_ITER):
+                trainer.train()
             run.report_losses(Path(cfg.OUTPUT_DIR), trainer._trainer.data_loader)
             results = trainer.results
         if not comm.is_main_process() or not cfg.DATASETS.TEST:
@@ -596,7 +604,7 @@ def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
     """The config with MODEL.WEIGHTS on this machine, unless a checkpoint takes their place."""
     if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return cfg
-    weights = run.check_weights(cfg)
+    weights = check_weights(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(weights or "")
@@ -613,7 +621,7 @@ def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
         rows[name] = from_detectron2(metrics, count_objects(truth))
         logger.info("%s:\n%s", name, table(rows[name]))
     first = cfg.DATASETS.TEST[0]
-    run.write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
+    write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
     return rows[first]
 
 

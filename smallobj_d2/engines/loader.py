@@ -7,6 +7,7 @@ batch, so its draws do not depend on how many there are either.
 """
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
@@ -19,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from smallobj_d2.augmentation import give_bank
 from smallobj_d2.copy_paste.bank import ReadImage
-from smallobj_d2.engines import run
+from smallobj_d2.datasets.records import PackedRecords
+from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.records import PackedRecords
 from smallobj_d2.sampling import Stream
 
 logger = logging.getLogger(__name__)
@@ -188,15 +189,15 @@ def loader_from_config(
         read: a dataset dict to its image, as the mapper reads it, for that bank.
     """
     augmentation = getattr(mapper, "augmentation", None)
-    give_bank(augmentation, cfg, records, read, progress=run.rank() == 0)
+    give_bank(augmentation, cfg, records, read, progress=processes.rank() == 0)
     return build_train_loader(
         records,
         factors,
         mapper,
         seed=cfg.SEED,
         images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-        rank=run.rank(),
-        world_size=run.world_size(),
+        rank=processes.rank(),
+        world_size=processes.world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         start_iter=start_iter,
@@ -226,6 +227,7 @@ class TrainLoader:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_list,
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
 
@@ -256,6 +258,11 @@ class _Guarded(Dataset[Any]):
             return self.dataset[position]
         except SmallObjError as e:
             return e
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_list(samples: list[Any]) -> list[Any]:

@@ -13,8 +13,8 @@ from enum import Enum
 
 import numpy as np
 
+from smallobj_d2.experiments.paper import Claim
 from smallobj_d2.experiments.results import Results
-from smallobj_d2.paper import Claim
 
 LEVEL = 0.95
 """Of all intervals."""

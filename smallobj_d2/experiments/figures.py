@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from smallobj_d2.experiments.paper import Paper
 from smallobj_d2.experiments.results import Results
-from smallobj_d2.paper import Paper
 
 # Okabe and Ito's colours, which people who see fewer colours can tell apart.
 _GROUPS = {

@@ -10,14 +10,14 @@ import numpy as np
 from smallobj_d2.analysis.advice import NEARLY_ALL
 from smallobj_d2.analysis.table2 import PUBLISHED, side_by_side
 from smallobj_d2.analysis.table2 import Table as Table2
-from smallobj_d2.evaluation import SIZES, TITLES
+from smallobj_d2.evaluation.ap import SIZES, TITLES
 from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Verdict, interval, judge, spread
 from smallobj_d2.experiments.document import Document, Picture, Table
+from smallobj_d2.experiments.paper import Claim, Paper
 from smallobj_d2.experiments.results import KINDS, Results
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, SCENES
 from smallobj_d2.experiments.sweep import clock
-from smallobj_d2.paper import Claim, Paper
 
 COCO_VAL = "coco_2017_val"
 _NONE = "-"

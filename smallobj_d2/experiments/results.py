@@ -14,12 +14,12 @@ from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, table2
-from smallobj_d2.coco import load_coco
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
-from smallobj_d2.paper import AP
 
 KINDS = ("segm", "bbox")
 
@@ -99,6 +99,8 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         if record.is_file():
             about = json.loads(record.read_bytes())
             devices.add(about["device"])
+            if about.get("commit"):
+                entry["commit"] = about["commit"]
             for package, version in about["versions"].items():
                 versions.setdefault(package, set()).add(version)
         if not dataset:

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.coco import datasets_root
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import datasets_root
+from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.offline import augment_dataset
-from smallobj_d2.scenes import make_splits
+from smallobj_d2.export.augmented import augment_dataset
 
 AUGMENTED_VAL = "augmented_val"
 """The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.coco import dataset_info, load_dataset, register_from_config
-from smallobj_d2.engines import run
-from smallobj_d2.engines.data import check_test_data, training_data
+from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
+from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.inference import detect, write_results
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
@@ -29,8 +29,9 @@ from smallobj_d2.engines.torchvision.model import build_model
 from smallobj_d2.engines.torchvision.support import check_supported
 from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
 from smallobj_d2.engines.torchvision.weights import load_weights
+from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation import (
+from smallobj_d2.evaluation.ap import (
     Row,
     as_detectron2,
     coco_metrics,
@@ -40,7 +41,9 @@ from smallobj_d2.evaluation import (
     row_of,
     table,
 )
-from smallobj_d2.visualization import (
+from smallobj_d2.files import write_json
+from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
     outlines_of_box,
@@ -76,17 +79,15 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     check_supported(cfg)
     register_from_config(cfg)
     with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
-        for name in cfg.DATASETS.TEST:
-            dataset_info(name)
         check_test_data(cfg)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
-        weights = checkpoint or run.check_weights(cfg)
+        weights = checkpoint or check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
-        run.seed_step(cfg.SEED, -1)
+        seed_step(cfg.SEED, -1)
         model = build_model(cfg).to(_device(cfg))
         if eval_only:
             if weights is None:
-                raise SmallObjError(run.NOTHING_TO_EVALUATE)
+                raise SmallObjError(NOTHING_TO_EVALUATE)
             load_weights(model, weights, whole=True)
             return _first(cfg, evaluate(cfg, model)[0])
 
@@ -169,7 +170,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
             dataset.category_ids,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        if run.rank() != 0:
+        if processes.rank() != 0:
             continue
         write_results(output / "inference" / (name if several else ""), results)
         truth = load_ground_truth(dataset_info(name).json_file)
@@ -180,7 +181,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
     if rows:
-        run.write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
+        write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
     return rows, numbers
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.datasets.images import read_rgb, resize
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.images import read_rgb, resize
 
 MAPPERS = Registry("TORCHVISION_MAPPER")
 """Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built by ``from_config(cfg, is_train)``."""
@@ -50,7 +50,7 @@ class SmallObjectMapper:
         max_size: what the longer side may be at most.
         sampling: "choice" or "range".
         flip: "horizontal", "vertical" or "none".
-        fast_resize: see `smallobj_d2.images.resize`.
+        fast_resize: see `smallobj_d2.datasets.images.resize`.
         with_masks: whether targets need masks.
         augmentation: the copy-paste, or None.
         seed: the run's seed.

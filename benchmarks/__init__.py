@@ -1,0 +1,1 @@
+"""Benchmarks, which print ratios: ``python -m benchmarks.speed --help``, from the checkout."""

@@ -1,0 +1,132 @@
+"""Section 3 for any dataset: Table 2, pictures, and whether the augmentation will help.
+
+tools/analyze.py coco_2017_val
+tools/analyze.py --json annotations.json --images images/
+tools/analyze.py coco_2017_train --augment configs/orig_aug_multi3x.yaml
+tools/analyze.py --check --json annotations.json
+tools/analyze.py --check-images coco_2017_val
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
+from smallobj_d2.analysis.coco_file import CocoFile
+from smallobj_d2.analysis.report import figure5_images, markdown, text_table, write_report
+from smallobj_d2.analysis.table2 import layouts
+from smallobj_d2.commands import ROOT
+from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.check import check_dataset
+from smallobj_d2.datasets.coco import dataset_info, register_from_config
+from smallobj_d2.datasets.findings import exit_code, report
+from smallobj_d2.errors import SmallObjError
+
+BASE = ROOT / "configs" / "base.yaml"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "words",
+        nargs="*",
+        metavar="DATASET | KEY VALUE",
+        help="a registered name, unless --json is given; then overrides of the config",
+    )
+    p.add_argument("--json", metavar="FILE", help="COCO instance annotations, not registered")
+    p.add_argument("--images", metavar="FOLDER", help="their images, to draw anchors on")
+    p.add_argument(
+        "--config-file",
+        "--config",
+        metavar="FILE",
+        help="whose anchors the `training` protocol takes (--augment's, else configs/base.yaml)",
+    )
+    p.add_argument(
+        "--augment", metavar="FILE", help="compare with what training with this config shows"
+    )
+    p.add_argument("--epochs", type=int, default=1, help="of --augment's draws (default 1)")
+    p.add_argument("--draws", type=int, help="look at no more of them than this")
+    p.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
+    p.add_argument(
+        "--show",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        help="file name or id of an image to draw anchors on; may be repeated",
+    )
+    p.add_argument(
+        "--layouts", action="store_true", help="only print what other readings of Table 2 give"
+    )
+    p.add_argument(
+        "--check",
+        action="store_true",
+        help="only name every defect of the JSON; exit code 2 for errors, 1 for warnings, else 0",
+    )
+    p.add_argument(
+        "--check-images", action="store_true", help="--check, and open every image as well"
+    )
+    p.add_argument(
+        "--notes", type=int, default=5, help="of each kind that --check lists (default 5)"
+    )
+    p.add_argument("--output", metavar="FOLDER", help="instead of output/analysis/DATASET")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    try:
+        return run(args)
+    except SmallObjError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    if min(args.epochs, 1 if args.draws is None else args.draws) < 1:
+        raise SmallObjError("--epochs and --draws must be 1 or more.")
+    if not args.json and not args.words:
+        raise SmallObjError("Name a registered dataset, or give --json FILE.")
+    opts = args.words if args.json else args.words[1:]
+    augment = load_cfg(args.augment, opts) if args.augment else None
+    cfg = augment
+    if args.config_file or cfg is None:
+        cfg = load_cfg(args.config_file or BASE, opts)
+    for config in (cfg, augment):
+        if config is not None:
+            register_from_config(config)
+    if args.json:
+        json_file, images = Path(args.json), args.images
+        name, stem = json_file.name, json_file.stem
+    else:
+        info = dataset_info(args.words[0])
+        json_file, images = info.json_file, args.images or info.image_root
+        name = stem = info.name
+    if args.check or args.check_images:
+        findings = check_dataset(json_file, images or json_file.parent, images=args.check_images)
+        print(report(findings, notes=args.notes))
+        return exit_code(findings)
+    data = CocoFile(json_file, images or json_file.parent)
+    if args.layouts:
+        print(text_table(*layouts(data.objects, progress=True)))
+        return 0
+    if args.show and not images:
+        raise SmallObjError("--show needs --images, the folder that the images are in.")
+    figure5_images(data, args.show)  # refuses unknown ones before the work
+    analysis = analyze(
+        data,
+        name,
+        cfg,
+        augment=augment,
+        config_name=Path(args.augment or args.config_file or BASE).stem,
+        protocols=PROTOCOLS if args.protocol == "both" else (args.protocol,),
+        epochs=args.epochs,
+        draws=args.draws,
+        progress=True,
+    )
+    folder = Path(args.output or Path("output", "analysis", stem))
+    files = write_report(analysis, folder, data if images else None, args.show)
+    print(markdown(analysis))
+    print(f"Report: {files[0]}, and {len(files) - 1} files of tables and pictures beside it.")
+    return 0

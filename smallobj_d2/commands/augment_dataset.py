@@ -1,0 +1,57 @@
+"""Section 5.1's offline copies: what training would draw, as a COCO-format dataset on disk.
+
+tools/augment_dataset.py --config configs/orig_aug_multi3x.yaml --out datasets/coco_orig_aug
+tools/augment_dataset.py --config configs/aug.yaml --dataset coco_2017_val --out datasets/aug_val
+
+Any framework can train on it. The second is the augmented validation set of section 6.2. A call
+that was cut off goes on when it is repeated.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smallobj_d2.config import load_cfg
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.export.augmented import Summary, augment_dataset
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    parser.add_argument("--dataset", metavar="NAME", help="in place of DATASETS.TRAIN")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--workers", type=int, help="processes; one per core if left out")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    args = parser.parse_args(argv)
+    try:
+        opts = list(args.opts)
+        if args.dataset:
+            opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
+        if args.workers is not None and args.workers < 1:
+            raise SmallObjError("--workers must be 1 or more.")
+        cfg = load_cfg(args.config_file, opts)
+        if cfg.SEED < 0:
+            cfg = load_cfg(args.config_file, [*opts, "SEED", "0"])
+        print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
+    except SmallObjError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def print_summary(done: Summary, seed: int) -> None:
+    for skipped in done.skipped:
+        print(f"skipped: {skipped}")
+    print(
+        f"Seed {seed}: {done.original:,} images as they were (links), {done.augmented:,} augmented "
+        f"ones with {done.pastes:,} pastes; {done.given_up:,} found no free place.\n"
+        f"{done.json_file}\n{done.image_root}\n"
+        "Train on it, or evaluate with it, by any name that you give it:\n"
+        f"""  SMALLOBJ.DATASETS '[["NAME", "{done.json_file}", "{done.image_root}"]]'"""
+    )

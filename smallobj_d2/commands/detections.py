@@ -1,0 +1,63 @@
+"""Contact sheet of what trained models found: the annotations, and each run's detections.
+
+tools/detections.py --runs output/baseline output/orig_aug_multi3x --out detections.png
+tools/detections.py --runs output/mine --images 139 285 632 --score 0.3
+
+Found objects are outlined in green, missed ones in red, detections of nothing in orange. The runs
+are folders (OUTPUT_DIR) of finished runs with the same test set; of either engine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.visualization.detections import detection_sheet
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--names", nargs="+", help="what to call the runs, in their order")
+    parser.add_argument("--images", type=int, nargs="+", default=[], metavar="ID")
+    parser.add_argument("--num", type=int, default=4, help="images with small objects, at random")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--score", type=float, default=0.5, help="leave out detections below")
+    parser.add_argument("--iou", type=float, default=0.5, help="with an object, to have found it")
+    parser.add_argument("--width", type=int, default=480, help="of one picture, in pixels")
+    parser.add_argument("--out", type=Path, default=Path("output/detections.png"), metavar="PNG")
+    args = parser.parse_args(argv)
+    names = args.names or _names(args.runs)
+    try:
+        if len(set(names)) != len(args.runs):
+            raise SmallObjError(
+                f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
+            )
+        sheet, text = detection_sheet(
+            dict(zip(names, args.runs, strict=True)),
+            images=args.images,
+            num=args.num,
+            seed=args.seed,
+            score=args.score,
+            iou=args.iou,
+            width=args.width,
+        )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(args.out)
+    except SmallObjError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"{text}\n{args.out}")
+    return 0
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """The parts of their paths that tell the runs apart; `baseline/seed0` and such."""
+    ends = [run.absolute().parts for run in runs]
+    while len({end[0] for end in ends}) == 1 and all(len(end) > 1 for end in ends):
+        ends = [end[1:] for end in ends]
+    while len({end[-1] for end in ends}) == 1 and all(len(end) > 1 for end in ends):
+        ends = [end[:-1] for end in ends]
+    return ["/".join(end) for end in ends]

@@ -1,0 +1,158 @@
+"""Rerun the paper's tables: all runs that are missing, and the rest of those that were cut off.
+
+tools/reproduce.py --scale tiny --tables 3 4 --seeds 3 --dry-run
+tools/reproduce.py --scale tiny --tables 3 4 --seeds 3
+tools/reproduce.py --scale small --rows baseline aug orig_aug --seeds 5
+tools/reproduce.py --scale paper --seeds 1 --slurm slurm_partition=gpu
+tools/reproduce.py --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
+
+Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. Stop it as you like; the same command goes on.
+tools/report.py makes the report, at any time.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from smallobj_d2.commands import ROOT
+from smallobj_d2.engines import choose_engine
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments import cluster
+from smallobj_d2.experiments.paper import Paper, load_paper
+from smallobj_d2.experiments.runs import Run, State, check_requests, plan_runs
+from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
+from smallobj_d2.experiments.sweep import (
+    Sweep,
+    clock,
+    local_gpus,
+    seconds_left,
+    share_out,
+    typical_seconds,
+)
+
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = ROOT / "experiments"
+OUT = Path("output", "reproduce")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--scale", required=True, help="a file of experiments/scales, without .yaml")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--tables", type=int, nargs="+", help="3 to 8; all of them if left out")
+    which.add_argument("--rows", nargs="+", metavar="NAME", help="files of configs/, without .yaml")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs per row, 1 by default")
+    p.add_argument("--first-seed", type=int, default=0, metavar="K", help="of the N seeds")
+    p.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
+    p.add_argument("--gpus-per-run", type=int, help="in place of the scale's")
+    p.add_argument("--jobs", type=int, help="runs at the same time")
+    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="submit jobs, with submitit")
+    p.add_argument("--dry-run", action="store_true", help="only list the runs and their cost")
+    p.add_argument("--out", type=Path, default=OUT, help=f"{OUT} by default")
+    return p
+
+
+def rows_of(paper: Paper, tables: list[int] | None, rows: list[str] | None) -> list[str]:
+    """The rows to run, with `@augmented_val` for those that are evaluated there, too."""
+    if rows:
+        return rows
+    unknown = sorted({*(tables or ())} - {*paper.tables})
+    if unknown:
+        known = ", ".join(map(str, paper.tables))
+        raise SmallObjError(f"--tables {unknown[0]}: there are {known}.")
+    chosen: dict[str, None] = {}
+    for table in tables or paper.tables:
+        chosen.update(dict.fromkeys(row["config"] for row in paper.tables[table]["rows"]))
+    # Beside the row that the paper evaluates on pasted objects, the baseline as a control: are they
+    # easier for a model that never saw any?
+    there = [name for name in paper.numbers if name.endswith(f"@{AUGMENTED_VAL}")]
+    if any(name.partition("@")[0] in chosen for name in there):
+        there.append(f"baseline@{AUGMENTED_VAL}")
+    return [*chosen, *(name for name in there if name.partition("@")[0] in chosen)]
+
+
+def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
+    each = typical_seconds(runs, scale.seconds)
+    measured = any(r.state() is State.FINISHED for r in runs if r.model is None)
+    lines = []
+    for run in runs:
+        cost = ""
+        if run.model is None and run.progress() < 1:
+            cost = clock(each * (1 - run.progress()))
+        lines.append(f"{run.name:45} {run.state().value:9} {cost:>9}")
+    source = "the median of the finished ones" if measured else scale.machine
+    total = clock(seconds_left(runs, each, jobs))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(runs)} runs, {sum(r.state() is State.FINISHED for r in runs)} finished; "
+            f"{total} left with {jobs} at a time.",
+            f"{clock(each)} for each training: {source}.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # how a cluster ends a job
+    try:
+        return run(args)
+    except SmallObjError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    if min(args.seeds, args.jobs or 1) < 1 or args.first_seed < 0:
+        raise SmallObjError("--seeds and --jobs must be 1 or more, --first-seed 0 or more.")
+    engine = choose_engine(args.engine)
+    scale = load_scale(EXPERIMENTS / "scales" / f"{args.scale}.yaml")
+    rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    data = args.out / scale.name
+    folder = data / engine
+    runs = plan_runs(scale, CONFIGS, folder, rows, seeds)
+    check_requests(runs)
+    wanted = scale.gpus if args.gpus_per_run is None else args.gpus_per_run
+    slots = share_out(local_gpus(), wanted, args.jobs, len(os.sched_getaffinity(0)))
+    print(f"Scale {scale.name}: {scale.about}. Engine: {engine}. Runs: {folder}", flush=True)
+    if args.dry_run:
+        print(listing(runs, scale, len(slots)))
+        return 0
+    options = None if args.slurm is None else cluster.parse_options(args.slurm)
+    scale.prepare(CONFIGS, data, augmented_val=any(r.dataset for r in runs))
+    if options is not None:
+        same = ["--scale", scale.name, "--engine", engine, "--out", str(args.out.absolute())]
+        tool = str(Path(__file__).absolute())
+        lines = cluster.submit(
+            runs,
+            [tool, *same, "--gpus-per-run", str(wanted)],
+            gpus=wanted,
+            seconds=scale.seconds,
+            folder=data / "slurm",
+            options=options,
+        )
+        print("\n".join(lines) or "Every run is finished.")
+        return 0
+    if wanted > len(slots[0].gpus):
+        print(f"This scale is for {wanted} GPUs a run; it gets {len(slots[0].gpus)} here.")
+    sweep = Sweep(runs, engine, slots, ROOT / "tools" / "train_net.py", scale.seconds)
+    if sweep.go():
+        print(f"All {len(runs)} runs are finished: tools/report.py --runs {folder}")
+        return 0
+    for name, why in sweep.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    print("The same command tries the failed ones again.", file=sys.stderr)
+    return 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""Datasets: COCO files in, findings about them, image files, and synthetic scenes."""

@@ -1,0 +1,415 @@
+"""Every defect of a COCO JSON and its images, named in one pass: what, where, and the remedy.
+
+`check_coco` looks at a JSON, `check_images` at the image files. The loader
+(`datasets.coco`) runs the first, stops at errors, and counts in the log what is harmless.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallobj_d2.datasets import instances
+from smallobj_d2.datasets.findings import DEEPEST, Finding, by_severity
+from smallobj_d2.datasets.images import TOO_MANY_PIXELS, look_at_images
+from smallobj_d2.datasets.measure import FARTHEST, Masks
+from smallobj_d2.datasets.reading import OtherEncodingError, read_json, without_gc
+from smallobj_d2.errors import shown
+
+
+class Checked:
+    """A COCO JSON that has been read, what it holds, and what is wrong with it.
+
+    Attributes:
+        path: the JSON.
+        findings: its defects. Where one is an error, nothing else here can be relied upon.
+        images, annotations, categories: the lists of the JSON.
+        data: all of the JSON.
+        masks: what the masks of the annotations come to, one by one.
+    """
+
+    def __init__(self, json_file: str | Path) -> None:
+        self.path = Path(json_file)
+        self.findings: list[Finding] = []
+        self.data: dict[str, Any] = {}
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.categories: list[dict[str, Any]] = []
+        self.masks = Masks(np.empty((0, 4)), np.empty(0), [])
+        with without_gc():
+            data = self._read()
+            if data is None:
+                return
+            self.data = data
+            for name in _KEYS:
+                setattr(self, name, self._objects(name, data[name]))
+            self._check_depth()
+            self._check_keys()
+            sizes = self._check_images()
+            names = self._check_categories()
+            self._check_annotations(sizes, names)
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [f for f in self.findings if f.severity == "error"]
+
+    def _add(self, kind: str, what: str, image: Any = None, annotation: Any = None) -> None:
+        self.findings.append(Finding(kind, what, str(self.path), image, annotation))
+
+    def _blame(self, kind: str, which: Iterable[int], what: str, key: str | None = None) -> None:
+        """Findings about annotations, beginning with the value of a key."""
+        for i in which:
+            a = self.annotations[i]
+            shows = f"{key} {shown(a.get(key))} {what}" if key else what
+            self._add(kind, shows, a.get("image_id"), a.get("id"))
+
+    # --- The file
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            data = read_json(self.path)
+        except OSError as e:
+            self._add("file-unreadable", f"the file cannot be read: {e.strerror}")
+            return None
+        except OtherEncodingError as e:
+            self._add("json-encoding", str(e))
+            return None
+        except ValueError as e:
+            self._add("json-damaged", f"the file is not valid JSON: {e}")
+            return None
+        top = data if isinstance(data, dict) else {}
+        absent = [repr(name) for name in _KEYS if not isinstance(top.get(name), list)]
+        if absent:
+            what = f"the file is not COCO instance JSON: it has no list {', no list '.join(absent)}"
+            self._add("not-coco", f"{what} at its top level, which is a {type(data).__name__}")
+        return None if absent else top
+
+    def _objects(self, name: str, entries: list[Any]) -> list[dict[str, Any]]:
+        if not entries:
+            self._add("list-empty", f"the list {name!r} is empty")
+        if {dict}.issuperset(map(type, entries)):
+            return entries
+        for i, entry in enumerate(entries):
+            if type(entry) is not dict:
+                needed = ", ".join(_KEYS[name][0])
+                self._add("entry-form", f"{name}[{i}] lacks {needed}: it is {shown(entry)}")
+        return [e for e in entries if type(e) is dict]
+
+    def _check_depth(self) -> None:
+        """That what is carried along unread can be copied and packed."""
+        for key, value in self.data.items():
+            if key not in _KEYS and _too_deep(value):
+                self._add("json-deep", f"{shown(key)} at the top level is nested too deep")
+        for name in _KEYS:
+            for entry in getattr(self, name):
+                for key, value in entry.items():
+                    if type(value) in _FLAT or key in ("bbox", "segmentation"):
+                        continue
+                    if _too_deep(value):
+                        what = f"{shown(key)} of an entry of {name!r} is nested too deep"
+                        self._add_of(name, "json-deep", what, entry.get("id"))
+
+    def _check_keys(self) -> None:
+        for name, (needed, known) in _KEYS.items():
+            entries: list[dict[str, Any]] = getattr(self, name)
+            unknown: Counter[str] = Counter()
+            lacking = {}
+            for keys, count in Counter(map(tuple, entries)).items():
+                if missing := [k for k in needed if k not in keys]:
+                    lacking[keys] = ", ".join(missing)
+                for key in keys:
+                    if key not in known:
+                        unknown[key] += count
+            for key, count in unknown.items():
+                self._add("key-unknown", f"{count} of {name!r} have the key {shown(key)}")
+            if not lacking:
+                continue
+            whole = []
+            for i, entry in enumerate(entries):
+                if (keys := tuple(entry)) not in lacking:
+                    whole.append(entry)
+                    continue
+                image = entry.get("image_id" if name == "annotations" else "id")
+                self._add(
+                    "key-missing",
+                    f"{name}[{i}] lacks {lacking[keys]}",
+                    None if name == "categories" else image,
+                    entry.get("id") if name == "annotations" else None,
+                )
+            setattr(self, name, whole)
+
+    def _check_ids(self, name: str) -> None:
+        """That the ids of a list can be told apart and sorted."""
+        entries: list[dict[str, Any]] = getattr(self, name)
+        ids = [e["id"] for e in entries]
+        types = set(map(type, ids))
+        if not types <= {int, str}:
+            bad = [i for i in ids if type(i) not in (int, str)]
+            for i in bad:
+                self._add_of(name, "id-form", f"an id of {name!r} is {shown(i)}", i)
+            setattr(self, name, [e for e in entries if type(e["id"]) in (int, str)])
+            return self._check_ids(name)
+        if len(types) > 1:
+            self._add("id-mixed", f"some ids of {name!r} are numbers and some are strings")
+        if len(set(ids)) < len(ids):
+            for i, count in Counter(ids).items():
+                if count > 1:
+                    what = f"there are {_two(count)} {name} of id {shown(i)}"
+                    self._add_of(name, "id-duplicate", what, i)
+        return None
+
+    def _add_of(self, name: str, kind: str, what: str, i: Any) -> None:
+        self._add(
+            kind,
+            what,
+            i if name == "images" else None,
+            i if name == "annotations" else None,
+        )
+
+    # --- Images and categories
+
+    def _check_images(self) -> dict[Any, tuple[int, int]]:
+        """Returns the height and width of every image by id; 0, 0 where they mean nothing."""
+        self._check_ids("images")
+        sizes = {}
+        names: dict[str, Any] = {}
+        for image in self.images:
+            number, name = image["id"], image["file_name"]
+            if problem := _file_name_problem(name):
+                self._add(problem[0], problem[1], number)
+            elif (plain := os.path.normpath(name)) in names:
+                what = f"file_name {shown(name)} is that of image {shown(names[plain])} too"
+                self._add("file-duplicate", what, number)
+            else:
+                names[plain] = number
+            sizes[number] = self._size(image)
+        return sizes
+
+    def _size(self, image: dict[str, Any]) -> tuple[int, int]:
+        number, size = image["id"], [image["height"], image["width"]]
+        what = f"height and width are {shown(size)}"
+        whole = [v for v in size if type(v) is int or (type(v) is float and v.is_integer())]
+        if len(whole) < 2 or min(whole) < 1:
+            self._add("size-form", what, number)
+            return 0, 0
+        if float in map(type, size):
+            self._add("size-float", what, number)
+        height, width = int(size[0]), int(size[1])
+        if max(height, width) >= FARTHEST or height * width > TOO_MANY_PIXELS:
+            self._add("size-huge", what, number)
+            return 0, 0
+        if max(height, width) > _THINNEST * min(height, width):
+            self._add("size-thin", what, number)
+        elif max(height, width) < _TINY:
+            self._add("size-tiny", what, number)
+        return height, width
+
+    def _check_categories(self) -> dict[Any, str]:
+        """Returns the name of every category by id."""
+        self._check_ids("categories")
+        names: dict[Any, str] = {}
+        taken: set[str] = set()
+        for category in self.categories:
+            name = category["name"]
+            what = f"category {shown(category['id'])} has the name {shown(name)}"
+            if not isinstance(name, str) or not name.strip():
+                self._add("category-name", what)
+            elif name in taken:
+                self._add("category-name-duplicate", f"{what}, as another has")
+            else:
+                taken.add(name)
+            names[category["id"]] = name
+        return names
+
+    # --- Annotations
+
+    def _check_annotations(self, sizes: dict[Any, tuple[int, int]], names: dict[Any, str]) -> None:
+        self._check_ids("annotations")
+        annotations = self.annotations
+        zero = [i for i, a in enumerate(annotations) if a["id"] == 0]
+        self._blame("id-zero", zero, "its id is 0")
+
+        owners = self._known("image_id", sizes, "image", "images")
+        categories = self._known("category_id", names, "category", "categories")
+        size = np.array([sizes.get(i, (0, 0)) for i in owners], dtype=np.int64).reshape(-1, 2)
+        if annotations and not any(a.get("segmentation") for a in annotations):
+            self._add("no-masks", "no annotation has a mask")
+        self.masks = instances.check_instances(annotations, size, self._blame)
+
+        counts = Counter(
+            i for i, a in zip(owners, annotations, strict=True) if not a.get("iscrowd")
+        )
+        for image in self.images:
+            if not (count := counts[image["id"]]):
+                self._add("image-empty", "it has no instance that is not a crowd", image["id"])
+            elif count > _MANY:
+                self._add("image-crowded", f"it has {count} instances", image["id"])
+        for number in names.keys() - set(categories):
+            what = f"no annotation has category {shown(number)} ({shown(names[number])})"
+            self._add("category-unused", what)
+
+    def _known(self, key: str, known: dict[Any, Any], one: str, many: str) -> list[Any]:
+        """What annotations say under a key, which must be an id of one of the lists."""
+        values = [a[key] for a in self.annotations]
+        if not {int, str}.issuperset(map(type, values)):
+            bad = [i for i, v in enumerate(values) if type(v) not in (int, str)]
+            self._blame("id-form", bad, "is no id", key)
+            for i in bad:
+                values[i] = None
+        unknown = set(values) - known.keys() - {None}
+        for i, value in enumerate(values if unknown else ()):
+            if value not in unknown:
+                continue
+            what = f"belongs to {one} {shown(value)}, which is not in `{many}`"
+            other = _other_type(value)
+            if other in known:
+                what += f"; but there is {shown(other)}, a {_TYPES[type(other)]}"
+            self._blame(f"{one}-unknown", [i], what)
+        return values
+
+
+_KEYS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
+    "images": (
+        ("id", "file_name", "height", "width"),
+        frozenset(
+            [
+                "id",
+                "file_name",
+                "height",
+                "width",
+                "license",
+                "flickr_url",
+                "coco_url",
+                "date_captured",
+                "url",
+            ]
+        ),
+    ),
+    "categories": (
+        ("id", "name"),
+        frozenset({"id", "name", "supercategory", "keypoints", "skeleton", "color"}),
+    ),
+    "annotations": (
+        ("id", "image_id", "category_id", "bbox"),
+        frozenset(
+            [
+                "id",
+                "image_id",
+                "category_id",
+                "bbox",
+                "bbox_mode",
+                "segmentation",
+                "area",
+                "iscrowd",
+                "keypoints",
+                "num_keypoints",
+            ]
+        ),
+    ),
+}
+"""Keys that the entries of each list need, and those that the format knows."""
+
+_TYPES = {int: "number", str: "string"}
+_THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
+_TINY = 16  # pixels
+_MANY = 100  # instances; the default of TEST.DETECTIONS_PER_IMAGE
+
+
+def _two(count: int) -> str:
+    return "two" if count == 2 else str(count)
+
+
+def _other_type(value: Any) -> Any:
+    """The same id as a string, or as a number."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value) else None
+    return str(value)
+
+
+_FLAT = frozenset({int, float, str, bool, type(None)})
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = (
+            [
+                inner
+                for outer in level
+                for inner in (outer.values() if isinstance(outer, dict) else outer)
+                if isinstance(inner, dict | list)
+            ]
+            if isinstance(value, dict | list)
+            else []
+        )
+        if not level:
+            return False
+    return True
+
+
+def _file_name_problem(name: Any) -> tuple[str, str] | None:
+    what = f"file_name is {shown(name)}"
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        return "file-name", what
+    try:
+        os.fsencode(name)
+    except UnicodeError:
+        return "file-name", f"{what}, which no file can be called"
+    # By the rules of any system, whichever this one is.
+    parts = re.split(r"[/\\]", name)
+    if os.path.normpath(name) == ".":
+        return "file-name", f"{what}, which is a folder"
+    depth = 0
+    for part in parts:
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0 or os.path.isabs(name) or re.match(r"[A-Za-z]:[/\\]|\\", name):
+            return "file-outside", f"{what}, which leads out of the image folder"
+    return None
+
+
+# --- What others call
+
+
+def check_coco(json_file: str | Path) -> list[Finding]:
+    """Every defect of a COCO JSON, worst first. Damaged files are findings, not errors."""
+    return by_severity(Checked(json_file).findings)
+
+
+def check_images(
+    json_file: str | Path, image_root: str | Path, *, workers: int | None = None
+) -> list[Finding]:
+    """Open every image of a COCO JSON, several at a time, with a progress bar.
+
+    Args:
+        json_file: the annotations; images that it gives no usable name or size are left out.
+        image_root: folder that ``file_name`` are relative to.
+        workers: processes; as many as there are cores unless said.
+
+    Returns:
+        What is wrong with the files, worst first.
+    """
+    images = [
+        (str(Path(image_root) / image["file_name"]), image["height"], image["width"], image["id"])
+        for image in Checked(json_file).images
+        if _file_name_problem(image["file_name"]) is None
+    ]
+    looks = look_at_images([i[:3] for i in images], str(image_root), workers=workers)
+    return by_severity(
+        Finding(kind, what, path, number)
+        for (path, _, _, number), defects in zip(images, looks, strict=True)
+        for kind, what in defects
+    )
+
+
+def check_dataset(
+    json_file: str | Path, image_root: str | Path, *, images: bool = False
+) -> list[Finding]:
+    """Every defect of a dataset: of its JSON, and if asked of its image files."""
+    findings = check_coco(json_file)
+    if images and not any(f.kind in ("file-unreadable", "json-damaged") for f in findings):
+        findings += check_images(json_file, image_root)
+    return by_severity(findings)

@@ -1,0 +1,290 @@
+"""COCO instance JSON to Detectron2's standard dataset dicts, with ``area`` kept.
+
+Detectron2's own loader drops ``area``; without it nobody can say which objects are small. Apart
+from that, and from keys of the user's own being carried along, the dicts are the same.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from smallobj_d2.datasets.check import Checked
+from smallobj_d2.datasets.findings import log_findings, stop_on_errors
+from smallobj_d2.datasets.measure import usable
+from smallobj_d2.datasets.reading import without_gc
+from smallobj_d2.errors import SmallObjError
+
+XYWH = 1
+"""``bbox_mode`` of all boxes here: the value of Detectron2's ``BoxMode.XYWH_ABS``."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Where a dataset is."""
+
+    name: str
+    json_file: Path
+    image_root: Path
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A dataset in memory."""
+
+    records: list[dict[str, Any]]
+    """Detectron2's standard dataset dicts, sorted by image id."""
+    thing_classes: list[str]
+    """Category names, by contiguous id."""
+    category_ids: list[int]
+    """The JSON's category id of each contiguous id."""
+    repaired: Counter[str]
+    """How many annotations lacked something that was filled in, by what it was."""
+
+
+# As Detectron2 lays them out under DETECTRON2_DATASETS.
+_BUILTIN = {
+    f"coco_{year}_{split}": (
+        f"coco/annotations/instances_{split}{year}.json",
+        f"coco/{split}{year}",
+    )
+    for year in (2014, 2017)
+    for split in ("train", "val")
+}
+_registered: dict[str, DatasetInfo] = {}
+_logged: set[tuple[str, int, int]] = set()
+
+
+def datasets_root() -> Path:
+    """Where datasets are kept: ``DETECTRON2_DATASETS``, or else ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
+    """Give a COCO-format dataset a name that ``DATASETS.TRAIN`` and ``DATASETS.TEST`` can use.
+
+    Args:
+        name: any name that is not taken by another dataset.
+        json_file: annotations in COCO's instance format.
+        image_root: folder that the JSON's ``file_name`` are relative to.
+    """
+    info = DatasetInfo(name, Path(json_file), Path(image_root))
+    if name in _BUILTIN or _registered.get(name, info) != info:
+        raise SmallObjError(f"The name {name!r} is taken by another dataset; choose a new one.")
+    _registered[name] = info
+
+
+def register_from_config(cfg: Any) -> None:
+    """Register every dataset in ``SMALLOBJ.DATASETS``."""
+    for name, json_file, image_root in cfg.SMALLOBJ.DATASETS:
+        register_dataset(name, json_file, image_root)
+
+
+def is_registered(name: str) -> bool:
+    """Whether `dataset_info` knows this name."""
+    return name in _registered or name in _BUILTIN
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Where a named dataset is.
+
+    Raises:
+        SmallObjError: for an unknown name, and where its files are not there.
+    """
+    if name in _registered:
+        info = _registered[name]
+        remedy = "Correct its entry in SMALLOBJ.DATASETS."
+    elif name in _BUILTIN:
+        root = datasets_root()
+        json_file, image_root = _BUILTIN[name]
+        info = DatasetInfo(name, root / json_file, root / image_root)
+        remedy = f"DETECTRON2_DATASETS must name the folder that holds coco/; it is {root} now."
+    else:
+        known = ", ".join([*_BUILTIN, *_registered])
+        raise SmallObjError(
+            f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its "
+            'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
+        )
+    if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
+        raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
+    if not os.path.isdir(info.image_root):
+        raise SmallObjError(f"Dataset {name}: there is no image folder {info.image_root}. {remedy}")
+    return info
+
+
+def load_dataset(name: str) -> CocoDataset:
+    """Load a named dataset; see `load_coco`."""
+    info = dataset_info(name)
+    return load_coco(info.json_file, info.image_root)
+
+
+def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
+    """The dataset dicts of several named datasets, one after the other.
+
+    Raises:
+        SmallObjError: if they do not agree on their categories.
+    """
+    datasets = {name: load_dataset(name) for name in names}
+    classes = {name: tuple(d.thing_classes) for name, d in datasets.items()}
+    if len(set(classes.values())) > 1:
+        raise SmallObjError(f"Datasets {', '.join(classes)} do not have the same categories.")
+    return list(chain.from_iterable(d.records for d in datasets.values()))
+
+
+def without_empty(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Images that have something to learn from: at least one annotation that is no crowd."""
+    return [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
+
+
+def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
+    """Read a COCO instance JSON, after checking all of it.
+
+    Each annotation keeps all its keys. Category ids become contiguous, boxes get ``bbox_mode``,
+    RLE becomes compressed RLE, keypoints move from pixel indices to coordinates (half a pixel),
+    polygons of under three points go, and so do instances left without any. What is missing and
+    harmless is filled in: ``iscrowd`` (0) and ``area`` (that of the mask, or of the box). A box
+    that does not hold its mask is replaced by the mask's. The log counts all this, once for each
+    file in a process.
+
+    Raises:
+        SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
+    """
+    with without_gc():
+        return dataset_of(read_coco(json_file), str(image_root))
+
+
+def read_coco(json_file: str | Path) -> Checked:
+    """Read and check a COCO instance JSON; the log says what is harmless.
+
+    Raises:
+        SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
+    """
+    checked = Checked(json_file)
+    stop_on_errors(checked.findings)
+    _log_once(checked)
+    return checked
+
+
+def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
+    """What `read_coco` gives as dataset dicts; see `load_coco`."""
+    categories = sorted(checked.categories, key=lambda c: c["id"])
+    contiguous = {c["id"]: i for i, c in enumerate(categories)}
+    images: dict[Any, dict[str, Any]] = {
+        image["id"]: {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for image in checked.images
+    }
+    repaired: Counter[str] = Counter()
+    for annotation in checked.annotations:
+        record = images[annotation["image_id"]]
+        instance = _instance(annotation, record, repaired)
+        if instance is not None:
+            instance["category_id"] = contiguous[annotation["category_id"]]
+            record["annotations"].append(instance)
+    return CocoDataset(
+        [images[i] for i in sorted(images)],
+        [c["name"] for c in categories],
+        [c["id"] for c in categories],
+        repaired,
+    )
+
+
+def _log_once(checked: Checked) -> None:
+    """Say what is harmless, unless this file has been read before as it is now."""
+    stat = checked.path.stat()
+    state = (str(checked.path), stat.st_mtime_ns, stat.st_size)
+    if state not in _logged:
+        _logged.add(state)
+        log_findings(checked.findings)
+
+
+def _instance(
+    annotation: dict[str, Any], record: dict[str, Any], repaired: Counter[str]
+) -> dict[str, Any] | None:
+    """One annotation in Detectron2's form, or None if nothing of its mask is left."""
+    instance = {k: v for k, v in annotation.items() if k != "image_id"}
+    instance["bbox_mode"] = XYWH
+    if "iscrowd" not in instance:
+        instance["iscrowd"] = 0
+        repaired["no iscrowd"] += 1
+    # Detectron2 moves boxes in the type they have, and would round whole numbers after a resize.
+    instance["bbox"] = [float(v) for v in instance["bbox"]]
+    segmentation = repaired_mask(instance.pop("segmentation", None), record)
+    if isinstance(segmentation, dict):
+        instance["segmentation"] = segmentation
+        x, y, w, h = coco_mask.toBbox(segmentation).tolist()
+        if not w or not h:
+            repaired["no valid polygon"] += 1
+            return None
+        _hold_mask(instance, (x, y, x + w, y + h), repaired)
+    elif segmentation:
+        instance["segmentation"] = segmentation
+        xs, ys = (list(chain(*(p[i::2] for p in segmentation))) for i in range(2))
+        _hold_mask(instance, (min(xs), min(ys), max(xs), max(ys)), repaired)
+    elif segmentation is not None:
+        repaired["no valid polygon"] += 1
+        return None
+    if instance.get("keypoints"):
+        instance["keypoints"] = [
+            k if i % 3 == 2 else k + 0.5 for i, k in enumerate(instance["keypoints"])
+        ]
+    if not instance.get("area"):
+        repaired["no area"] += "area" not in instance
+        instance["area"] = mask_area(instance, record["height"], record["width"])
+    return instance
+
+
+def repaired_mask(segmentation: Any, image: Mapping[str, Any]) -> Any:
+    """A ``segmentation`` that has been checked, as everything that trains and evaluates takes it.
+
+    Args:
+        segmentation: as the JSON has it.
+        image: with ``height`` and ``width``.
+
+    Returns:
+        Compressed RLE of whole numbers; or the polygons of three points and more, of floats, which
+        may be none; or None where there is no mask.
+    """
+    if isinstance(segmentation, dict):
+        rle = {
+            "size": [int(image["height"]), int(image["width"])],
+            "counts": segmentation["counts"],
+        }
+        return coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+    if not segmentation:
+        return None
+    # Detectron2 would resize a polygon of whole numbers to whole numbers.
+    return [
+        [float(v) for v in p] if isinstance(p[0], int) else p for p in segmentation if usable(p)
+    ]
+
+
+def _hold_mask(
+    instance: dict[str, Any], mask: tuple[float, float, float, float], repaired: Counter[str]
+) -> None:
+    """Give an instance the box of its mask (XYXY), if its own leaves out a pixel or more of it."""
+    x, y, width, height = instance["bbox"]
+    x0, y0, x1, y1 = mask
+    if x0 < x - 1 or y0 < y - 1 or x1 > x + width + 1 or y1 > y + height + 1:
+        instance["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        repaired["box does not hold mask"] += 1
+
+
+def mask_area(annotation: dict[str, Any], height: int, width: int) -> float:
+    """Area of a mask in pixels, as COCO counts it; of the box where there is no mask."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return float(annotation["bbox"][2] * annotation["bbox"][3])
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return float(coco_mask.area(segmentation))

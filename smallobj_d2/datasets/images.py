@@ -1,0 +1,336 @@
+"""Image files: what training does with each kind, and what is wrong with one.
+
+Training reads grayscale, palette, transparent and CMYK images as RGB, as Pillow converts them, and
+turns images as their EXIF says. Images of 16 or 32 bits in one channel it refuses: Pillow keeps
+0 to 255 and makes everything above white. (16-bit colour PNG and TIFF are fine: Pillow reads their
+upper 8 bits.)
+"""
+
+import multiprocessing
+import os
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from smallobj_d2.datasets.reading import require_regular
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+
+TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
+"""Pillow refuses larger images, as they may be made to exhaust memory."""
+
+_DEEP = ("I", "F")  # and "I;16", "I;16B", ...
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
+_KINDS = {
+    "1": "image-gray",
+    "L": "image-gray",
+    "LA": "image-transparent",
+    "PA": "image-transparent",
+    "RGBA": "image-transparent",
+    "La": "image-transparent",
+    "RGBa": "image-transparent",
+    "P": "image-palette",
+    "CMYK": "image-cmyk",
+}
+
+Pixels = NDArray[np.uint8]
+
+Defects = list[tuple[str, str]]
+"""Kind, a key of `smallobj_d2.datasets.findings.KINDS`, and what is wrong."""
+
+
+@contextmanager
+def opened(
+    record: Mapping[str, Any], open_file: Callable[[str, str], Any] = open
+) -> Iterator[Image.Image]:
+    """The image file of a dataset dict, opened by Pillow but not yet decoded.
+
+    Whatever goes wrong with the file, here or inside the ``with``, becomes one kind of error.
+
+    Args:
+        record: a dataset dict.
+        open_file: opens a path for reading bytes.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    label = f"{record['file_name']} (image {record.get('image_id')})"
+    try:
+        require_regular(record["file_name"])
+        with open_file(record["file_name"], "rb") as file:
+            image = _open(file)
+            if "height" in record and "width" in record:
+                # Before decoding, as a file may claim to be of any size.
+                require_size(record, image.size if _matches(image, record) else image.size[::-1])
+            if _is_deep(image.mode):
+                raise UnreadableImage(
+                    f"{label} cannot be read: it has 16 bits or more ({image.mode}), and most of "
+                    "it would be white. Save it with 8 bits."
+                )
+            if image.format == "TIFF":
+                image.load()  # turns it upright; else whoever does so too would turn it twice
+            yield image
+    except UnreadableImage:
+        raise
+    except FileNotFoundError as e:
+        raise UnreadableImage(f"{label} cannot be read: it is not there.") from e
+    except Exception as e:  # Pillow's readers of damaged files raise nearly anything
+        raise UnreadableImage(f"{label} cannot be read: {_why(e)}.") from e
+
+
+def _open(file: Any) -> Image.Image:
+    """Pillow's open; of a PNG the checksums are looked at, as its decoder passes over damage."""
+    image = Image.open(file)
+    if image.format == "PNG":
+        image.verify()
+        file.seek(0)
+        image = Image.open(file)
+    return image
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it claims to be larger than memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Refuse an image of a size that its dataset dict does not say.
+
+    Args:
+        record: a dataset dict.
+        size: width and height.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    if size != (record["width"], record["height"]):
+        raise UnreadableImage(
+            f"{record['file_name']} (image {record.get('image_id')}) is {size[0]} x {size[1]} "
+            f"pixels, but its annotations say {record['width']} x {record['height']}."
+        )
+
+
+def _matches(image: Image.Image, record: Mapping[str, Any]) -> bool:
+    """Whether the size is right as it lies in the file; else it may be on its side."""
+    return image.size == (record["width"], record["height"]) or not _orientation(image) > 4
+
+
+def _is_deep(mode: str) -> bool:
+    return mode in _DEEP or mode.startswith("I;")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises nearly anything, and counts as none
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def require_files(records: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse dataset dicts whose files are not there, by listing each folder once.
+
+    Raises:
+        UnreadableImage: naming the first few, and how many there are.
+    """
+    there: dict[str, set[str]] = {}
+    missing = []
+    for record in records:
+        folder, name = os.path.split(record["file_name"])
+        if folder not in there:
+            there[folder] = _files_in(folder or ".")
+        if name not in there[folder]:
+            missing.append(f"{record['file_name']} (image {record.get('image_id')})")
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UnreadableImage(
+            f"{', '.join(missing[:3])}{more} cannot be read: not there. Put the files there, or "
+            "remove the images from the JSON."
+        )
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {e.name for e in entries if e.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as e:
+        raise UnreadableImage(
+            f"The image folder {folder} cannot be read: {e.strerror}. Correct its permissions."
+        ) from e
+
+
+def require_readable(records: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse dataset dicts whose image files cannot be read to their end.
+
+    Raises:
+        UnreadableImage: naming the first file and what is wrong with it.
+    """
+
+    def read(record: Mapping[str, Any]) -> None:
+        with opened(record) as image:
+            image.load()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        try:
+            for _ in pool.map(read, records):
+                pass
+        except UnreadableImage:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# --- Looking at all of them
+
+
+def look_at_images(
+    images: Sequence[tuple[str, Any, Any]], image_root: str, *, workers: int | None = None
+) -> list[Defects]:
+    """Open every image to its end, several at a time, with a progress bar.
+
+    Args:
+        images: of each its path, and the height and width that it should have.
+        image_root: the folder that they should be in.
+        workers: processes; as many as there are cores unless said.
+
+    Returns:
+        What is wrong with each.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    look = partial(look_at, os.path.realpath(image_root))
+    bar = partial(
+        tqdm, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty()
+    )
+    if workers == 1 or len(images) < 2:
+        return list(bar(map(look, images)))
+    # Not forked, as the caller may have threads; and so that no test's patches leak into it.
+    context = multiprocessing.get_context("spawn")
+    chunk = max(1, min(32, len(images) // (4 * workers)))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            return list(bar(pool.map(look, images, chunksize=chunk)))
+    except BrokenProcessPool as e:
+        raise SmallObjError(
+            "A process that opens images was ended from outside, perhaps for lack of memory. "
+            "Use --workers 1."
+        ) from e
+
+
+def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
+    """What is wrong with one image file."""
+    path, height, width = image
+    try:
+        require_regular(path)
+        if os.path.getsize(path) == 0:
+            return [("image-zero-bytes", "the file has no bytes")]
+        with open(path, "rb") as file:
+            return _look_into(file, height, width) + _look_at_link(path, image_root)
+    except FileNotFoundError:
+        return [("image-missing", f"the file is not there{_nearly(Path(path))}")]
+    except OSError as e:
+        return [("image-unreadable", f"the file cannot be read: {e.strerror or e}")]
+
+
+def _look_into(file: Any, height: Any, width: Any) -> Defects:
+    found: Defects = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
+        try:
+            image = _open(file)
+            mode, orientation = image.mode, _orientation(image)
+            image.load()
+            w, h = image.size
+            upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
+        except Exception as e:  # Pillow's readers of damaged files raise nearly anything
+            return [("image-damaged", f"the image cannot be read: {_why(e)}")]
+    if _is_deep(mode):
+        found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
+    elif mode != "RGB":
+        found.append((_KINDS.get(mode, "image-other"), f"its mode is {mode}"))
+    if orientation in range(2, 9):
+        found.append(("image-turned", f"EXIF turns it (orientation {orientation})"))
+    if upright != (width, height):
+        what = f"it is {upright[0]} x {upright[1]} pixels, but the JSON says {width} x {height}"
+        if (w, h) == (width, height):
+            what += ", its size before EXIF turns it"
+        found.append(("image-size", what))
+    if (frames := _frames(image)) > 1:
+        found.append(("image-frames", f"it has {frames} frames"))
+    return found
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damage after the first frame, the only one that is read
+        return 1
+
+
+def _look_at_link(path: str, image_root: str) -> Defects:
+    real = os.path.realpath(path)
+    if os.path.commonpath([real, image_root]) == image_root:
+        return []
+    return [("image-link", f"it is a link out of the image folder, to {real!a}")]
+
+
+def _nearly(path: Path) -> str:
+    """A file of nearly that name, where there is one."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ", nor is its folder"
+    close = next((n for n in names if plain(n) == plain(path.name)), None)
+    return f", but there is {close!a}" if close else ""
+
+
+def read_rgb(record: Mapping[str, Any]) -> Pixels:
+    """The image of a dataset dict, turned upright as its EXIF says: (H, W, 3), writable.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    with opened(record) as file:
+        image: Pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    require_size(record, (image.shape[1], image.shape[0]))
+    return image
+
+
+def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:
+    """Resize an image bilinearly, or a mask to the nearest pixel, as Detectron2 does.
+
+    Args:
+        image: (H, W, 3) or (H, W) uint8.
+        size: height and width to resize to.
+        fast: let OpenCV enlarge images; no pixel differs by more than 2 of 255. (It is left alone
+            to make images smaller, because it does not average over what it leaves out.)
+    """
+    height, width = size
+    if image.shape[:2] == size:
+        return image
+    if image.ndim == 2:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
+    if fast and height >= image.shape[0] and width >= image.shape[1]:
+        larger: Pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return larger
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

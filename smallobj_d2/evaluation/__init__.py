@@ -1,0 +1,1 @@
+"""AP by size, and which detections match which annotations."""

@@ -1,0 +1,1 @@
+"""Datasets out: what training draws, written to disk for any other framework."""

@@ -1,0 +1,87 @@
+"""What every engine trains on: records and repeat factors, checked before anything starts."""
+
+from collections.abc import Callable, Container, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallobj_d2.augmentation import require_masks
+from smallobj_d2.datasets.coco import get_records, is_registered, load_dataset, without_empty
+from smallobj_d2.datasets.images import require_files, require_readable
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.sampling import SAMPLERS
+
+Records = list[dict[str, Any]]
+
+
+def training_data(
+    cfg: Any, read: Callable[[Iterable[str]], Records] = get_records
+) -> tuple[Records, NDArray[np.float64]]:
+    """The records that a config trains on, and how often each is drawn.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
+        read: dataset names to records.
+
+    Returns:
+        N dataset dicts, and their (N,) repeat factors.
+    """
+    if cfg.SEED < 0:
+        raise SmallObjError(
+            "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
+            "call settle_seed(cfg) of smallobj_d2.engines.seed_and_device, which draws one."
+        )
+    if not cfg.DATASETS.TRAIN:
+        raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")
+    records = read(cfg.DATASETS.TRAIN)
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = without_empty(records)
+    if not records:
+        raise SmallObjError(f"No image of {names} has an annotation that is not a crowd.")
+    highest = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
+    if highest >= cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise SmallObjError(
+            f"{names} has {highest + 1} categories or more, but the model has "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set MODEL.ROI_HEADS.NUM_CLASSES to their number."
+        )
+    require_masks(records, cfg)
+    if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
+        require_files(records)  # better now than in the night
+    if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
+        known = ", ".join(name for name, _ in SAMPLERS)
+        raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
+    return records, SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg)
+
+
+def check_test_data(cfg: Any, known: Container[str] = ()) -> None:
+    """Look at the test sets before training, not when it has ended.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        known: names of datasets that only the engine knows, and that are left to it.
+
+    Raises:
+        SmallObjError: if one cannot be read to the end of its last image, is named twice, has no
+            image, or no masks to compare with.
+    """
+    names = cfg.DATASETS.TEST
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise SmallObjError(f"DATASETS.TEST names {twice[0]} twice; name each dataset once.")
+    for name in names:
+        if not is_registered(name) and name in known:
+            continue
+        records = load_dataset(name).records
+        if not records:
+            raise SmallObjError(f"{name} has no image to evaluate; see DATASETS.TEST.")
+        require_files(records)
+        require_readable(records)
+        for record in records if cfg.MODEL.MASK_ON else ():
+            for annotation in record["annotations"]:
+                if not annotation.get("segmentation"):
+                    raise SmallObjError(
+                        f"{name}: annotation {annotation['id']} of image {record['image_id']} has "
+                        "no mask to evaluate masks against. Add `segmentation` to it, or set "
+                        "MODEL.MASK_ON False."
+                    )

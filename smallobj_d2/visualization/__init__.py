@@ -1,0 +1,1 @@
+"""Pictures: sheets of draws and of detections."""

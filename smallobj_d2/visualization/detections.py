@@ -1,0 +1,176 @@
+"""What runs found and what they missed, to look at.
+
+A run leaves its detections in ``inference/coco_instances_results.json``, whatever its engine.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools.coco import COCO
+
+from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.images import read_rgb
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
+from smallobj_d2.evaluation.matches import Detections, Outcome, Result, match_detections
+from smallobj_d2.sizes import is_small
+from smallobj_d2.visualization.sheets import (
+    FOUND,
+    MISSED,
+    ORIGINAL,
+    WRONG,
+    Outlines,
+    View,
+    contact_sheet,
+    outlines_of_box,
+    outlines_of_mask,
+)
+
+
+def config_of_run(folder: Path) -> CfgNode:
+    """The config of a run's last evaluation, with training (run.json) or alone (eval.json).
+
+    Args:
+        folder: a run's ``OUTPUT_DIR``.
+
+    Raises:
+        SmallObjError: if there is no run, or it has not evaluated anything yet.
+    """
+    records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
+    if not records or not (folder / "row.json").is_file():
+        raise SmallObjError(
+            f"{folder} has no row.json with a run.json or eval.json beside it: it is no folder of "
+            "a run that was evaluated."
+        )
+    last = max(records, key=lambda path: path.stat().st_mtime)
+    return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
+
+
+def results_of_run(folder: Path, dataset: str) -> list[Result]:
+    """The detections that a run has left.
+
+    Args:
+        folder: a run's ``OUTPUT_DIR``.
+        dataset: that it was evaluated on.
+
+    Raises:
+        SmallObjError: if they are not there.
+    """
+    name = "coco_instances_results.json"
+    places = [folder / "inference" / dataset / name, folder / "inference" / name]
+    path = next(filter(Path.is_file, places), None)
+    if path is None:
+        raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
+    results: list[Result] = json.loads(path.read_bytes())
+    return results
+
+
+def detection_sheet(
+    folders: Mapping[str, Path],
+    *,
+    images: Sequence[int] = (),
+    num: int = 4,
+    seed: int = 0,
+    score: float = 0.5,
+    iou: float = 0.5,
+    width: int = 480,
+) -> tuple[Image.Image, str]:
+    """What runs found on validation images, side by side, beside the annotations.
+
+    The text counts small objects, and detections of small area; the picture shows all.
+
+    Args:
+        folders: ``OUTPUT_DIR`` of each run by what to call it; all with the same test set.
+        images: ids of the images; none for `num` images with small objects, chosen at random.
+        num, seed: see `images`.
+        score: leave out detections below.
+        iou: for a match.
+        width: of one picture, in pixels.
+
+    Returns:
+        The sheet, and what to say about all images of the test set.
+
+    Raises:
+        SmallObjError: naming what a run lacks, or an image that is not in the test set.
+    """
+    configs = {name: config_of_run(folder) for name, folder in folders.items()}
+    for cfg in configs.values():
+        register_from_config(cfg)
+    datasets = {
+        json.loads((folder / "row.json").read_bytes())["dataset"] for folder in folders.values()
+    }
+    if len(datasets) > 1:
+        raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
+    dataset = datasets.pop()
+    truth = load_ground_truth(dataset_info(dataset).json_file)
+    runs = []
+    for name, folder in folders.items():
+        matches = match_detections(
+            truth,
+            results_of_run(folder, dataset),
+            score=score,
+            iou=iou,
+            detections=counted_detections(configs[name]),
+        )
+        runs.append(Detections(name, matches))
+    records = {r["image_id"]: r for r in load_dataset(dataset).records}
+    for image in images:
+        if image not in records:
+            raise SmallObjError(f"There is no image {image} in {dataset}.")
+    rows = []
+    for image in images or _some_with_small_objects(truth, num, seed):
+        pixels = read_rgb(records[image])
+        views = [_truth_view(truth, image, pixels)]
+        views += [_run_view(truth, run.outcomes[image], pixels) for run in runs]
+        rows.append((views, f"image {image}: {_summary(truth, runs, [image])}"))
+    titles = ["annotated", *(run.name for run in runs)]
+    legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
+    everywhere = _summary(truth, runs, truth.getImgIds())
+    sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
+    return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
+
+
+def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:
+    having = sorted({a["image_id"] for a in truth.anns.values() if is_small(a)})
+    return np.random.default_rng(seed).permutation(having)[:num].tolist()
+
+
+def _summary(truth: COCO, runs: Sequence[Detections], images: Sequence[int]) -> str:
+    ids = truth.getAnnIds(imgIds=images)
+    total = sum(is_small(truth.anns[i]) for i in ids)
+    said = []
+    for run in runs:
+        missed, wrong = run.count(truth, images)
+        said.append(f"{run.name} found {total - missed:,}, {wrong:,} wrong")
+    return f"{total:,} small objects; {'; '.join(said)}"
+
+
+def _truth_view(truth: COCO, image: int, pixels: NDArray[np.uint8]) -> View:
+    annotations = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
+    outlines = [_outlines(truth, a) for a in annotations]
+    return View(pixels, outlines, [ORIGINAL] * len(outlines))
+
+
+def _run_view(truth: COCO, outcome: Outcome, pixels: NDArray[np.uint8]) -> View:
+    missed = [truth.anns[i] for i in outcome.missed]
+    groups = ((FOUND, outcome.found), (MISSED, missed), (WRONG, outcome.wrong))
+    outlines = [_outlines(truth, thing) for _, things in groups for thing in things]
+    styles = [style for style, things in groups for _ in things]
+    return View(pixels, outlines, styles)
+
+
+def _outlines(truth: COCO, thing: Mapping[str, Any]) -> Outlines:
+    """The outline of an annotation or a detection: of its mask, or of its box."""
+    segmentation = thing.get("segmentation")
+    if not segmentation:
+        x, y, w, h = thing["bbox"]
+        return outlines_of_box(x, y, x + w, y + h)
+    if isinstance(segmentation, list):
+        return [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
+    return outlines_of_mask(truth.annToMask(thing))

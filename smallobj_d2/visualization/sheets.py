@@ -1,0 +1,120 @@
+"""Pictures with outlines, side by side on a sheet, in one style."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Outlines = list[NDArray[np.float64]]
+
+
+class Style(NamedTuple):
+    """How an outline is drawn. Sorted, those drawn last come last."""
+
+    thickness: int
+    colour: tuple[int, int, int]
+    """RGB."""
+
+
+ORIGINAL = Style(1, (80, 220, 255))
+"""Instances that the image had."""
+PASTED = Style(2, (255, 64, 160))
+"""Pasted instances."""
+FOUND = Style(1, (60, 255, 60))
+"""Detections of an annotated object."""
+WRONG = Style(2, (255, 150, 0))
+"""Detections of nothing."""
+MISSED = Style(2, (255, 40, 40))
+"""Annotated objects that were not detected."""
+
+
+@dataclass
+class View:
+    """One sample as a person can look at it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    outlines: list[Outlines]
+    """Per instance its outline in pixels, (P, 2) float64 arrays."""
+    styles: list[Style]
+    """Per instance how it is drawn."""
+
+
+def styles_of_copies(pasted: Iterable[bool]) -> list[Style]:
+    """The styles of instances that are pasted copies, or not."""
+    return [PASTED if copy else ORIGINAL for copy in pasted]
+
+
+def outlines_of_mask(mask: NDArray[Any]) -> Outlines:
+    """The outer borders of a bitmap (H, W), as polygons to draw."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return [c.reshape(-1, 2) + 0.5 for c in contours]
+
+
+def outlines_of_box(x0: float, y0: float, x1: float, y1: float) -> Outlines:
+    """A box as a polygon to draw."""
+    return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)]
+
+
+def draw(view: View, *, width: int) -> NDArray[np.uint8]:
+    """A picture of a sample, scaled to a width, every instance outlined.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    height = round(view.image.shape[0] * width / view.image.shape[1])
+    shrink = cv2.INTER_AREA if width < view.image.shape[1] else cv2.INTER_LINEAR
+    canvas = cv2.resize(view.image, (width, height), interpolation=shrink)
+    scale = width / view.image.shape[1]
+    for style, i in sorted(zip(view.styles, range(len(view.outlines)), strict=True)):
+        points = [np.rint((p * scale - 0.5) * 16).astype(np.int32) for p in view.outlines[i]]
+        cv2.polylines(canvas, points, True, style.colour, style.thickness, cv2.LINE_AA, shift=4)
+    return canvas
+
+
+def contact_sheet(
+    rows: Iterable[tuple[Sequence[View], str]],
+    *,
+    titles: Sequence[str],
+    legend: Mapping[str, Style] | None = None,
+    width: int = 480,
+) -> Image.Image:
+    """Rows of pictures side by side, a caption over each row.
+
+    Args:
+        rows: views that belong together, and what to say about them.
+        titles: what each column shows.
+        legend: what an outline of each style means, for a line at the bottom.
+        width: of one picture, in pixels.
+    """
+    gap, line = 8, 22
+    font = ImageFont.load_default(size=14)
+    blocks = []
+    for views, caption in rows:
+        pictures = [draw(v, width=width) for v in views]
+        block = Image.new(
+            "RGB", (len(titles) * (width + gap) + gap, max(map(len, pictures)) + line), "white"
+        )
+        ImageDraw.Draw(block).text((gap, 2), caption, fill="black", font=font)
+        for i, picture in enumerate(pictures):
+            block.paste(Image.fromarray(picture), (gap + i * (width + gap), line))
+        blocks.append(block)
+    total = line + gap + sum(b.height + gap for b in blocks) + (line if legend else 0)
+    sheet = Image.new("RGB", (len(titles) * (width + gap) + gap, total), "white")
+    text = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        text.text((gap + i * (width + gap), 4), title, fill="black", font=font)
+    y = line + gap
+    for block in blocks:
+        sheet.paste(block, (0, y))
+        y += block.height + gap
+    x = float(gap)
+    for meaning, style in (legend or {}).items():
+        text.line([(x, y + 8), (x + 24, y + 8)], fill=style.colour, width=2 * style.thickness)
+        text.text((x + 30, y), meaning, fill="black", font=font)
+        x += 54 + text.textlength(meaning, font=font)
+    return sheet

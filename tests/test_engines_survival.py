@@ -1,0 +1,403 @@
+"""What a training job meets at night: kills, full disks, damaged images, files from elsewhere."""
+
+import json
+import logging
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from proofs import kill_resume
+from smallobj_d2.commands import train_net, visualize
+from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.datasets import coco
+from smallobj_d2.engines import load_engine
+from smallobj_d2.engines.folder import locked
+from smallobj_d2.engines.weights import read_file
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+
+ROOT = Path(__file__).parents[1]
+
+ENGINES = [
+    "torchvision",
+    pytest.param(
+        "detectron2",
+        marks=pytest.mark.skipif(not has_detectron2(), reason="detectron2 is not installed"),
+    ),
+]
+each_engine = pytest.mark.parametrize("engine", ENGINES)
+CONFIG = str(ROOT / "configs" / "demo.yaml")
+
+pytestmark = pytest.mark.usefixtures("forget_datasets")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    kill_resume.make_scenes(folder)
+    return folder
+
+
+def options(scenes: Path, output: Path, *more: object, iterations: int = 4) -> list[str]:
+    opts = kill_resume.options(scenes, output, iterations)
+    return [*opts, "DATALOADER.NUM_WORKERS", "0", *map(str, more)]
+
+
+def train(engine: str, opts: list[str], **how: bool) -> object:
+    return load_engine(engine).main(load_cfg(CONFIG, opts), **how)
+
+
+def command(engine: str, opts: list[str]) -> list[str]:
+    tool = str(ROOT / "tools" / "train_net.py")
+    return [sys.executable, tool, "--config", CONFIG, "--engine", engine, *opts]
+
+
+def says(words: list[str], **how: object) -> str:
+    """What a command that must fail in the project's way says about it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, **how)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+    return line
+
+
+@contextmanager
+def disk(folder: Path, how: str) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", how, "none", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a disk is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# --- kill -9
+
+
+@each_engine
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, engine):
+    """python -m proofs.kill_resume does this more often; docs/robustness.md has the figures."""
+    figures = kill_resume.experiment(engine, 2, 9, tmp_path, random.Random(3), progress=False)
+    assert figures["wrong"] == []
+    assert figures["kills"] == 2
+
+
+@each_engine
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, scenes, monkeypatch, engine):
+    """A save that breaks off leaves the checkpoint before it, and nothing half."""
+    real, output = torch.save, tmp_path / "out"
+
+    def breaks_off(state: object, file: Path) -> None:
+        real(state, file)
+        if "0000005" in str(file) or "final" in str(file):
+            os.truncate(file, 1000)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", breaks_off)
+    opts = options(scenes, output, "DATASETS.TEST", "()", iterations=7)
+    with pytest.raises(KeyboardInterrupt):
+        train(engine, opts)
+    assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert sorted(p.name for p in output.glob("*model*")) == ["model_0000002.pth"]
+    (output / ".smallobj-1-1-model_0000005.pth").write_text("as a kill leaves it")
+    (output / "notes.tmp").write_text("a user's own")
+    monkeypatch.undo()
+    monkeypatch.setattr(coco, "_registered", {})
+    train(engine, opts, resume=True)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert not list(output.glob(".smallobj-*"))
+    assert (output / "notes.tmp").is_file()
+
+
+@each_engine
+def test_a_run_killed_between_its_last_two_checkpoints_gets_the_final_one(
+    tmp_path, scenes, monkeypatch, engine
+):
+    """Where CHECKPOINT_PERIOD divides MAX_ITER, the same weights are written twice."""
+    real, whole, output = torch.save, tmp_path / "whole", tmp_path / "out"
+
+    def killed(state: object, file: Path) -> None:
+        if "final" in str(file):
+            raise KeyboardInterrupt
+        real(state, file)
+
+    train(engine, options(scenes, whole, iterations=6))
+    monkeypatch.setattr(coco, "_registered", {})
+    opts = options(scenes, output, iterations=6)
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(engine, opts)
+    assert (output / "last_checkpoint").read_text() == "model_0000005.pth"
+    monkeypatch.undo()
+    monkeypatch.setattr(coco, "_registered", {})
+    train(engine, opts, resume=True)
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    states = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, output)]
+    assert kill_resume.differences(*states) == []
+    assert (output / "row.json").read_text() == (whole / "row.json").read_text()
+
+
+@each_engine
+def test_a_damaged_last_checkpoint_is_named(tmp_path, scenes, engine):
+    output = tmp_path / "out"
+    opts = options(scenes, output, "DATASETS.TEST", "()")
+    train(engine, opts)
+    os.truncate(output / "model_final.pth", 5000)
+    with pytest.raises(SmallObjError, match=r"model_final\.pth is not a weights file"):
+        train(engine, opts, resume=True)
+
+
+# --- The disk
+
+
+@each_engine
+def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_stays(tmp_path, scenes, engine):
+    opts = options(scenes, tmp_path / "out", "DATASETS.TEST", "()", iterations=8)
+    with disk(tmp_path / "disk", "size=4m") as small:
+        # A checkpoint takes 2.7 MB, so that there is room for one.
+        line = says(command(engine, [*opts, "OUTPUT_DIR", str(small / "out")]))
+        assert "Cannot write" in line
+        assert "the disk is full" in line
+        assert (small / "out" / "last_checkpoint").read_text() == "model_0000002.pth"
+        state = read_file(small / "out" / "model_0000002.pth")
+        assert state["iteration"] == 2
+        shutil.copytree(small / "out", tmp_path / "out")
+    train(engine, opts, resume=True)
+
+
+def test_a_quota_is_one_line_too(tmp_path, scenes):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    line = says(command("torchvision", options(scenes, tmp_path / "out")), preexec_fn=limit)
+    assert "model_0000002.pth: " in line
+
+
+def test_a_read_only_folder_is_one_line(tmp_path, scenes):
+    with disk(tmp_path / "disk", "ro") as folder:
+        line = says(command("auto", options(scenes, folder / "out")))
+    assert "Cannot write" in line
+    assert "read-only" in line
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, scenes):
+    with locked(tmp_path):
+        line = says(command("auto", options(scenes, tmp_path)))
+    assert line == (
+        f"error: Another run is writing to {tmp_path}. Wait for it, or choose another OUTPUT_DIR."
+    )
+
+
+# --- Images that cannot be read
+
+
+@pytest.fixture
+def damaged(tmp_path, scenes) -> tuple[Path, Path]:
+    """The scenes, one training image cut short, and that image."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(scenes, copy)
+    image = min((copy / "train" / "images").iterdir())
+    os.truncate(image, 600)
+    return copy, image
+
+
+@each_engine
+def test_an_unreadable_image_stops_a_run_by_its_name(tmp_path, damaged, engine):
+    folder, image = damaged
+    with pytest.raises(UnreadableImage, match=rf"{image.name} \(image 1\) cannot be read"):
+        train(engine, options(folder, tmp_path / "out", iterations=20))
+
+
+@each_engine
+def test_or_is_skipped_counted_and_listed(tmp_path, damaged, caplog, engine):
+    folder, image = damaged
+    skip = ("SMALLOBJ.UNREADABLE_IMAGES", "skip", "DATASETS.TEST", "()")
+    logging.getLogger("smallobj_d2").propagate = True
+    with caplog.at_level(logging.WARNING, "smallobj_d2"):
+        train(engine, options(folder, tmp_path / "out", *skip, iterations=16))
+    ((what, count),) = json.loads((tmp_path / "out" / "skipped.json").read_text()).items()
+    assert image.name in what
+    assert count > 1
+    lines = [r.getMessage() for r in caplog.records if image.name in r.getMessage()]
+    assert [line.split(":")[0] for line in lines] == ["Skipped", f"Skipped {count} times"]
+
+
+@each_engine
+def test_a_missing_image_is_named_before_training_starts(tmp_path, damaged, engine):
+    folder, image = damaged
+    image.unlink()
+    with pytest.raises(UnreadableImage, match=rf"{image.name} \(image 1\) cannot be read: not th"):
+        train(engine, options(folder, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@each_engine
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_test_image_is_named(tmp_path, damaged, engine, workers):
+    folder, _ = damaged
+    image = min((folder / "val" / "images").iterdir())
+    os.truncate(image, 600)
+    opts = options(folder, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
+    with pytest.raises(UnreadableImage, match=rf"^\S+{image.name} \(image 1\) cannot be read: .*"):
+        train(engine, [*opts, "DATASETS.TRAIN", "('scenes_val',)"], eval_only=False)
+
+
+@each_engine
+def test_copies_over_the_cap_are_counted_at_the_end(tmp_path, scenes, caplog, engine):
+    capped = ("SMALLOBJ.MAX_PASTES", 1, "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0")
+    logging.getLogger("smallobj_d2").propagate = True
+    with caplog.at_level(logging.WARNING, "smallobj_d2"):
+        train(engine, options(scenes, tmp_path / "out", *capped, "DATASETS.TEST", "()"))
+    (line,) = [m for r in caplog.records if "copies were left out" in (m := r.getMessage())]
+    assert int(line.split()[0]) > 0
+
+
+# --- Datasets that are unusual
+
+
+def rewritten(folder: Path, scenes: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The scenes with their JSON files changed."""
+    shutil.copytree(scenes, folder)
+    for path in folder.glob("*/annotations.json"):
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+    return folder
+
+
+def with_strings_for_ids(data: dict[str, Any]) -> None:
+    for part in ("images", "annotations", "categories"):
+        for entry in data[part]:
+            entry["id"] = f"n{entry['id']:04}"
+    for a in data["annotations"]:
+        a.update({key: f"n{a[key]:04}" for key in ("image_id", "category_id")})
+
+
+def with_much_missing(data: dict[str, Any]) -> None:
+    for i, a in enumerate(data["annotations"]):
+        a["id"] = i
+        del a["area"], a["iscrowd"]
+        if isinstance(a["segmentation"], list):
+            a["segmentation"].append([1, 1, 2, 2])
+
+
+@each_engine
+@pytest.mark.parametrize("change", [with_strings_for_ids, with_much_missing])
+def test_what_the_loader_lets_pass_is_trained_on_and_evaluated(
+    tmp_path, scenes, engine, change, forget_datasets
+):
+    """COCO's tools end in a traceback on both, after the training."""
+    row = train(engine, options(scenes, tmp_path / "whole"))
+    unusual = rewritten(tmp_path / "scenes", scenes, change)
+    forget_datasets()
+    other = train(engine, options(unusual, tmp_path / "out"))
+    if change is with_strings_for_ids:
+        assert other == row
+    assert other["ground_truth"]["all"] >= row["ground_truth"]["all"]
+
+
+@each_engine
+def test_a_test_set_without_masks_is_named_before_training_starts(tmp_path, scenes, engine):
+    def without_one(data: dict[str, Any]) -> None:
+        del data["annotations"][3]["segmentation"]
+
+    folder = rewritten(tmp_path / "scenes", scenes, without_one)
+    with pytest.raises(SmallObjError, match=r"scenes_val: annotation 4 .*MODEL\.MASK_ON False"):
+        train(engine, options(folder, tmp_path / "out"))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+# --- Losses
+
+
+@each_engine
+def test_a_loss_that_is_not_finite_names_the_draws_to_look_at(
+    tmp_path, scenes, monkeypatch, engine
+):
+    output = tmp_path / "out"
+    opts = options(scenes, output, "SOLVER.BASE_LR", "1e25", "SOLVER.WARMUP_ITERS", "0")
+    with pytest.raises(SmallObjError, match="not finite at iteration 1") as e:
+        train(engine, opts)
+    words = str(e.value).split("--positions ")[1].split(". ")[0].split()
+    tool = ["visualize.py", "--engine", engine, "--config", str(output / "config.yaml")]
+    sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", [*tool, "--out", str(sheet), "--positions", *words])
+    visualize.main()
+    assert sheet.is_file()
+    loader = load_engine(engine).build_train_loader(load_cfg(output / "config.yaml"), start_iter=1)
+    next(iter(loader))
+    assert words == [str(p) for p in loader.positions]
+
+
+# --- Files from elsewhere
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@each_engine
+@pytest.mark.parametrize("kind", ["pth", "pkl"])
+def test_weights_that_would_execute_something_are_refused(
+    tmp_path, scenes, monkeypatch, capsys, engine, kind
+):
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / f"evil.{kind}"
+    if kind == "pkl":
+        content = {"model": {"a": np.zeros(3), "b": Evil()}, "__author__": "me"}
+        weights.write_bytes(pickle.dumps(content))
+    else:
+        torch.save({"model": {"a": torch.zeros(3)}, "b": Evil()}, weights)
+    opts = options(scenes, tmp_path / "out", "MODEL.WEIGHTS", weights)
+    assert train_net.main(["--config", CONFIG, "--engine", engine, *opts]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"error: {weights} is not loaded, as it asks for posix.system")
+    assert "convert it once: python3 -c" in line
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_way_to_convert_works(tmp_path, monkeypatch):
+    """What a refusal tells its reader to type."""
+    import argparse
+
+    for name in ("a.pth", "a.pkl"):
+        content = {"model": {"a": torch.zeros(3)}, "args": argparse.Namespace(lr=1)}
+        if name == "a.pth":
+            torch.save(content, tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(pickle.dumps(content))
+        with pytest.raises(SmallObjError, match="convert it once") as e:
+            read_file(tmp_path / name)
+        code = str(e.value).split('python3 -c "')[1].rsplit('"', 1)[0]
+        monkeypatch.setattr(
+            sys, "argv", ["-c", str(tmp_path / name), str(tmp_path / "weights.pth")]
+        )
+        exec(code)
+        assert torch.equal(read_file(tmp_path / "weights.pth")["a"], torch.zeros(3))
+
+
+def test_a_config_that_would_execute_something_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.yaml"
+    path.write_text('OUTPUT_DIR: !!python/object/apply:os.system ["touch executed"]\n')
+    with pytest.raises(SmallObjError, match=r"evil\.yaml"):
+        load_cfg(path)
+    assert not (tmp_path / "executed").exists()

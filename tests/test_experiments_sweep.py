@@ -1,0 +1,361 @@
+"""Sweeps: what is missing runs, what is finished does not run again, what fails stops nothing.
+
+A fake `train_net.py` stands in for training; it takes the same arguments and leaves the same files.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets import coco
+from smallobj_d2.datasets.synthetic import make_splits
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments import cluster
+from smallobj_d2.experiments.runs import State, check_requests, plan_runs
+from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
+from smallobj_d2.experiments.sweep import Slot, Sweep, clock, share_out
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+SCALES = ROOT / "experiments" / "scales"
+TABLE = ["baseline", "aug", "aug_oversample_2x", f"aug_oversample_2x@{AUGMENTED_VAL}"]
+
+FAKE = """
+import argparse, fcntl, json, os, sys, time
+from pathlib import Path
+import yaml
+p = argparse.ArgumentParser()
+p.add_argument("--config"); p.add_argument("--engine"); p.add_argument("--num-gpus", type=int)
+p.add_argument("--resume", action="store_true"); p.add_argument("--eval-only", action="store_true")
+p.add_argument("opts", nargs=argparse.REMAINDER)
+a = p.parse_args()
+opts = dict(zip(a.opts[::2], a.opts[1::2]))
+out = Path(opts["OUTPUT_DIR"])
+lock = (out / ".lock").open("a")
+fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+asked = yaml.safe_load(Path(a.config).read_text())
+here = Path(__file__).parent
+with (here / "starts.txt").open("a") as log:
+    print(out, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"], file=log)
+if (here / f"fail-{out.parent.name}").exists():
+    print("about to fail")
+    sys.exit("error: the moon is in the wrong house")
+if a.eval_only:
+    assert Path(opts["MODEL.WEIGHTS"]).is_file()
+else:
+    assert a.resume
+    metrics = out / "metrics.json"
+    done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    steps = asked["SOLVER"]["MAX_ITER"]
+    for i in range(done, steps):
+        time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+        with metrics.open("a") as f:
+            print(json.dumps({"iteration": i}), file=f)
+    (out / "model_0000001.pth").write_text("early"); (out / "model_final.pth").write_text("final")
+(out / "row.json").write_text(json.dumps({"seed": asked["SEED"]}))
+"""
+
+
+@pytest.fixture
+def tool(tmp_path):
+    path = tmp_path / "tool" / "train_net.py"
+    path.parent.mkdir()
+    path.write_text(FAKE)
+    return path
+
+
+def fake_scale(**changes) -> Scale:
+    values = {"config": {"SOLVER": {"MAX_ITER": 5}}, "gpus": 0, "seconds": 9.0, "machine": "this"}
+    return Scale(**{"name": "fake", "about": "nothing is trained", **values, **changes})
+
+
+def plan(folder: Path, rows=TABLE, seeds=(0, 1), **changes):
+    return plan_runs(fake_scale(**changes), CONFIGS, folder / "fake" / "torchvision", rows, seeds)
+
+
+def sweep(runs, tool, slots=1, **more) -> Sweep:
+    return Sweep(runs, "torchvision", [Slot()] * slots, tool, 9.0, **more)
+
+
+def starts(tool: Path) -> list[str]:
+    log = tool.parent / "starts.txt"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_runs_what_is_missing_and_skips_what_is_finished(tool, tmp_path, capsys):
+    runs = plan(tmp_path)
+    assert [r.name for r in runs[:4]] == [
+        "baseline seed 0",
+        "aug seed 0",
+        "aug_oversample_2x seed 0",
+        "aug_oversample_2x seed 0 on augmented_val",
+    ]
+    assert {r.state() for r in runs} == {State.MISSING}
+    assert sweep(runs, tool, slots=3).go()
+    assert {r.state() for r in runs} == {State.FINISHED}
+    assert len(starts(tool)) == len(runs) == 8
+    assert sweep(runs, tool).go()
+    assert len(starts(tool)) == 8
+    out = capsys.readouterr().out
+    assert "8 of 8 done" in out
+    assert json.loads((runs[4].folder / "row.json").read_text()) == {"seed": 1}
+    assert not list(tmp_path.rglob("model_0*.pth"))
+    assert (runs[0].folder / "model_final.pth").exists()
+
+
+def test_a_failing_run_stops_nothing_and_is_tried_again(tool, tmp_path, capsys):
+    runs = plan(tmp_path)
+    (tool.parent / "fail-aug_oversample_2x").touch()
+    first = sweep(runs, tool)
+    assert not first.go()
+    assert first.failed == {
+        "aug_oversample_2x seed 0": "error: the moon is in the wrong house",
+        "aug_oversample_2x seed 0 on augmented_val": "its model is not finished",
+        "aug_oversample_2x seed 1": "error: the moon is in the wrong house",
+        "aug_oversample_2x seed 1 on augmented_val": "its model is not finished",
+    }
+    assert "FAILED aug_oversample_2x seed 0: error: the moon" in capsys.readouterr().out
+    states = [r.state() for r in runs[:4]]
+    assert states == [State.FINISHED, State.FINISHED, State.FAILED, State.MISSING]
+    (tool.parent / "fail-aug_oversample_2x").unlink()
+    before = len(starts(tool))
+    assert sweep(runs, tool).go()
+    assert len(starts(tool)) - before == 4
+    assert [a["code"] for a in runs[2].attempts()] == [1, 0]
+
+
+def start_sweep(tool: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    """A sweep in a process of its own, with steps of 0.1 s."""
+    code = f"""
+import signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from test_experiments_sweep import *
+def interrupt(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, interrupt)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sweep(plan(Path({str(folder)!r})), Path({str(tool)!r}), slots=2).go()
+"""
+    environment = {**os.environ, "FAKE_SECONDS": "0.1"}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+
+
+def wait_for(what, seconds=40.0):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_restarted_it_repeats_nothing(tool, tmp_path, how):
+    runs = plan(tmp_path)
+    process = start_sweep(tool, tmp_path)
+    begun = [r for r in runs if r.model is None][2]
+    wait_for(lambda: 0 < begun.progress() < 0.9)
+    process.send_signal(how)
+    process.wait(30)
+    finished = [r for r in runs if r.state() is State.FINISHED]
+    assert finished
+    if how != signal.SIGKILL:  # it ends its runs; a killed one cannot, and they go on alone
+        assert begun.state() is State.CUT_OFF
+    stamps = {r.name: (r.folder / "row.json").stat().st_mtime_ns for r in finished}
+    assert sweep(runs, tool, slots=2).go()
+    assert stamps == {r.name: (r.folder / "row.json").stat().st_mtime_ns for r in finished}
+    trained = [r for r in runs if r.model is None]
+    for run in trained:  # each iteration was done once
+        lines = (run.folder / "metrics.json").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in lines] == list(range(5))
+        assert run.seconds() > 0
+    if how == signal.SIGKILL:  # nothing was started twice, as it was waited for
+        assert len(starts(tool)) == len(runs)
+
+
+def test_two_sweeps_share_the_work(tool, tmp_path):
+    other = start_sweep(tool, tmp_path)
+    runs = plan(tmp_path)
+    wait_for(lambda: starts(tool))
+    assert sweep(runs, tool, slots=2).go()
+    assert other.wait(30) == 0
+    for run in runs:
+        if run.model is None:
+            assert len((run.folder / "metrics.json").read_text().splitlines()) == 5
+
+
+def test_refuses_to_mix_experiments(tool, tmp_path):
+    runs = plan(tmp_path, rows=["baseline"], seeds=[0])
+    assert sweep(runs, tool).go()
+    check_requests(plan(tmp_path))
+    longer = plan(tmp_path, config={"SOLVER": {"MAX_ITER": 6}})
+    with pytest.raises(SmallObjError, match=r"SOLVER\.MAX_ITER 5; now it is 6"):
+        check_requests(longer)
+
+
+def test_shares_out_gpus():
+    four = ["0", "1", "2", "3"]
+    assert [s.gpus for s in share_out(four, 1, None, 16)] == [("0",), ("1",), ("2",), ("3",)]
+    assert [s.gpus for s in share_out(four, 2, None, 16)] == [("0", "1"), ("2", "3")]
+    assert [s.gpus for s in share_out(["0"], 4, None, 16)] == [("0",)]
+    assert share_out(["5"], 1, 3, 16) == [Slot(("5",), 5)] * 3
+    assert share_out([], 1, None, 2) == [Slot((), 2)]
+    assert share_out([], 0, None, 2) == [Slot((), 1)] * 2
+    assert share_out(four, 0, 2, 8) == [Slot((), 4)] * 2
+
+
+def test_runs_see_their_own_gpu(tool, tmp_path):
+    runs = plan(tmp_path, rows=["baseline", "aug"])
+    slots = share_out(["2", "7"], 1, None, 8)
+    assert Sweep(runs, "torchvision", slots, tool, 9.0).go()
+    seen = {tuple(line.split()[1:]) for line in starts(tool)}
+    assert seen == {("2", "4"), ("7", "4")}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SCALES.glob("*.yaml")))
+def test_scales_change_everything_but_the_rows(name, tmp_path):
+    scale = load_scale(SCALES / f"{name}.yaml")
+    budgets = set()
+    for row in ("baseline", "orig_aug_multi3x", "orig_aug_overlap"):
+        path = tmp_path / f"{row}.yaml"
+        path.write_text(yaml.safe_dump(scale.request(CONFIGS / f"{row}.yaml", tmp_path)))
+        cfg, own = load_cfg(path), load_cfg(CONFIGS / f"{row}.yaml")
+        for key, value in own.SMALLOBJ.items():
+            assert key == "DATASETS" or cfg.SMALLOBJ[key] == value
+        budgets.add((cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.IMS_PER_BATCH))
+        if name == "paper":
+            assert cfg.MODEL == own.MODEL
+            assert cfg.SOLVER == own.SOLVER
+            assert cfg.DATASETS == own.DATASETS
+        # As in the paper: one aspect of anchors per level, matching at 0.7, boxes at 0.5.
+        assert cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
+        assert cfg.MODEL.RPN.IOU_THRESHOLDS == own.MODEL.RPN.IOU_THRESHOLDS
+        assert cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS == own.MODEL.ROI_HEADS.IOU_THRESHOLDS
+        assert cfg.TEST.EVAL_PERIOD == 0
+    assert len(budgets) == 1
+
+
+def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
+    scale = fake_scale(scenes={"num_train": 2, "num_val": 6, "seed": 0, "size": 128})
+    scale.prepare(CONFIGS, tmp_path, augmented_val=True)
+    made = tmp_path / AUGMENTED_VAL / "annotations.json"
+    data = json.loads(made.read_text())
+    assert len(data["images"]) == 6
+    assert any("copy_paste" in a for a in data["annotations"])
+    stamp = made.stat().st_mtime_ns
+    scale.prepare(CONFIGS, tmp_path, augmented_val=True)
+    assert made.stat().st_mtime_ns == stamp
+
+
+def test_a_scale_can_be_on_a_dataset_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    monkeypatch.setattr(coco, "_registered", {})  # one sweep in a process
+    make_splits(tmp_path / "data", num_train=2, num_val=3, seed=0, size=128, progress=False)
+    names = ("train", "val")
+    splits = [[f"cells_{n}", f"scenes_{n}/annotations.json", f"scenes_{n}/images"] for n in names]
+    scale = fake_scale(existing=splits)
+    folder = tmp_path / "out"
+    scale.prepare(CONFIGS, folder, augmented_val=True)
+    data = json.loads((folder / AUGMENTED_VAL / "annotations.json").read_text())
+    assert len(data["images"]) == 3
+    path = tmp_path / "baseline.yaml"
+    path.write_text(yaml.safe_dump(scale.request(CONFIGS / "baseline.yaml", folder)))
+    cfg = load_cfg(path)
+    assert (tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)) == (
+        ("cells_train",),
+        ("cells_val",),
+    )
+    assert [Path(json).is_file() for _, json, _ in cfg.SMALLOBJ.DATASETS] == [True] * 3
+
+
+def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    scale = load_scale(SCALES / "nuclei_tiny.yaml")
+    json_file = tmp_path / "dsb2018" / "annotations" / "train.json"
+    with pytest.raises(SmallObjError, match=f"no file {json_file}.*DETECTRON2_DATASETS"):
+        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    json_file.parent.mkdir(parents=True)
+    json_file.touch()
+    with pytest.raises(SmallObjError, match=r"no image folder .*dsb2018/train"):
+        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    assert not (tmp_path / "out").exists()
+
+
+def tool_reproduce(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "reproduce.py"), *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_dry_run_lists_runs_and_their_cost(tmp_path):
+    out = str(tmp_path / "out")
+    done = tool_reproduce(
+        *("--scale", "paper", "--tables", "4", "--seeds", "2", "--engine", "torchvision"),
+        *("--dry-run", "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "orig_aug seed 1" in done.stdout
+    assert "baseline seed 0 on augmented_val" in done.stdout  # the control
+    seconds = load_scale(SCALES / "paper.yaml").seconds
+    assert f"{clock(8 * seconds)} left" in done.stdout
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--scale", "huge"], "facade_tiny, nuclei, nuclei_tiny, paper, small, tiny"),
+        (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
+        (["--scale", "tiny", "--rows", "nothing"], "no config"),
+        (["--scale", "tiny", "--seeds", "0"], "--seeds"),
+        (["--scale", "tiny", "--slurm", "gpu"], "KEY=VALUE"),
+    ],
+)
+def test_says_what_is_wrong(args, message, tmp_path):
+    done = tool_reproduce(*args, "--engine", "torchvision", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+
+
+def test_slurm_needs_submitit(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(SmallObjError, match="pip install submitit"):
+        cluster.submit([], [], gpus=1, seconds=1, folder=tmp_path, options={})
+
+
+def test_slurm_gets_one_job_a_run(tmp_path, monkeypatch):
+    """With a Slurm that queues everything and runs nothing."""
+    pytest.importorskip("submitit")
+    for name, answer in (
+        ("sbatch", 'n=$(ls "$0".d | wc -l); cp "$1" "$0".d/$n; echo "Submitted batch job $n"'),
+        ("squeue", 'echo "$3"'),
+        ("srun", "true"),
+    ):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{answer}\n")
+        script.chmod(0o755)
+    (tmp_path / "bin" / "sbatch.d").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    runs = plan(tmp_path / "out")
+    same = {"gpus": 2, "seconds": 600, "folder": tmp_path / "slurm"}
+    options = cluster.parse_options(["slurm_partition=gpu", "timeout_min=77"])
+    lines = cluster.submit(runs, ["reproduce.py"], **same, options=options)
+    assert len(lines) == 6  # an evaluation is part of its run's job
+    assert lines[2] == "aug_oversample_2x seed 0: submitted as job 2"
+    script = (tmp_path / "bin" / "sbatch.d" / "2").read_text()
+    for option in ("partition=gpu", "time=77", "gpus-per-node=2"):
+        assert option in script
+    lines = cluster.submit(runs, ["reproduce.py"], **same, options=options)
+    assert lines[2] == "aug_oversample_2x seed 0: is job 2"
+    with pytest.raises(SmallObjError, match="does not take"):
+        cluster.submit(runs, [], **same, options={"colour": "red"})

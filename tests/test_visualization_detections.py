@@ -1,0 +1,254 @@
+"""Pictures of what runs found: who is matched with whom, and what a person gets to see."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
+
+from smallobj_d2.commands.detections import main as tool
+from smallobj_d2.datasets.synthetic import make_dataset
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import load_ground_truth
+from smallobj_d2.evaluation.matches import match_detections
+from smallobj_d2.sizes import is_small
+from smallobj_d2.visualization.detections import detection_sheet
+from smallobj_d2.visualization.sheets import FOUND, MISSED, WRONG
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return make_dataset(folder, "found_scenes", 12, seed=5, size=160, progress=False)
+
+
+@pytest.fixture(scope="module")
+def truth(scenes):
+    return load_ground_truth(scenes)
+
+
+@pytest.fixture(scope="module")
+def noisy(truth):
+    """Detections that are right, moved, doubled, of another category, of nothing, or unsure."""
+    rng = np.random.default_rng(0)
+    results = []
+    for annotation in truth.anns.values():
+        if rng.random() < 0.2:
+            continue
+        image = truth.imgs[annotation["image_id"]]
+        mask = truth.annToMask(annotation)
+        for _ in range(1 + (rng.random() < 0.2)):
+            moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
+            results.append(_result(image["id"], annotation["category_id"], moved, rng.random()))
+        if rng.random() < 0.2:
+            other = rng.choice([c for c in truth.cats if c != annotation["category_id"]])
+            results.append(_result(image["id"], int(other), mask, rng.random()))
+    return results
+
+
+def _result(image, category, mask, score):
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    rle["counts"] = rle["counts"].decode()
+    box = coco_mask.toBbox(rle).tolist()
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle,
+        "bbox": box,
+        "score": float(score),
+    }
+
+
+def perfect(truth):
+    return [
+        _result(a["image_id"], a["category_id"], truth.annToMask(a), 0.9)
+        for a in truth.anns.values()
+        if not a["iscrowd"]
+    ]
+
+
+def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
+    """What a run leaves behind, as far as its detections go."""
+    images = str(scenes.parent / "images")
+    config = {
+        "SMALLOBJ": {"DATASETS": [[name, str(scenes), images]]},
+        "TEST": {"DETECTIONS_PER_IMAGE": limit},
+    }
+    (folder / "inference").mkdir(parents=True)
+    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
+    (folder / "row.json").write_text(json.dumps({"dataset": name}))
+    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
+    return folder
+
+
+def settings(**changes):
+    return {"score": 0.5, "iou": 0.5, "detections": 100, **changes}
+
+
+def test_perfect_detections_miss_nothing(truth):
+    outcomes = match_detections(truth, perfect(truth), **settings())
+    assert len(outcomes) == 12
+    objects = [a for a in truth.anns.values() if not a["iscrowd"]]
+    assert sum(len(o.found) for o in outcomes.values()) == len(objects) > 40
+    assert not any(o.wrong or o.missed for o in outcomes.values())
+
+
+def test_without_detections_all_is_missed(truth):
+    outcomes = match_detections(truth, [], **settings())
+    assert not any(o.wrong or o.found for o in outcomes.values())
+    missed = sorted(i for o in outcomes.values() for i in o.missed)
+    assert missed == sorted(i for i, a in truth.anns.items() if not a["iscrowd"])
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+@pytest.mark.parametrize("score", [0.0, 0.5])
+@pytest.mark.parametrize("iou", [0.5, 0.75])
+def test_counts_are_the_recall_that_coco_measures(truth, noisy, boxes, score, iou):
+    results = [dict(r) for r in noisy]
+    if boxes:
+        for result in results:
+            del result["segmentation"]
+    outcomes = match_detections(truth, results, **settings(score=score, iou=iou))
+    kept = [dict(r) for r in results if r["score"] >= score]
+    if not boxes:
+        for result in kept:
+            del result["bbox"]
+    found = truth.loadRes(kept)
+    evaluation = COCOeval(truth, found, "bbox" if boxes else "segm")
+    evaluation.params.iouThrs = np.array([iou])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = evaluation.eval["recall"][0, :, 0, -1]  # by category
+    for category, expected in zip(evaluation.params.catIds, recall.tolist(), strict=True):
+        ids = [i for i, a in truth.anns.items() if a["category_id"] == category]
+        ids = [i for i in ids if not truth.anns[i]["iscrowd"]]
+        if not ids:
+            assert expected == -1
+            continue
+        missed = {i for o in outcomes.values() for i in o.missed}
+        assert 1 - len(missed & set(ids)) / len(ids) == pytest.approx(expected)
+    number = sum(len(o.found) + len(o.wrong) for o in outcomes.values())
+    assert number == len(kept)
+
+
+def test_parts_of_a_crowd_are_not_wrong(tmp_path):
+    square = [10.0, 10.0, 60.0, 10.0, 60.0, 60.0, 10.0, 60.0]
+    rle = coco_mask.frPyObjects([square], 100, 100)[0]
+    rle["counts"] = rle["counts"].decode()
+    crowd = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 1, "area": 2500.0}
+    crowd |= {"bbox": [10, 10, 50, 50], "segmentation": rle}
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [crowd],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    mask = np.zeros((100, 100), np.uint8)
+    mask[20:40, 20:40] = 1
+    truth = load_ground_truth(tmp_path / "a.json")
+    outcomes = match_detections(truth, [_result(1, 1, mask, 0.9)], **settings())
+    assert (len(outcomes[1].found), outcomes[1].wrong, outcomes[1].missed) == (1, [], [])
+
+
+def test_only_the_best_of_an_image_count(truth):
+    all_of_them = perfect(truth)
+    for i, result in enumerate(all_of_them):
+        result["score"] = 0.6 + 0.001 * i
+    outcomes = match_detections(truth, all_of_them, **settings(detections=1))
+    for image, outcome in outcomes.items():
+        categories = {a["category_id"] for a in all_of_them if a["image_id"] == image}
+        assert len(outcome.found) == len(categories)
+
+
+# --- The sheet
+
+
+def colours(sheet):
+    """Those of its pixels, the legend in the last line left out."""
+    return {tuple(c) for c in np.asarray(sheet)[:-22].reshape(-1, 3).tolist()}
+
+
+def test_a_sheet_of_two_runs(scenes, truth, noisy, tmp_path):
+    good = run_folder(tmp_path / "good", scenes, perfect(truth))
+    bad = run_folder(tmp_path / "bad", scenes, noisy)
+    sheet, text = detection_sheet({"good": good, "bad": bad}, num=2, width=200)
+    small = sum(map(is_small, truth.anns.values()))
+    assert sheet.width > 3 * 200
+    assert f"{small} small objects; good found {small}, 0 wrong; bad found " in text
+    assert {WRONG.colour, MISSED.colour} & colours(sheet)
+    alone, _ = detection_sheet({"good": good}, num=2, width=200)
+    assert FOUND.colour in colours(alone)
+    assert not {WRONG.colour, MISSED.colour} & colours(alone)
+
+
+@pytest.mark.parametrize("record", ["run.json", "eval.json"])
+def test_runs_that_trained_and_those_that_only_evaluated_can_be_shown(
+    scenes, truth, tmp_path, record
+):
+    run = run_folder(tmp_path / "run", scenes, perfect(truth), record=record)
+    _, text = detection_sheet({"run": run}, num=1, width=60)
+    assert "0 wrong" in text
+
+
+def test_as_many_detections_count_as_in_the_runs_ap(scenes, truth, tmp_path):
+    many = [r | {"score": 0.6} for r in perfect(truth) for _ in range(150)]
+    texts = []
+    for limit in (100, 400):
+        run = run_folder(tmp_path / str(limit), scenes, many, limit=limit)
+        texts.append(detection_sheet({"run": run}, num=1, width=60)[1])
+    assert texts[0] != texts[1]
+
+
+def test_images_are_chosen_by_seed_or_by_id(scenes, truth, tmp_path):
+    run = {"a": run_folder(tmp_path / "run", scenes, perfect(truth))}
+    first, again, other = (
+        np.asarray(detection_sheet(run, num=2, seed=s, width=100)[0]) for s in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+    image = next(iter(truth.imgs))
+    detection_sheet(run, images=[image], width=100)
+    with pytest.raises(SmallObjError, match="no image 987654"):
+        detection_sheet(run, images=[987654], width=100)
+
+
+def test_runs_must_share_their_test_set(scenes, tmp_path):
+    one = run_folder(tmp_path / "one", scenes, [])
+    other = run_folder(tmp_path / "other", scenes, [], name="found_elsewhere")
+    with pytest.raises(SmallObjError, match="different test sets: found_elsewhere, found_scenes"):
+        detection_sheet({"one": one, "other": other})
+
+
+def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
+    with pytest.raises(SmallObjError, match=r"nothing has no row.json with a run"):
+        detection_sheet({"nothing": tmp_path / "nothing"})
+    run = run_folder(tmp_path / "run", scenes, [])
+    (run / "inference" / "coco_instances_results.json").unlink()
+    with pytest.raises(SmallObjError, match="evaluate it with --eval-only"):
+        detection_sheet({"run": run})
+
+
+# --- The tool
+
+
+def test_the_tool_tells_runs_apart_by_their_paths(scenes, truth, noisy, tmp_path, capsys):
+    one = run_folder(tmp_path / "x" / "baseline" / "seed0", scenes, perfect(truth))
+    two = run_folder(tmp_path / "x" / "aug" / "seed0", scenes, noisy)
+    out = tmp_path / "pictures" / "sheet.png"
+    assert tool(["--runs", str(one), str(two), "--num", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "; baseline found " in said
+    assert "; aug found " in said
+    assert str(out) in said
+    assert Image.open(out).width > 3 * 480
+
+
+def test_the_tool_says_what_is_wrong(scenes, tmp_path, capsys):
+    assert tool(["--runs", str(tmp_path / "nothing")]) == 2
+    assert "error: " in capsys.readouterr().err
+    run = str(run_folder(tmp_path / "run", scenes, []))
+    assert tool(["--runs", run, run]) == 2
+    assert "2 runs need as many different names" in capsys.readouterr().err
