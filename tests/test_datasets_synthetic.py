@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,15 @@ class TestDataset:
         train, val = (set(contents(p.parent / "images").values()) for p in paths.values())
         assert len(train) == len(val) == 3
         assert not train & val
+
+
+def test_a_pool_makes_the_same_bytes(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        for name, each in (("one", map), ("pool", pool.map)):
+            make_splits(
+                tmp_path / name, num_train=5, num_val=2, seed=1, size=96, progress=False, each=each
+            )
+    files = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*")]
+    assert len(files) == 9
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "pool" / file).read_bytes()

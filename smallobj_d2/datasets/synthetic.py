@@ -21,8 +21,9 @@ import colorsys
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -819,6 +820,7 @@ def make_dataset(
     seed: int,
     size: int = 256,
     progress: bool = True,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> Path:
     """Write `root/name/images/*.jpg` and `root/name/annotations.json`, unless they are there.
 
@@ -833,6 +835,7 @@ def make_dataset(
         seed: at least 0.
         size: longest side of every image in pixels; the other is 75% to 100% of it.
         progress: show a progress bar.
+        each: makes the images, in order: `map`, or that of a pool of processes.
 
     Returns:
         Path of the JSON.
@@ -868,15 +871,14 @@ def make_dataset(
 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for i, file_name in enumerate(tqdm(names, desc=name, unit="img", disable=not progress)):
-        rng = np.random.default_rng((seed, i))
-        scene = make_scene(rng, _image_size(rng, size))
-        _write_jpeg(folder / "images" / file_name, scene.image)
-        height, width = scene.labels.shape
-        images.append({"id": i + 1, "file_name": file_name, "width": width, "height": height})
-        for annotation in scene.annotations:
-            ids = {"id": len(annotations) + 1, "image_id": i + 1}
-            annotations.append(ids | annotation)
+    paths = [folder / "images" / n for n in names]
+    made = each(partial(_make_image, seed, size), range(num_images), paths)
+    bar = tqdm(made, desc=name, total=num_images, unit="img", disable=not progress)
+    for i, (image, found) in enumerate(bar, 1):
+        images.append({"id": i, **image})
+        annotations += [
+            {"id": len(annotations) + n, "image_id": i, **a} for n, a in enumerate(found, 1)
+        ]
     content = {
         "info": {"description": f"procedural scenes: {name}", "recipe": recipe},
         "licenses": [{"id": 1, "name": "CC0 1.0", "url": _CC0}],
@@ -884,10 +886,21 @@ def make_dataset(
         "annotations": annotations,
         "categories": list(CATEGORIES),
     }
-    partial = json_path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial, json_path)
+    unfinished = json_path.with_suffix(".json.partial")
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(unfinished, json_path)
     return json_path
+
+
+def _make_image(
+    seed: int, size: int, i: int, path: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write image `i`; what the JSON says of it and of its instances, but for ids."""
+    rng = np.random.default_rng((seed, i))
+    scene = make_scene(rng, _image_size(rng, size))
+    _write_jpeg(path, scene.image)
+    height, width = scene.labels.shape
+    return {"file_name": path.name, "width": width, "height": height}, scene.annotations
 
 
 _CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
@@ -901,6 +914,7 @@ def make_splits(
     seed: int,
     size: int = 256,
     progress: bool = True,
+    each: Callable[..., Iterable[Any]] = map,
 ) -> dict[str, Path]:
     """Make `scenes_train` and `scenes_val`; see `make_dataset` for the arguments.
 
@@ -910,10 +924,10 @@ def make_splits(
     # Even seeds for training, odd ones for validation: no two seeds share an image between them.
     return {
         "scenes_train": make_dataset(
-            root, "scenes_train", num_train, seed=2 * seed, size=size, progress=progress
+            root, "scenes_train", num_train, seed=2 * seed, size=size, progress=progress, each=each
         ),
         "scenes_val": make_dataset(
-            root, "scenes_val", num_val, seed=2 * seed + 1, size=size, progress=progress
+            root, "scenes_val", num_val, seed=2 * seed + 1, size=size, progress=progress, each=each
         ),
     }
 

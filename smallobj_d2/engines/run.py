@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
 from smallobj_d2.engines.seed_and_device import (
@@ -43,7 +45,7 @@ def running(
     """
     output = Path(cfg.OUTPUT_DIR)
     processes.agree(cfg, engine, resume=resume, eval_only=eval_only)
-    with locked(output), _quiet_log(), full_disk(output):
+    with locked(output), _quiet_log(), full_disk(output), _full_card():
         if processes.rank() == 0:
             remove_leftovers(output)  # of a run that was killed while writing
             if not (resume or eval_only):
@@ -94,6 +96,19 @@ def _quiet_log() -> Iterator[None]:
         yield
     finally:
         logging.raiseExceptions = loud
+
+
+@contextmanager
+def _full_card() -> Iterator[None]:
+    """Turn what a GPU says whose memory is full into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        why = str(e).partition(". GPU")[0]
+        raise SmallObjError(
+            f"The GPU's memory is full: {why}. Lower SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or "
+            "INPUT.MAX_SIZE_TRAIN, set SOLVER.AMP.ENABLED True, or use more GPUs."
+        ) from e
 
 
 def report_losses(output: Path, loader: Any) -> None:
