@@ -989,7 +989,7 @@ def test_an_error_in_one_of_two_processes_is_the_launchers(cfg):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     code = (
-        "from pathlib import Path; from smallobj_d2.engines import run\n"
+        "from pathlib import Path; from smallobj_d2.engines.folder import locked\n"
         "from smallobj_d2.errors import SmallObjError\n"
         "try:\n"
         f"    with locked(Path({str(tmp_path)!r})): print('held')\n"
