@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.augmentation import give_bank
+from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.config import has_detectron2, load_cfg
-from smallobj_d2.copy_paste import CopyPaste, SourceRule
+from smallobj_d2.copy_paste import CopyPaste, ObjectBank, SourceRule
 from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
@@ -106,8 +106,7 @@ def mapper(repeats: int) -> list[Row]:
     off.defrost()
     off.SMALLOBJ.COPY_PASTE = False
     bank = load_cfg(BANK, ["SEED", "0", "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0"])
-    banked = SmallObjectMapper(bank, True)
-    give_bank(banked.augmentation, bank, records, read_rgb)
+    from_bank = build_augmentation(bank, 0, records, read_rgb)
     fast = cfg.clone()
     fast.defrost()
     fast.SMALLOBJ.FAST_RESIZE = True
@@ -124,7 +123,7 @@ def mapper(repeats: int) -> list[Row]:
             "stock": over(DatasetMapper(cfg, True)),
             "off": over(SmallObjectMapper(off, True)),
             "pasting": over(SmallObjectMapper(cfg, True)),
-            "bank": over(banked),
+            "bank": over(SmallObjectMapper(bank, True, augmentation=from_bank)),
             "fast": over(SmallObjectMapper(fast, True)),
         },
         repeats,
@@ -250,15 +249,16 @@ def paste(repeats: int) -> list[Row]:
     multi = CopyPaste(strategy="multiple", copies=3)
     rows += _against_usual("3 copies, COCO image", coco, three, repeats)
     rows.append(_per_image("orig_aug_multi3x, COCO image", coco, multi, repeats))
-    bank = CopyPaste(strategy="all", from_bank=True)
 
-    def make() -> None:
+    def make() -> ObjectBank:
         rng = np.random.default_rng(0)
-        bank.bank = build_bank(coco, SourceRule(), read_rgb, rng, images=5000)
+        return build_bank(coco, SourceRule(), read_rgb, rng, images=5000)
 
     seconds = _times(make, repeats)
-    rows.append(_per_image("beyond/bank, COCO image", coco, bank, repeats))
-    rows.append(alone("making the bank, an image of it", [s / bank.bank.images for s in seconds]))
+    bank = make()
+    pasting = CopyPaste(strategy="all", sources=bank)
+    rows.append(_per_image("beyond/bank, COCO image", coco, pasting, repeats))
+    rows.append(alone("making the bank, an image of it", [s / bank.images for s in seconds]))
     dense = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "dsb2018"
     if dense.is_dir():
         nuclei = load_coco(dense / "annotations" / "val.json", dense / "val").records
@@ -289,7 +289,7 @@ Step = Callable[[np.ndarray, dict[str, Any], np.random.Generator], int]
 def _ours(step: CopyPaste) -> Step:
     def run(image: np.ndarray, record: dict[str, Any], rng: np.random.Generator) -> int:
         plan = step.plan(record["annotations"], record["height"], record["width"], rng)
-        step.draw(image, plan)
+        step.composite(image, plan)
         return plan.pasted
 
     return run

@@ -14,7 +14,7 @@ import numpy as np
 import shapely
 
 from proofs.random_scenes import raster
-from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.copy_paste import CopyPaste, ObjectBank, SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 
 SLIVER = 0.05
@@ -23,8 +23,16 @@ PIXEL_TOLERANCE = 9
 """OpenCV interpolates at 1/32 of a pixel; half of that, in x and y, is 8 of 255 at the most."""
 
 
-def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
+def check(
+    image, annotations, copy_paste: CopyPaste, seed, rule: SourceRule | None = None
+) -> Counter:
     """Augment one image and assert every law.
+
+    Args:
+        image, annotations: what is augmented.
+        copy_paste: how.
+        seed: of the generator.
+        rule: by which a bank was built.
 
     Returns:
         How often each law was put to the test.
@@ -45,18 +53,20 @@ def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
     law("the result is a new image", not np.shares_memory(result, image))
     plan = copy_paste.plan(annotations, height, width, np.random.default_rng(seed))
     law("plan and call agree", plan.annotations == after)
-    bank = copy_paste.bank if copy_paste.from_bank else None
+    bank = copy_paste.sources if isinstance(copy_paste.sources, ObjectBank) else None
     if bank is None:
-        candidates = {len(copy_paste.sources.candidates(Scene(annotations, height, width)))}
+        scene = Scene(annotations, height, width)
+        candidates = {len(copy_paste.sources.candidates(scene, np.random.default_rng(0)))}
     else:
         candidates = {len(bank.of_image(i)) for i in range(bank.images)}
-    counted = plan.pasted + plan.given_up + plan.capped
-    law("tried = pasted + given up + capped", plan.tried == counted, plan)
+    counted = plan.pasted + plan.given_up + plan.empty + plan.capped
+    law("tried = pasted + given up + empty + capped", plan.tried == counted, plan)
     possible = {wanted(copy_paste, n) for n in candidates}
     law("tried = chosen x copies", plan.tried in possible, plan)
     counts["copies tried"] += plan.tried
     counts["copies pasted"] += plan.pasted
     counts["copies given up"] += plan.given_up
+    counts["copies that own no pixel"] += plan.empty
     counts["instances that left"] += plan.removed
 
     for paste in plan.pastes:
@@ -76,7 +86,7 @@ def check(image, annotations, copy_paste: CopyPaste, seed) -> Counter:
         law("what was there is as it was", after[: len(annotations)] == annotations)
         for copy, paste in zip(copies, plan.pastes, strict=True):
             source = source_of(copy, annotations, bank)
-            check_label(law, copy, source, copy_paste, height, width)
+            check_label(law, copy, source, copy_paste, rule or copy_paste.sources.rule)
             check_mask(law, copy, paste, height, width)
     given = {id(a) for a in annotations}
     for annotation in after:
@@ -110,19 +120,26 @@ def check_margin(law, paste, margin, height, width):
 
 
 def source_of(copy, annotations, bank):
-    """The annotation that a copy was made from, in the coordinates that its matrix maps from."""
+    """The annotation that a copy was made from, in coordinates of the image that it is from."""
     origin = copy["copy_paste"]
     if bank is None:
         return annotations[origin["source"]]
     cutouts = (bank[i] for i in range(len(bank)))
     wanted = {k: origin[k] for k in ("image", "source")}
-    return next(c.annotation for c in cutouts if c.origin == wanted)
+    cutout = next(c for c in cutouts if c.origin == wanted)
+    (x, y), source = cutout.corner, dict(cutout.annotation)
+    if isinstance(source.get("segmentation"), list):
+        moved = [(np.reshape(p, (-1, 2)) + (x, y)).ravel() for p in source["segmentation"]]
+        source["segmentation"] = moved
+    if "keypoints" in source:
+        points = np.reshape(source["keypoints"], (-1, 3))
+        source["keypoints"] = np.where(points[:, 2:] > 0, points + (x, y, 0), points).ravel()
+    return source
 
 
-def check_label(law, copy, source, copy_paste, height, width):
+def check_label(law, copy, source, copy_paste, rule):
     """One copy's annotation against its source's."""
     matrix = np.array(copy["copy_paste"]["matrix"])
-    rule = copy_paste.sources
     law("sources are small and no crowds", source["area"] < rule.small_area)
     law("sources are small and no crowds", not source["iscrowd"])
     law("sources have masks, or boxes are allowed", rule.boxes or source.get("segmentation"))
@@ -313,14 +330,14 @@ def check_visible(law, plan, annotations, height, width):
     for i, paste in enumerate(plan.pastes):
         h, w = paste.mask.shape
         top[paste.y : paste.y + h, paste.x : paste.x + w][paste.mask > 0] = i
-    matrices = [p.matrix.tolist() for p in plan.pastes]
+    matrices = [p.matrix[:, :2].tolist() for p in plan.pastes]  # a bank's are moved
     given = {id(a) for a in annotations}
     for annotation in plan.annotations:
         if not annotation.get("segmentation"):
             continue
         mask = raster(annotation["segmentation"], height, width).astype(bool)
         copy = annotation.get("copy_paste")
-        order = matrices.index(copy["matrix"]) if copy else -1
+        order = matrices.index([row[:2] for row in copy["matrix"]]) if copy else -1
         law("no mask holds a pixel of a later copy", not (mask & (top > order)).any())
         if order < 0 and id(annotation) not in given:
             law("a changed label's area is its pixels", annotation["area"] == mask.sum())

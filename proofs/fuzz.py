@@ -37,7 +37,7 @@ from proofs.copy_paste_laws import check as check_laws
 from proofs.random_scenes import raster
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.config import has_detectron2
-from smallobj_d2.copy_paste import CopyPaste, Jitter, SourceRule
+from smallobj_d2.copy_paste import CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.datasets import images
 from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import load_coco
@@ -248,11 +248,13 @@ def try_json(number: int, folder: Path) -> str:
     copy_paste = CopyPaste(
         strategy=str(rng.choice(["single", "multiple", "all"])),
         copies=int(rng.integers(1, 4)),
-        sources=SourceRule(
-            connected=bool(rng.random() < 0.5),
-            inside=bool(rng.random() < 0.5),
-            max_covered=float(rng.choice([0.1, 1.0])),
-            boxes=bool(rng.random() < 0.5),
+        sources=SameImage(
+            SourceRule(
+                connected=bool(rng.random() < 0.5),
+                inside=bool(rng.random() < 0.5),
+                max_covered=float(rng.choice([0.1, 1.0])),
+                boxes=bool(rng.random() < 0.5),
+            )
         ),
         jitter=Jitter(rotation=(-180.0, 180.0)) if rng.random() < 0.3 else None,
         allow_overlap=bool(rng.random() < 0.3),

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation
-from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.copy_paste import CopyPaste, SameImage, SourceRule, Sources
 from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.datasets.coco import dataset_info, load_coco
 from smallobj_d2.datasets.images import read_rgb
@@ -89,12 +89,13 @@ def main() -> None:
         start = time.monotonic()
         records = repeated(templates(Path(folder)), args.records)
         factors = repeat_factors(records, 2.0)
-        copy_paste = CopyPaste(strategy="all", copies=3, from_bank=args.bank > 0)
+        sources: Sources = SameImage()
         if args.bank:
             rng = np.random.default_rng(0)
-            bank = build_bank(records, copy_paste.sources, read_rgb, rng, images=args.bank)
+            bank = build_bank(records, SourceRule(), read_rgb, rng, images=args.bank)
             print(f"bank: {len(bank):,} objects of {bank.images:,} images, {bank.nbytes >> 20} MB")
-            copy_paste.bank = bank
+            sources = bank
+        copy_paste = CopyPaste(strategy="all", copies=3, sources=sources)
         augmentation = DrawAugmentation(copy_paste, seed=0)
         loader = build_train_loader(
             records,

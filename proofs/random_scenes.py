@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from smallobj_d2 import Jitter, SourceRule
+from smallobj_d2 import Jitter, SameImage, SourceRule
 
 KINDS = ("polygon", "parts", "rle", "uncompressed", "box")
 
@@ -135,11 +135,13 @@ def random_options(rng) -> dict[str, Any]:
         "allow_overlap": one_of(False, False, True),
         "covered_labels": one_of("visible", "visible", "untouched"),
         "max_pastes": one_of(300, 300, 300, 2),
-        "sources": SourceRule(
-            connected=one_of(True, False),
-            inside=one_of(True, False),
-            max_covered=one_of(0.1, 0, 1),
-            boxes=one_of(True, False),
+        "sources": SameImage(
+            SourceRule(
+                connected=one_of(True, False),
+                inside=one_of(True, False),
+                max_covered=one_of(0.1, 0, 1),
+                boxes=one_of(True, False),
+            )
         ),
         "jitter": one_of(Jitter(), Jitter(), Jitter((0.3, 3), (-180, 180))),
     }

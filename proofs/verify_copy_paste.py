@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from proofs.copy_paste_laws import check
 from proofs.random_scenes import random_options, random_scene
-from smallobj_d2 import CopyPaste, SmallObjError, load_coco
+from smallobj_d2 import CopyPaste, SmallObjError, SourceRule, load_coco
 from smallobj_d2.copy_paste.bank import build_bank
 
 REAL = (
@@ -56,13 +56,14 @@ def from_others(seed: int) -> tuple[str, Counter, str]:
         height, width = pixels.shape[:2]
         size = {"height": height, "width": width, "image_id": number, "pixels": pixels}
         others.append({**size, "annotations": annotations})
-    copy_paste = CopyPaste(from_bank=True, **random_options(rng))
+    options = random_options(rng)
+    rule = options.pop("sources").rule
     try:
-        rule = copy_paste.sources
-        copy_paste.bank = build_bank(others, rule, lambda r: r["pixels"], rng, images=len(others))
+        bank = build_bank(others, rule, lambda r: r["pixels"], rng, images=len(others))
     except SmallObjError:
         return "from a bank", Counter(), ""
-    return _checked("from a bank", f"bank {seed}", *random_scene(rng), copy_paste, seed)
+    copy_paste, image = CopyPaste(sources=bank, **options), random_scene(rng)
+    return _checked("from a bank", f"bank {seed}", *image, copy_paste, seed, rule)
 
 
 def real_image(task: tuple[str, dict[str, Any], int]) -> tuple[str, Counter, str]:
@@ -75,10 +76,16 @@ def real_image(task: tuple[str, dict[str, Any], int]) -> tuple[str, Counter, str
 
 
 def _checked(
-    dataset: str, where: str, image: Any, annotations: Any, copy_paste: CopyPaste, seed: int
+    dataset: str,
+    where: str,
+    image: Any,
+    annotations: Any,
+    copy_paste: CopyPaste,
+    seed: int,
+    rule: SourceRule | None = None,
 ) -> tuple[str, Counter, str]:
     try:
-        counts = check(image, annotations, copy_paste, seed)
+        counts = check(image, annotations, copy_paste, seed, rule)
     except AssertionError as e:
         return dataset, Counter(), f"{where}: {e}"
     return dataset, counts + Counter({"images": 1}), ""

@@ -6,20 +6,21 @@ detection* (2019).
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.config import add_smallobj_config, get_cfg, load_cfg
-from smallobj_d2.copy_paste import STRATEGIES, CopyPaste, Jitter, SourceRule
+from smallobj_d2.copy_paste import STRATEGIES, CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS, Draw, Stream, repeat_factors
+from smallobj_d2.sampling import REPEAT_FACTORS, Draw, Stream, repeat_factors
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SAMPLERS",
+    "REPEAT_FACTORS",
     "STRATEGIES",
     "CopyPaste",
     "Draw",
     "DrawAugmentation",
     "Jitter",
+    "SameImage",
     "SmallObjError",
     "SourceRule",
     "Stream",

@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.copy_paste import CopyPaste, Plan
+from smallobj_d2.copy_paste import (
+    CopyPaste,
+    ObjectBank,
+    Plan,
+    SameImage,
+    SourceRule,
+    Sources,
+)
 from smallobj_d2.copy_paste.bank import ReadImage, build_bank
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.masks.shapes import has_mask
 from smallobj_d2.sampling import Draw
 from smallobj_d2.sizes import SMALL_AREA, has_small
 
@@ -75,7 +83,8 @@ class DrawAugmentation:
         """What this draw pastes, or None where it shows the original image.
 
         Args:
-            record: a dataset dict with ``annotations``, ``height``, ``width`` and ``draw``.
+            record: a dataset dict with ``annotations``, ``height``, ``width`` and ``draw``, and
+                perhaps ``file_name``.
         """
         draw: Draw = record["draw"]
         annotations = record["annotations"]
@@ -93,7 +102,9 @@ class DrawAugmentation:
             return None
         if self.one_copy_per_image:
             rng = np.random.default_rng((self.seed, _FIXED, draw.index))
-        return self.copy_paste.plan(annotations, record["height"], record["width"], rng)
+        return self.copy_paste.plan(
+            annotations, record["height"], record["width"], rng, record.get("file_name")
+        )
 
     def __call__(self, image: NDArray[np.uint8], record: dict[str, Any]) -> Plan | None:
         """Augment the image in place and put the new annotations into the record.
@@ -105,24 +116,53 @@ class DrawAugmentation:
         """
         plan = self.plan(record)
         if plan is not None:
-            self.copy_paste.draw(image, plan)
+            self.copy_paste.composite(image, plan)
             record["annotations"] = plan.annotations
             if plan.capped:
                 record["capped"] = plan.capped
         return plan
 
 
-def build_augmentation(cfg: Any, seed: int) -> DrawAugmentation | None:
+def build_augmentation(
+    cfg: Any,
+    seed: int,
+    records: Sequence[Mapping[str, Any]] | None = None,
+    read: ReadImage | None = None,
+    *,
+    progress: bool = False,
+) -> DrawAugmentation | None:
     """The augmentation of a config, or None where ``SMALLOBJ.COPY_PASTE`` is off.
 
+    Where ``SMALLOBJ.SOURCES`` is "bank", the bank follows from the seed and the records, so every
+    process builds the same.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        seed: the run's seed, not negative.
+        records: the training images' dataset dicts, which only a bank needs.
+        read: a dataset dict to its image, (H, W, 3) uint8, channels as the mapper has them, which
+            only a bank needs.
+        progress: show a progress bar on a terminal.
+
     Raises:
-        SmallObjError: if copy-paste is on and the config asks for no masks to be read.
+        SmallObjError: for a key that is invalid; and where a bank is asked for, if `records` or
+            `read` is missing or no object may be copied.
+        UnreadableImage: unless ``SMALLOBJ.UNREADABLE_IMAGES`` is to skip.
     """
     s = cfg.SMALLOBJ
     if not s.COPY_PASTE:
         return None
+    sources: Sources = SameImage(SourceRule.from_config(cfg))
+    if s.SOURCES == "bank":
+        if records is None or read is None:
+            raise SmallObjError(
+                "SMALLOBJ.SOURCES is 'bank', which is built from training images: call "
+                "smallobj_d2.build_augmentation with their dataset dicts (records) and a function "
+                "that reads one (read), and pass the result to the mapper as augmentation."
+            )
+        sources = _bank_from_config(cfg, seed, records, read, progress)
     return DrawAugmentation(
-        CopyPaste.from_config(cfg),
+        CopyPaste.from_config(cfg, sources),
         seed=seed,
         probability=s.AUGMENTATION_PROBABILITY,
         paired=s.AUGMENTATION_READING == "paired",
@@ -132,32 +172,13 @@ def build_augmentation(cfg: Any, seed: int) -> DrawAugmentation | None:
     )
 
 
-def give_bank(
-    augmentation: DrawAugmentation | None,
+def _bank_from_config(
     cfg: Any,
+    seed: int,
     records: Sequence[Mapping[str, Any]],
     read: ReadImage,
-    *,
-    progress: bool = False,
-) -> None:
-    """Give an augmentation the bank that it takes objects from, where ``SMALLOBJ.SOURCES`` asks.
-
-    The bank follows from the seed and the records, so every process makes the same.
-
-    Args:
-        augmentation: from `build_augmentation`; nothing is done without one.
-        cfg: the config.
-        records: the training images' dataset dicts.
-        read: a dataset dict to its image, (H, W, 3) uint8, channels as the mapper has them.
-        progress: show a progress bar on a terminal.
-
-    Raises:
-        SmallObjError: if no object may be copied.
-        UnreadableImage: unless ``SMALLOBJ.UNREADABLE_IMAGES`` is to skip.
-    """
-    if augmentation is None or not augmentation.copy_paste.from_bank:
-        return
-
+    progress: bool,
+) -> ObjectBank:
     def read_if_possible(record: Mapping[str, Any]) -> NDArray[np.uint8] | None:
         try:
             return read(record)
@@ -168,28 +189,28 @@ def give_bank(
 
     bank = build_bank(
         records,
-        augmentation.copy_paste.sources,
+        SourceRule.from_config(cfg),
         read_if_possible,
-        np.random.default_rng((augmentation.seed, _BANK)),
+        np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
         progress=progress,
     )
     logger.info(
         "Object bank: %d objects of %d images, %.1f MB.", len(bank), bank.images, bank.nbytes / 1e6
     )
-    augmentation.copy_paste.bank = bank
+    return bank
 
 
 def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:
     """Refuse copy-paste where no annotation has a mask to copy.
 
     Raises:
-        SmallObjError: naming the ways on.
+        SmallObjError: naming the options.
     """
     s = cfg.SMALLOBJ
     if not s.COPY_PASTE or s.PASTE_BOXES:
         return
-    if not any(a.get("segmentation") for r in records for a in r["annotations"]):
+    if not any(has_mask(a) for r in records for a in r["annotations"]):
         raise SmallObjError(
             f"SMALLOBJ.COPY_PASTE is on, but no annotation of {', '.join(cfg.DATASETS.TRAIN)} has "
             "a mask to cut objects out by. Either add `segmentation` to the annotations, or set "

@@ -12,6 +12,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import import_modules
 from smallobj_d2.sizes import SMALL_AREA
 
 
@@ -26,9 +27,12 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # Datasets of your own in COCO format: a list of [name, json file, image folder]. The names can
     # then stand in DATASETS.TRAIN and DATASETS.TEST.
     s.DATASETS = []
+    # Modules of your own to import first, by name or as paths of .py files: they register the
+    # strategies, repeat-factor functions, mappers and engines that other keys then name.
+    s.IMPORTS = []
     # What counts as small: mask area below this many pixels of the original image (Table 1).
     s.SMALL_AREA = SMALL_AREA
-    # By what names the sampler (repeat factor per image) and the mapper are looked up.
+    # Names of the function that gives repeat factors per image, and of the mapper.
     s.SAMPLER = "SmallObjectOversampling"
     s.MAPPER = "SmallObjectMapper"
 
@@ -150,6 +154,7 @@ def load_cfg(config_file: str | Path, opts: list[str] | None = None) -> CfgNode:
         raise
     merge_opts(cfg, opts or [])
     check_cfg(cfg)
+    import_modules(cfg.SMALLOBJ.IMPORTS)
     cfg.freeze()
     return cfg
 
@@ -214,15 +219,22 @@ def check_cfg(cfg: CfgNode) -> None:
             f"SMALLOBJ.AUGMENTATION_PROBABILITY is {s.AUGMENTATION_PROBABILITY}; "
             "it is a share, from 0 to 1."
         )
-    if not s.OVERSAMPLING_FACTOR >= 1:
+    if not 1 <= s.OVERSAMPLING_FACTOR <= 1000:
         raise SmallObjError(
-            f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be 1 (off) or more."
+            f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be from 1 (off) to "
+            "1000."
         )
     if not s.BANK_IMAGES >= 1:
         raise SmallObjError(f"SMALLOBJ.BANK_IMAGES is {s.BANK_IMAGES}; it must be 1 or more.")
     for key in ("SCALE", "ROTATION"):
         if len(s[key]) != 2 or not all(isinstance(v, int | float) for v in s[key]):
             raise SmallObjError(f"SMALLOBJ.{key} is {s[key]}; it must be two numbers.")
+    for entry in s.IMPORTS:
+        if not isinstance(entry, str):
+            raise SmallObjError(
+                f"SMALLOBJ.IMPORTS holds {entry!r}; each entry is the name of a module or the path "
+                "of a .py file."
+            )
     for entry in s.DATASETS:
         whole = isinstance(entry, list | tuple) and len(entry) == 3
         if not whole or not all(isinstance(e, str) for e in entry):

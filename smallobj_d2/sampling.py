@@ -1,8 +1,8 @@
 """Section 5.1: how often each image is drawn, and the order of the draws.
 
 The stream of draws is infinite and shuffled, and any position of it can be asked for on its own:
-what stands at position ``k`` follows from the repeat factors, the seed and ``k`` alone. Nothing
-walks there, so a resumed run goes on where it stopped, and every process and every loader worker
+what stands at position ``k`` follows from the repeat factors, the seed and ``k`` alone. So a
+resumed run continues at the position where it stopped, and every process and every loader worker
 looks up its own positions.
 """
 
@@ -10,17 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from fvcore.common.registry import Registry
 from numpy.typing import ArrayLike, NDArray
 
+from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, has_small
 
 _ONE = 1 << 20
 """Repeat factors are kept in units of 2**-20, so that epochs add up exactly, however many."""
 
-SAMPLERS: "Registry[Callable[..., NDArray[np.float64]]]" = Registry("SAMPLER")
-"""Functions ``(records, cfg) -> (N,) repeat factors``, chosen by ``SMALLOBJ.SAMPLER``."""
+RepeatFactors = Callable[[Sequence[Mapping[str, Any]], Any], ArrayLike]
+"""A function of N dataset dicts, whose annotations carry ``area``, and the config: (N,) factors."""
+
+REPEAT_FACTORS: Registry[RepeatFactors] = Registry("repeat-factor function", "SMALLOBJ.SAMPLER")
+"""Repeat-factor functions by name; ``SMALLOBJ.SAMPLER`` chooses."""
+
+_LONGEST = 1 << 30
+"""Draws in an epoch, at most; their indices and visits take 8 bytes each."""
 
 
 class Draw(NamedTuple):
@@ -43,26 +50,46 @@ def repeat_factors(
 
     Args:
         records: N dataset dicts whose annotations carry ``area``.
-        factor: the oversampling factor, any real number >= 1 (Table 3 has 2, 3 and 4).
+        factor: the oversampling factor, any real number from 1 to 1000 (Table 3 has 2, 3 and 4).
         small_area: what counts as small, in pixels of the original image.
 
     Returns:
         (N,) float64.
     """
-    if not factor >= 1:
-        raise SmallObjError(
-            f"SMALLOBJ.OVERSAMPLING_FACTOR is {factor}; it must be 1 (off) or more."
-        )
+    require(1 <= factor <= 1000, "OVERSAMPLING_FACTOR", factor, "must be from 1 (off) to 1000")
     small = [has_small(r["annotations"], small_area) for r in records]
     return np.where(small, float(factor), 1.0)
 
 
-@SAMPLERS.register()
+@REPEAT_FACTORS.register()
 def SmallObjectOversampling(  # noqa: N802 - a name in configs, like a class of Detectron2's
     records: Sequence[Mapping[str, Any]], cfg: Any
 ) -> NDArray[np.float64]:
     """The paper's oversampling: ``SMALLOBJ.OVERSAMPLING_FACTOR`` for small-object images."""
     return repeat_factors(records, cfg.SMALLOBJ.OVERSAMPLING_FACTOR, cfg.SMALLOBJ.SMALL_AREA)
+
+
+def factors_from_config(records: Sequence[Mapping[str, Any]], cfg: Any) -> NDArray[np.float64]:
+    """Repeat factors of the function that ``SMALLOBJ.SAMPLER`` names.
+
+    Args:
+        records: N dataset dicts whose annotations carry ``area``.
+        cfg: a config with ``SMALLOBJ``.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        SmallObjError: if there is no such function, or it returns no number for each record.
+    """
+    name = cfg.SMALLOBJ.SAMPLER
+    factors = np.asarray(REPEAT_FACTORS[name](records, cfg), dtype=np.float64)
+    if factors.shape != (len(records),):
+        raise SmallObjError(
+            f"The repeat-factor function {name!r} (SMALLOBJ.SAMPLER) returned an array of shape "
+            f"{factors.shape} for {len(records)} images; it must return a number for each."
+        )
+    return factors
 
 
 class Stream:
@@ -83,8 +110,13 @@ class Stream:
             raise SmallObjError("There is no image to draw from: the list of records is empty.")
         if not np.isfinite(values).all() or values.min() < 0 or values.max() < 1 / _ONE:
             raise SmallObjError("Repeat factors must be finite, not negative, and not all zero.")
+        if values.sum() > _LONGEST:
+            raise SmallObjError(
+                f"An epoch would have {values.sum():.3g} draws, the sum of the repeat factors; it "
+                f"may have {_LONGEST:.1e} at most."
+            )
         if seed < 0:
-            raise SmallObjError(f"{seed} is no seed; take one that is not negative.")
+            raise SmallObjError(f"The seed is {seed}; it must not be negative.")
         units = np.rint(values * _ONE).astype(np.int64)
         self._whole = units // _ONE
         self._rest = units % _ONE

@@ -10,7 +10,7 @@ from smallobj_d2.augmentation import require_masks
 from smallobj_d2.datasets.coco import get_records, is_registered, load_dataset, without_empty
 from smallobj_d2.datasets.images import require_files, require_readable
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS
+from smallobj_d2.sampling import factors_from_config
 
 Records = list[dict[str, Any]]
 
@@ -49,10 +49,7 @@ def training_data(
     require_masks(records, cfg)
     if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
         require_files(records)  # better now than in the night
-    if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
-        known = ", ".join(name for name, _ in SAMPLERS)
-        raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
-    return records, SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg)
+    return records, factors_from_config(records, cfg)
 
 
 def check_test_data(cfg: Any, known: Container[str] = ()) -> None:

@@ -24,7 +24,7 @@ from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import load_coco, without_empty
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS, Stream
+from smallobj_d2.sampling import Stream, factors_from_config
 from smallobj_d2.sizes import BANDS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -134,7 +134,7 @@ def test_draws_are_those_of_training(scenes):
     cfg = load_cfg(AUGMENT, ["SEED", "5", "SMALLOBJ.OVERSAMPLING_FACTOR", "1.5"])
     found = presented(scenes, objects_of(scenes), cfg, epochs=2)
     records = without_empty(scenes)
-    stream = Stream(SAMPLERS.get("SmallObjectOversampling")(records, cfg), 5)
+    stream = Stream(factors_from_config(records, cfg), 5)
     augmentation = build_augmentation(cfg, 5)
     shown, plans = [], []
     for position in range(stream.epoch_start(2)):

@@ -10,9 +10,9 @@ import pytest
 
 from proofs.copy_paste_laws import PIXEL_TOLERANCE, check
 from proofs.random_scenes import random_options, random_scene, raster, rectangle
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, give_bank
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.config import load_cfg
-from smallobj_d2.copy_paste import CopyPaste, Jitter, ObjectBank, SourceRule
+from smallobj_d2.copy_paste import CopyPaste, Jitter, ObjectBank, SameImage, SourceRule
 from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.errors import SmallObjError, UnreadableImage
@@ -43,9 +43,7 @@ def bank_of(records, rule, *, images=1000, seed=0, read=lambda r: r["image"]):
 
 
 def pasting(bank, **options):
-    copy_paste = CopyPaste(from_bank=True, **options)
-    copy_paste.bank = bank
-    return copy_paste
+    return CopyPaste(**{**options, "sources": bank})
 
 
 # --- The bank
@@ -54,13 +52,13 @@ def pasting(bank, **options):
 @pytest.mark.parametrize("seed", range(20))
 def test_holds_what_may_be_copied_and_nothing_else(seed):
     rng = np.random.default_rng(seed)
-    rule = random_options(rng)["sources"]
+    rule = random_options(rng)["sources"].rule
     records = random_records(rng, 6)
     wanted = Counter()
     for record in records:
         scene = Scene(record["annotations"], record["height"], record["width"])
-        for i in rule.candidates(scene):
-            wanted[record["image_id"], scene.annotations[i]["id"]] += 1
+        for candidate in rule.candidates(scene):
+            wanted[record["image_id"], candidate.annotation["id"]] += 1
     if not wanted:
         with pytest.raises(SmallObjError, match="may be copied"):
             bank_of(records, rule)
@@ -92,6 +90,7 @@ def test_an_object_is_cut_out_with_its_pixels_and_its_label(seed):
         ys, xs = np.nonzero(whole)
         v, u = np.nonzero(part)
         y, x = ys.min() - v.min(), xs.min() - u.min()
+        assert cutout.corner == (x, y)
         assert (whole[y : y + size[0], x : x + size[1]] == part).all()
         assert (record["image"][y : y + size[0], x : x + size[1]] == cutout.pixels).all()
         around = (u.min(), v.min(), size[1] - 1 - u.max(), size[0] - 1 - v.max())
@@ -171,7 +170,7 @@ def test_from_a_bank_of_the_image_itself_it_is_as_within_the_image(seed, scale):
     # Other jitter turns the copies around another point, so that they are off by parts of a pixel.
     jitter = Jitter((scale, scale), (0, 0))
     options = {**random_options(rng), "strategy": "all", "jitter": jitter}
-    rule = options["sources"]
+    rule = options["sources"].rule
     if not len(rule.candidates(Scene(annotations, *image.shape[:2]))):
         return
     bank = bank_of([a_record(image, annotations)], rule)
@@ -201,10 +200,11 @@ def test_laws_of_pasting_hold_in_other_images(seed):
     rng = np.random.default_rng(1000 + seed)
     options = random_options(rng)
     try:
-        bank = bank_of(random_records(rng, 5, most=20), options["sources"])
+        bank = bank_of(random_records(rng, 5, most=20), options["sources"].rule)
     except SmallObjError:
         return
-    check(*random_scene(rng, low=60, most=8), pasting(bank, **options), seed)
+    scene = random_scene(rng, low=60, most=8)
+    check(*scene, pasting(bank, **options), seed, options["sources"].rule)
 
 
 def test_pastes_nothing_into_the_bank():
@@ -235,9 +235,47 @@ def test_every_image_of_the_bank_is_chosen_as_often():
     assert all(abs(n - 500) < 100 for n in chosen.values())
 
 
-def test_without_a_bank_says_what_to_do():
-    with pytest.raises(SmallObjError, match="give_bank"):
-        CopyPaste(from_bank=True).plan([], 50, 50, np.random.default_rng(0))
+def named(records):
+    return [{**r, "file_name": f"{r['image_id']}.png"} for r in records]
+
+
+def test_an_image_is_never_given_its_own_objects():
+    rng = np.random.default_rng(7)
+    image = rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    records = named(a_record(image, [rectangle(5, 20, 9, 9)], i) for i in range(4))
+    copy_paste = pasting(bank_of(records, ANY))
+    for name, others in (("2.png", {0, 1, 3}), ("9.png", {0, 1, 2, 3}), (None, {0, 1, 2, 3})):
+        plans = [copy_paste.plan([], 100, 100, seed, name) for seed in range(400)]
+        chosen = Counter(a["copy_paste"]["image"] for p in plans for a in p.annotations)
+        assert set(chosen) == others
+        assert min(chosen.values()) > 0.6 * 400 / len(others)
+    alone = pasting(bank_of(records[:1], ANY))
+    assert alone.plan([], 100, 100, 0, "0.png").tried == 0
+
+
+def test_the_matrix_maps_from_the_image_that_the_object_comes_from():
+    rng = np.random.default_rng(4)
+    records = random_records(rng, 6, most=20)
+    copy_paste = pasting(bank_of(records, ANY))
+    sources = {(r["image_id"], a["id"]): a for r in records for a in r["annotations"]}
+    checked = 0
+    for seed in range(40):
+        for copy in copy_paste.plan([], 200, 200, seed).annotations:
+            origin = copy["copy_paste"]
+            source = sources[origin["image"], origin["source"]]
+            if not isinstance(source.get("segmentation"), list):
+                continue
+            matrix = np.array(origin["matrix"])
+            for old, new in zip(source["segmentation"], copy["segmentation"], strict=True):
+                image_of = np.reshape(old, (-1, 2)) @ matrix[:, :2].T + matrix[:, 2]
+                assert np.allclose(image_of, np.reshape(new, (-1, 2)), atol=1e-6)
+                checked += 1
+    assert checked > 20
+
+
+def test_a_bank_without_training_images_says_what_to_do():
+    with pytest.raises(SmallObjError, match="build_augmentation with their dataset dicts"):
+        build_augmentation(load_cfg(BANK), 3)
 
 
 # --- Draws
@@ -252,9 +290,7 @@ def two_images():
 
 def augmentation(*opts):
     cfg = load_cfg(BANK, list(opts))
-    aug = build_augmentation(cfg, 3)
-    give_bank(aug, cfg, two_images(), lambda r: r["image"])
-    return aug
+    return build_augmentation(cfg, 3, two_images(), lambda r: r["image"])
 
 
 def test_images_without_small_objects_are_augmented_too():
@@ -290,22 +326,19 @@ def test_unreadable_images_stop_or_are_left_out():
     records = [*two_images(), {**two_images()[0], "image_id": 3}]
     for action in ("stop", "skip"):
         cfg = load_cfg(BANK, ["SMALLOBJ.UNREADABLE_IMAGES", action])
-        aug = build_augmentation(cfg, 3)
         if action == "stop":
             with pytest.raises(UnreadableImage):
-                give_bank(aug, cfg, records, read)
+                build_augmentation(cfg, 3, records, read)
         else:
-            give_bank(aug, cfg, records, read)
-            bank = aug.copy_paste.bank
+            bank = build_augmentation(cfg, 3, records, read).copy_paste.sources
             assert {bank[i].origin["image"] for i in range(len(bank))} == {3}
 
 
 def test_the_papers_configs_have_no_bank():
     cfg = load_cfg(BANK.parents[1] / "orig_aug_multi3x.yaml")
-    aug = build_augmentation(cfg, 3)
-    give_bank(aug, cfg, [], lambda r: pytest.fail("nothing is to be read"))
+    aug = build_augmentation(cfg, 3, [], lambda r: pytest.fail("nothing is to be read"))
     assert isinstance(aug, DrawAugmentation)
-    assert aug.copy_paste.bank is None
+    assert isinstance(aug.copy_paste.sources, SameImage)
 
 
 def test_labels_can_be_written_as_json():

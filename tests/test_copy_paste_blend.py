@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from proofs.copy_paste_laws import PIXEL_TOLERANCE, warped
 from proofs.random_scenes import rectangle, rle_of
-from smallobj_d2 import CopyPaste, Jitter, SourceRule
-from smallobj_d2.copy_paste.blend import cut, lay
+from smallobj_d2 import CopyPaste, Jitter, SameImage, SourceRule
+from smallobj_d2.copy_paste.blend import composite, cut
 from smallobj_d2.copy_paste.paste import Paste, Plan
 from smallobj_d2.masks.shapes import Window
 
@@ -53,7 +53,7 @@ def test_a_pasted_pixel_is_the_weighted_sum_of_the_warped_source_and_the_backgro
             continue
         paste = plan.pastes[0]
         result = image.copy()
-        copy_paste.draw(result, plan)
+        copy_paste.composite(result, plan)
         mask = np.zeros((60, 70))
         h, w = paste.mask.shape
         mask[paste.y : paste.y + h, paste.x : paste.x + w] = paste.mask
@@ -72,7 +72,7 @@ def test_the_soft_rim_is_half_the_kernel_wide_and_fades_outwards(blur):
     image = np.zeros((30, 30, 3), np.uint8)
     target = Window(10 - blur // 2, 10 - blur // 2, 8 + blur - 1, 8 + blur - 1)
     mask = np.pad(np.ones((8, 8), np.uint8), blur // 2)
-    lay(image, np.full((*mask.shape, 3), 255, np.uint8), mask, target, blur)
+    composite(image, np.full((*mask.shape, 3), 255, np.uint8), mask, target, blur)
     row = image[14, :, 0].astype(int)
     changed = np.flatnonzero(row)
     assert changed.tolist() == list(range(10 - blur // 2, 18 + blur // 2))
@@ -110,7 +110,7 @@ def test_copies_are_cut_before_the_first_is_laid():
     shift = [np.array([[1.0, 0, dx], [0, 1, 0]]) for dx in (4, -4)]
     plan = Plan([], [Paste(shift[0], ones, 8, 8), Paste(shift[1], ones, 4, 8)])
     result = image.copy()
-    CopyPaste(allow_overlap=True).draw(result, plan)  # 4..8 to 8..12, then 8..12 to 4..8
+    CopyPaste(allow_overlap=True).composite(result, plan)  # 4..8 to 8..12, then 8..12 to 4..8
     assert (result[8:12, 8:12] == image[8:12, 4:8]).all()
     assert (result[8:12, 4:8] == image[8:12, 8:12]).all()
 
@@ -122,7 +122,7 @@ def test_sources_at_the_border_and_masks_of_one_pixel_can_be_pasted(blur):
     pixel[39, 0] = 1
     things = [rectangle(0, 0, 6, 6), rectangle(0, 39, 1, 1, segmentation=rle_of(pixel))]
     rule = SourceRule(inside=False)
-    copy_paste = CopyPaste(copies=4, sources=rule, jitter=Jitter((1, 1.2)), blur=blur)
+    copy_paste = CopyPaste(copies=4, sources=SameImage(rule), jitter=Jitter((1, 1.2)), blur=blur)
     result, after = copy_paste(image, things, np.random.default_rng(0))
     assert {a["copy_paste"]["source"] for a in after[2:]} == {0, 1}
     assert (result != image).any()
@@ -136,5 +136,5 @@ def test_images_that_are_views_of_others_work(flip):
     same, _ = CopyPaste()(image[flip].copy(), [thing], np.random.default_rng(0))
     assert (result == same).all()
     view = image.copy()[flip]
-    CopyPaste().draw(view, CopyPaste().plan([thing], 60, 70, np.random.default_rng(0)))
+    CopyPaste().composite(view, CopyPaste().plan([thing], 60, 70, np.random.default_rng(0)))
     assert (view == same).all()

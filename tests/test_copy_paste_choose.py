@@ -11,18 +11,26 @@ from scipy.stats import chisquare
 
 from proofs.random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
-from smallobj_d2.copy_paste.choose import Candidates
+from smallobj_d2.copy_paste.choose import Candidate, Candidates
 from smallobj_d2.copy_paste.scene import Scene
 
 
+def numbers(candidates):
+    return [c.origin["source"] for c in candidates]
+
+
 def candidates(annotations, height=100, width=100, **rule):
-    return list(SourceRule(**rule).candidates(Scene(annotations, height, width)))
+    return numbers(SourceRule(**rule).candidates(Scene(annotations, height, width)))
 
 
 def chosen(strategy, n, share=0.5, seed=0):
     rng = np.random.default_rng(seed)
-    candidates = Candidates(list(range(10, 10 + n)), lambda i: True)
-    return list(STRATEGIES.get(strategy)(candidates, share, rng))
+    candidates = Candidates(range(10, 10 + n), lambda i: True, a_candidate)
+    return numbers(CopyPaste(strategy=strategy, multiple_share=share).choose(candidates, rng))
+
+
+def a_candidate(i):
+    return Candidate({"area": 5}, lambda: None, {"source": i})
 
 
 # --- strategies
@@ -81,7 +89,7 @@ def test_each_chosen_object_is_pasted_as_often_as_copies_says(strategy, copies, 
 
 
 def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
-    monkeypatch.setitem(STRATEGIES._obj_map, "last", lambda c, share, rng: c[-1:])
+    monkeypatch.setitem(STRATEGIES._things, "last", lambda candidates, rng: candidates[-1:])
     annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
     plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
     assert plan.annotations[2]["copy_paste"]["source"] == 1
@@ -93,7 +101,7 @@ def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 10**6))
 def test_candidates_are_a_list_of_what_is_allowed(allowed, n, seed):
-    found = Candidates(list(range(len(allowed))), allowed.__getitem__)
+    found = Candidates(range(len(allowed)), allowed.__getitem__, int)
     expected = [i for i, a in enumerate(allowed) if a]
     assert list(found) == found[:] == expected
     assert [found[i] for i in range(len(found))] == expected
@@ -104,7 +112,7 @@ def test_candidates_are_a_list_of_what_is_allowed(allowed, n, seed):
 
 
 def test_each_pair_of_allowed_objects_is_picked_equally_often_in_both_orders():
-    candidates = Candidates(list(range(6)), {1, 2, 5}.__contains__)
+    candidates = Candidates(range(6), {1, 2, 5}.__contains__, int)
     rng = np.random.default_rng(0)
     counts = Counter(tuple(candidates.pick(2, rng)) for _ in range(3000))
     assert len(counts) == 6
@@ -113,7 +121,7 @@ def test_each_pair_of_allowed_objects_is_picked_equally_often_in_both_orders():
 
 def test_picking_one_of_many_looks_at_few_and_at_none_twice():
     asked = []
-    candidates = Candidates(list(range(100)), lambda i: not asked.append(i))
+    candidates = Candidates(range(100), lambda i: not asked.append(i), int)
     rng = np.random.default_rng(0)
     candidates.pick(1, rng)
     assert len(asked) == 1
@@ -233,7 +241,8 @@ def test_the_candidates_are_those_of_a_check_on_the_whole_image(seed):
             expected.append(i)
         if share < 1 and abs(hidden - share * n) <= slack:
             tolerated.append(i)
-    assert set(rule.candidates(Scene(annotations, height, width))) ^ set(expected) <= set(tolerated)
+    found = numbers(rule.candidates(Scene(annotations, height, width)))
+    assert set(found) ^ set(expected) <= set(tolerated)
 
 
 def test_a_ring_around_an_object_does_not_cover_it():
@@ -242,6 +251,31 @@ def test_a_ring_around_an_object_does_not_cover_it():
     inner = [v for t in turns[::-1] for v in (50 + 20 * cos(t), 50 + 20 * sin(t))]
     ring = rectangle(20, 20, 60, 60, area=1500, segmentation=[outer + inner])
     assert candidates([ring, rectangle(45, 45, 10, 10)], max_covered=0) == [1]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_very_many_instances_need_neither_long_nor_much_memory(apart):
+    """A table of all pairs of 100,000 would have 10 billion cells."""
+    n = 100_000
+    places = [(2 + 3 * (i % 350), 2 + 3 * (i // 350)) if apart else (500, 400) for i in range(n)]
+    things = [rectangle(x, y, 2, 2) for x, y in places]
+    scene = Scene(things, 1000, 1100)
+    neighbours = scene.neighbours(range(n))
+    assert len(neighbours(7)) == (0 if apart else n - 1)
+    chosen = SourceRule().candidates(scene).pick(3, np.random.default_rng(0))
+    assert len(chosen) == (3 if apart else 0)
+
+
+@given(st.integers(0, 10**6))
+def test_neighbours_are_found_alike_by_table_and_by_index(seed):
+    rng = np.random.default_rng(seed)
+    things = [rectangle(*rng.integers(0, 40, 2), *rng.integers(0, 9, 2)) for _ in range(12)]
+    scene = Scene(things, 60, 60)
+    table = scene.neighbours(range(12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smallobj_d2.copy_paste.scene._AT_ONCE", 0)
+        index = scene.neighbours(range(12))
+    assert [table(i) for i in range(12)] == [index(i) for i in range(12)]
 
 
 # --- wrong rules

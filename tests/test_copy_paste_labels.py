@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proofs.random_scenes import annotation_of, outline, raster, rectangle, rle_of
-from smallobj_d2 import CopyPaste, Jitter, SourceRule
+from smallobj_d2 import CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.copy_paste.labels import uncovered
 from smallobj_d2.masks.shapes import shape_of
 
@@ -113,7 +113,7 @@ def test_a_box_without_mask_shrinks_to_what_is_left():
 def overlapping(annotations, size, **options):
     """Copies of the small objects pasted over a crowded image, with overlap allowed."""
     copy_paste = CopyPaste(
-        allow_overlap=True, sources=SourceRule(max_covered=1), jitter=STILL, **options
+        allow_overlap=True, sources=SameImage(SourceRule(max_covered=1)), jitter=STILL, **options
     )
     return copy_paste.plan(annotations, size, size, np.random.default_rng(0))
 

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proofs.copy_paste_laws import check
-from proofs.random_scenes import random_options, random_scene, rectangle, rle_of
-from smallobj_d2 import CopyPaste, Jitter, SmallObjError, SourceRule, get_cfg, load_coco
+from proofs.random_scenes import random_options, random_scene, raster, rectangle, rle_of
+from smallobj_d2 import CopyPaste, Jitter, SameImage, SmallObjError, SourceRule, get_cfg, load_coco
 from smallobj_d2.copy_paste.paste import _warn_of_cap
 
 DATASETS = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -46,7 +46,9 @@ def test_the_laws_are_put_to_the_test_by_every_kind_of_annotation(kind):
         image, annotations = random_scene(rng, kinds=[kind], low=200, high=300, most=8)
         rule = SourceRule(connected=False, max_covered=1, boxes=True)
         for options in ({}, {"allow_overlap": True}, {"blur": 5, "gap": 0}):
-            counts += check(image, annotations, CopyPaste(copies=5, sources=rule, **options), seed)
+            counts += check(
+                image, annotations, CopyPaste(copies=5, sources=SameImage(rule), **options), seed
+            )
     assert counts["copies pasted"] > 30
     assert counts["masks are apart by COCO's tools"] > 100
 
@@ -106,7 +108,9 @@ def test_copies_for_which_there_is_no_place_are_given_up_and_counted():
     full = rectangle(0, 0, 60, 60, area=3600.0, segmentation=rle_of(np.ones((60, 60), np.uint8)))
     rule = SourceRule(max_covered=1)
     things = [rectangle(20, 20, 5, 5), full]
-    plan = CopyPaste(copies=7, sources=rule).plan(things, 60, 60, np.random.default_rng(0))
+    plan = CopyPaste(copies=7, sources=SameImage(rule)).plan(
+        things, 60, 60, np.random.default_rng(0)
+    )
     assert (plan.tried, plan.pasted, plan.given_up, plan.capped) == (7, 0, 7, 0)
     assert plan.annotations == things
 
@@ -130,7 +134,7 @@ def test_planning_needs_no_pixels_and_drawing_no_generator():
     image = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
     plan = CopyPaste().plan(things, 80, 90, np.random.default_rng(5))
     drawn = image.copy()
-    CopyPaste().draw(drawn, plan)
+    CopyPaste().composite(drawn, plan)
     result, after = CopyPaste()(image, things, np.random.default_rng(5))
     assert (drawn == result).all()
     assert after == plan.annotations
@@ -172,7 +176,7 @@ def test_degenerate_annotations_obey_the_laws(case, options):
     for inside in (True, False):
         rule = SourceRule(inside=inside, connected=inside, max_covered=0.1 if inside else 1)
         for seed in range(5):
-            check(image, annotations, CopyPaste(copies=3, sources=rule, **options), seed)
+            check(image, annotations, CopyPaste(copies=3, sources=SameImage(rule), **options), seed)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (9, 9), (10, 10), (11, 300)])
@@ -181,7 +185,7 @@ def test_tiny_images_obey_the_laws(size, overlap):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     rule = SourceRule(inside=False)
     for options in ({}, {"margin": 0, "gap": 0, "blur": 5}):
-        copy_paste = CopyPaste(copies=3, allow_overlap=overlap, sources=rule, **options)
+        copy_paste = CopyPaste(copies=3, allow_overlap=overlap, sources=SameImage(rule), **options)
         check(image, [rectangle(0, 0, 1, 1)], copy_paste, 0)
 
 
@@ -200,7 +204,7 @@ def test_coordinates_that_are_no_numbers_are_refused_and_nothing_hangs(value):
     image = np.zeros((64, 64, 3), np.uint8)
     for bad in (polygon, box):
         with pytest.raises(SmallObjError, match=r"^Annotation 0.* must be.* finite"):
-            check(image, [bad, thing], CopyPaste(sources=SourceRule(boxes=True)), 0)
+            check(image, [bad, thing], CopyPaste(sources=SameImage(SourceRule(boxes=True))), 0)
 
 
 # --- wrong use
@@ -221,7 +225,7 @@ def test_an_image_of_another_kind_is_refused_with_what_it_is(image):
     with pytest.raises(SmallObjError, match=r"takes an \(H, W, 3\) uint8"):
         CopyPaste()(image, [], np.random.default_rng(0))
     with pytest.raises(SmallObjError, match=r"takes an \(H, W, 3\) uint8"):
-        CopyPaste().draw(image, CopyPaste().plan([], 20, 20, np.random.default_rng(0)))
+        CopyPaste().composite(image, CopyPaste().plan([], 20, 20, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_a_value_that_means_nothing_is_refused_by_key_value_and_rule(options):
 
 
 def test_an_unknown_strategy_is_refused_with_those_there_are():
-    with pytest.raises(SmallObjError, match="'some'; there are: all, multiple, single"):
+    with pytest.raises(SmallObjError, match=r"'some', .*; there are: all, multiple, single"):
         CopyPaste(strategy="some")
 
 
@@ -266,7 +270,7 @@ def test_the_config_says_everything():
             strategy="multiple",
             copies=3,
             multiple_share=0.25,
-            sources=SourceRule(500.0, False, False, 0.4, True),
+            sources=SameImage(SourceRule(500.0, False, False, 0.4, True)),
             jitter=Jitter((0.5, 2.0), (-5.0, 50.0)),
             margin=7,
             gap=2,
@@ -280,3 +284,104 @@ def test_the_config_says_everything():
 
 def test_the_defaults_of_the_config_and_of_the_class_are_the_same():
     assert vars(CopyPaste.from_config(get_cfg())) == vars(CopyPaste())
+
+
+# --- What else is given to it
+
+
+def square_mask(x, y, side, dtype=bool, value=1):
+    mask = np.zeros((60, 70), dtype)
+    mask[y : y + side, x : x + side] = value
+    return mask
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(bool, 1), (np.uint8, 1), (np.uint8, 255)])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_masks_may_be_arrays_and_stay_arrays(dtype, value, overlap):
+    """What is pasted is what the same masks as RLE give."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    places = [(9, 9, 10), (30, 30, 8), (24, 36, 9)]
+    arrays = [
+        rectangle(x, y, n, n, segmentation=square_mask(x, y, n, dtype, value)) for x, y, n in places
+    ]
+    rles = [rectangle(x, y, n, n, segmentation=rle_of(square_mask(x, y, n))) for x, y, n in places]
+    copy_paste = CopyPaste(
+        copies=3, allow_overlap=overlap, sources=SameImage(SourceRule(max_covered=1))
+    )
+    result, after = copy_paste(image, arrays, 3)
+    expected, labels = copy_paste(image, rles, 3)
+    assert (result == expected).all()
+    assert len(after) == len(labels) > 3
+    for label, want in zip(after, labels, strict=True):
+        mask = label["segmentation"]
+        assert (mask.dtype, mask.shape) == (dtype, (60, 70))
+        assert set(np.unique(mask)) == {0, value}
+        assert ((mask > 0) == raster(want["segmentation"], 60, 70)).all()
+        assert label["bbox"] == want["bbox"]
+
+
+@pytest.mark.parametrize("mask", [np.ones((3, 4), bool), np.ones((60, 70)), np.ones((1, 60, 70))])
+def test_an_array_that_is_no_mask_of_the_image_is_refused(mask):
+    image = np.zeros((60, 70, 3), np.uint8)
+    with pytest.raises(SmallObjError, match="Annotation 0: An array in `segmentation` has shape"):
+        CopyPaste()(image, [rectangle(9, 9, 5, 5, segmentation=mask)], 0)
+
+
+def test_a_seed_is_as_good_as_a_generator():
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    one, two = (CopyPaste()(image, [rectangle(9, 9, 5, 5)], r) for r in (4, np.int64(4)))
+    three = CopyPaste()(image, [rectangle(9, 9, 5, 5)], np.random.default_rng(4))
+    assert one[1] == two[1] == three[1]
+    for wrong in (-1, None, np.random.RandomState(0), 0.5):
+        with pytest.raises(SmallObjError, match=r"numpy\.random\.Generator"):
+            CopyPaste()(image, [], wrong)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
+    image = np.zeros((60, 70, 3), np.uint8)
+    thing = rectangle(30, 30, 15, 20)
+    thing["bbox"] = [30, 30, 45, 50]
+    if not masks:
+        del thing["segmentation"]
+    del thing["bbox_mode"]
+    with pytest.raises(SmallObjError, match=r"Annotation 0 has bbox .* add bbox_mode 0"):
+        CopyPaste()(image, [thing], 0)
+    CopyPaste()(image, [{**thing, "bbox_mode": 0}], 0)
+    CopyPaste()(image, [{**thing, "bbox": [30, 30, 15, 20]}], 0)
+
+
+def test_copies_that_own_no_pixel_are_counted_apart():
+    sliver = rectangle(20.3, 9.3, 0.01, 30.0, area=0.3)
+    plan = CopyPaste(copies=5).plan([sliver], 60, 60, 0)
+    assert (plan.tried, plan.empty, plan.given_up, plan.pasted) == (5, 5, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle"])
+def test_a_copy_larger_than_the_image_is_given_up_before_it_is_made(kind):
+    mask = np.zeros((60, 70), np.uint8)
+    mask[20:40, 20:40] = 1
+    thing = rectangle(20, 20, 20, 20)
+    if kind == "rle":
+        thing["segmentation"] = rle_of(mask)
+    plan = CopyPaste(jitter=Jitter((100, 100)), copies=3).plan([thing], 60, 70, 0)
+    assert (plan.tried, plan.given_up, plan.pasted) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("COPIES", lambda: CopyPaste(copies=10**20)),
+        ("COPIES", lambda: CopyPaste(copies=1e20)),
+        ("GAP", lambda: CopyPaste(gap=100_000)),
+        ("MARGIN", lambda: CopyPaste(margin=10**9)),
+        ("MAX_PASTES", lambda: CopyPaste(max_pastes=10**9)),
+        ("BLUR", lambda: CopyPaste(blur=100_001)),
+        ("SCALE", lambda: Jitter((10_000, 10_000))),
+        ("SCALE", lambda: Jitter((1e-9, 1))),
+        ("ROTATION", lambda: Jitter(rotation=(0, 1e9))),
+    ],
+)
+def test_values_beyond_all_use_are_refused_with_the_rule(key, wrong):
+    with pytest.raises(SmallObjError, match=rf"SMALLOBJ\.{key} is .*; it must be .*\d"):
+        wrong()

@@ -380,11 +380,11 @@ def test_each_defect_of_a_json_is_named(tmp_path, caplog, name):
 @pytest.mark.parametrize("name", [n for n, c in CORPUS.items() if KINDS[c[1]][0] != "error"])
 def test_what_the_loader_lets_pass_can_be_pasted(tmp_path, name):
     """Harmless is what does no harm later."""
-    from smallobj_d2.copy_paste import CopyPaste, SourceRule
+    from smallobj_d2.copy_paste import CopyPaste, SameImage, SourceRule
 
     data = good()
     CORPUS[name][0](data)
-    copy_paste = CopyPaste(sources=SourceRule(connected=False, boxes=True))
+    copy_paste = CopyPaste(sources=SameImage(SourceRule(connected=False, boxes=True)))
     for record in load_coco(write(tmp_path, data), tmp_path).records:
         size = record["height"], record["width"]
         if max(size) > 1000:

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import logging
 import os
 import random
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,39 @@ import torch
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.config import LazyCall, instantiate
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.augmentation import draw_state
+from smallobj_d2.augmentation import DrawAugmentation, draw_state
 from smallobj_d2.config import load_cfg
+from smallobj_d2.copy_paste import CopyPaste
 from smallobj_d2.datasets.coco import get_records, load_coco
 from smallobj_d2.datasets.synthetic import make_dataset
+from smallobj_d2.engines import detectron2
 from smallobj_d2.engines.detectron2 import (
     MAPPERS,
     Checkpointer,
     SmallObjectMapper,
     Trainer,
     build_train_loader,
+    oversampling_sampler,
+    sampler_from_config,
+    with_areas,
 )
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
+from smallobj_d2.sizes import has_small
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
@@ -333,10 +351,115 @@ def test_in_the_stock_loader_the_share_holds_by_chance(scenes, reading):
     assert 65 < augmented < 135
 
 
+@pytest.fixture
+def registered(tmp_path, forget_datasets) -> str:
+    """Scenes as `register_coco_instances` registers them: without `area`."""
+    path = make_dataset(tmp_path, "stock", 16, seed=4, size=160, progress=False)
+    register_coco_instances("stock_scenes", {}, str(path), str(path.parent / "images"))
+    return "stock_scenes"
+
+
+FOR_STOCK = ["INPUT.MASK_FORMAT", "bitmask", "DATASETS.TRAIN", "('stock_scenes',)"]
+FOR_STOCK += ["MODEL.ROI_HEADS.NUM_CLASSES", "6", "DATALOADER.NUM_WORKERS", "0", "SEED", "1"]
+FOR_STOCK += ["SOLVER.IMS_PER_BATCH", "4"]
+
+
+def first_samples(loader: Any, batches: int = 5) -> list[dict[str, Any]]:
+    return [s for batch in islice(iter(loader), batches) for s in batch]
+
+
+@pytest.mark.parametrize("name", ["aug", "beyond/bank"])
+def test_datasets_of_detectron2_are_augmented_in_its_own_loader(registered, name):
+    cfg = config(name, *FOR_STOCK)
+    loader = build_detection_train_loader(cfg, mapper=SmallObjectMapper(cfg, True))
+    samples = first_samples(loader)
+    assert any(any(s["pasted"]) for s in samples)
+    assert not all(all(s["pasted"]) for s in samples)
+
+
+def test_a_missing_area_is_measured_once_for_each_image(registered, monkeypatch):
+    cfg = config("aug", *FOR_STOCK)
+    measured = []
+    monkeypatch.setattr(detectron2, "mask_area", lambda a, h, w: measured.append(a) or 100.0)
+    record = next(r for r in get_detection_dataset_dicts([registered]) if r["annotations"])
+    assert "area" not in record["annotations"][0]
+    mapper = SmallObjectMapper(cfg, True)
+    for _ in range(3):
+        mapper(copy.deepcopy(record))
+    assert len(measured) == len(record["annotations"])
+
+
+def test_a_measured_area_is_that_of_the_json(registered):
+    json_file = MetadataCatalog.get(registered).json_file
+    areas = {a["id"]: a["area"] for a in json.loads(Path(json_file).read_text())["annotations"]}
+    records = with_areas(get_detection_dataset_dicts([registered]))
+    theirs = sorted(areas.values())
+    ours = sorted(a["area"] for r in records for a in r["annotations"])
+    assert len(ours) > 50
+    assert set(ours) <= set(theirs)
+
+
+def test_records_without_a_size_get_that_of_the_image(registered):
+    records = DatasetCatalog.get(registered)
+    bare = [{k: v for k, v in r.items() if k not in ("height", "width")} for r in records]
+    for record, complete in zip(records, with_areas(bare), strict=True):
+        assert (complete["height"], complete["width"]) == (record["height"], record["width"])
+    DatasetCatalog.register("bare_scenes", lambda: bare)
+    cfg = config("aug", *FOR_STOCK, "DATASETS.TRAIN", "('bare_scenes',)")
+    assert any(any(s["pasted"]) for s in first_samples(build_train_loader(cfg)))
+    mapper = SmallObjectMapper(cfg, True)
+    assert any(any(mapper(copy.deepcopy(r))["pasted"]) for r in bare if r["annotations"])
+
+
+def test_oversampling_in_detectron2s_loader_is_a_sampler(registered, caplog):
+    cfg = config("oversample_3x", *FOR_STOCK)
+    dicts = get_detection_dataset_dicts([registered])
+    with caplog.at_level(logging.WARNING):
+        mapper = SmallObjectMapper(cfg, True)
+    assert "SMALLOBJ.OVERSAMPLING_FACTOR 3 takes effect in" in caplog.text
+    caplog.clear()
+    sampler = sampler_from_config(cfg, dicts)
+    small = [has_small(r["annotations"]) for r in with_areas(dicts)]
+    assert 0 < sum(small) < len(small)
+    epoch = sum(3 if s else 1 for s in small)
+    drawn = Counter(islice(iter(sampler), epoch))
+    assert [drawn[i] for i in range(len(small))] == [3 if s else 1 for s in small]
+    loader = build_detection_train_loader(cfg, mapper=mapper, dataset=dicts, sampler=sampler)
+    assert len(first_samples(loader, 1)) == 4
+    build_train_loader(cfg)
+    assert "takes effect" not in caplog.text  # there it does
+
+
+def test_a_lazy_config_can_ask_for_all_of_it(registered):
+    pasting = LazyCall(DrawAugmentation)(
+        copy_paste=LazyCall(CopyPaste)(strategy="multiple", copies=3), seed=0, probability=1.0
+    )
+    dicts = LazyCall(get_detection_dataset_dicts)(names=registered)
+    loader = instantiate(
+        LazyCall(build_detection_train_loader)(
+            dataset=dicts,
+            mapper=LazyCall(SmallObjectMapper)(
+                is_train=True,
+                augmentations=[LazyCall(T.RandomFlip)()],
+                image_format="BGR",
+                use_instance_mask=True,
+                instance_mask_format="bitmask",
+                augmentation=pasting,
+            ),
+            sampler=LazyCall(oversampling_sampler)(dataset=dicts, factor=2.0, seed=0),
+            total_batch_size=4,
+            num_workers=0,
+        )
+    )
+    assert any(any(s["pasted"]) for s in first_samples(loader))
+
+
 def test_the_mapper_is_chosen_by_name(scenes, monkeypatch):
     assert MAPPERS.get("SmallObjectMapper") is SmallObjectMapper
     cfg = config("baseline", "SMALLOBJ.MAPPER", "Mine", "SEED", "1")
-    with pytest.raises(SmallObjError, match=r"MAPPER is 'Mine'; there are: .*SmallObjectMapper"):
+    with pytest.raises(
+        SmallObjError, match=r"MAPPER is 'Mine', .*; there are: .*SmallObjectMapper"
+    ):
         build_train_loader(cfg)
 
 

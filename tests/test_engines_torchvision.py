@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
-from smallobj_d2.engines import folder, seed_and_device
+from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
-from smallobj_d2.engines.folder import close_logging, locked
+from smallobj_d2.engines.folder import close_logging, last_checkpoint, locked
 from smallobj_d2.engines.launch import launch
 from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_mask
@@ -34,7 +34,6 @@ from smallobj_d2.engines.torchvision.trainer import (
     Trainer,
     build_optimizer,
     build_schedule,
-    last_checkpoint,
 )
 from smallobj_d2.engines.torchvision.weights import convert_names, load_weights, read_weights
 from smallobj_d2.engines.weights import check_weights
@@ -912,9 +911,9 @@ def test_a_new_run_cannot_resume_an_older_ones_checkpoint(cfg, monkeypatch):
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir()
     (output / "last_checkpoint").write_text("model_old.pth")
-    with pytest.raises(SmallObjError, match=r"names model_old\.pth, which is not there"):
+    with pytest.raises(SmallObjError, match=r"names 'model_old\.pth', which is not there"):
         engine.main(cfg, resume=True)
-    with run.running(cfg, "torchvision"):
+    with run.running(cfg, "torchvision", overwrite=True):
         assert last_checkpoint(output) is None
 
 

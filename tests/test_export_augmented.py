@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from smallobj_d2.augmentation import build_augmentation, give_bank
+from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco, register_from_config
 from smallobj_d2.datasets.synthetic import make_dataset
@@ -97,8 +97,7 @@ def online(cfg):
     """Image and annotations of each draw of the first epoch, as the mappers make them."""
     records, factors = training_data(cfg)
     stream = Stream(factors, cfg.SEED)
-    augmentation = build_augmentation(cfg, cfg.SEED)
-    give_bank(augmentation, cfg, records, lambda r: pixels(r["file_name"]))
+    augmentation = build_augmentation(cfg, cfg.SEED, records, lambda r: pixels(r["file_name"]))
     for k in range(len(stream)):
         record = {**records[stream[k].index], "draw": stream[k]}
         image = pixels(record["file_name"]).copy()

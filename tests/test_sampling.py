@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smallobj_d2.config import get_cfg
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS, Draw, Stream, repeat_factors
+from smallobj_d2.sampling import REPEAT_FACTORS, Draw, Stream, factors_from_config, repeat_factors
 
 NUM_COCO = 118_287
 
@@ -44,13 +44,13 @@ def test_what_is_small_is_a_parameter():
 def test_the_default_sampler_reads_the_config():
     cfg = get_cfg()
     cfg.SMALLOBJ.OVERSAMPLING_FACTOR = 3.0
-    factors = SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)([SMALL, LARGE], cfg)
+    factors = REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER]([SMALL, LARGE], cfg)
     assert factors.tolist() == [3, 1]
 
 
 @pytest.mark.parametrize("factor", [0.99, 0, -1, float("nan")])
 def test_a_factor_below_one_is_refused(factor):
-    with pytest.raises(SmallObjError, match="OVERSAMPLING_FACTOR"):
+    with pytest.raises(SmallObjError, match=r"OVERSAMPLING_FACTOR"):
         repeat_factors([SMALL], factor)
 
 
@@ -219,3 +219,18 @@ def test_what_cannot_be_drawn_from_is_refused(factors, seed, message):
 def test_there_is_nothing_before_the_first_draw():
     with pytest.raises(IndexError):
         Stream([1], 0)[-1]
+
+
+def test_an_epoch_longer_than_memory_is_refused():
+    with pytest.raises(SmallObjError, match=r"OVERSAMPLING_FACTOR is .*to 1000"):
+        repeat_factors([SMALL], 1e12)
+    with pytest.raises(SmallObjError, match=r"An epoch would have 1e.12 draws"):
+        Stream([1e12], 0)
+
+
+def test_factors_that_are_not_one_for_each_image_are_refused():
+    cfg = get_cfg()
+    REPEAT_FACTORS.add("one_too_few_of_a_test", lambda records, cfg: [1.0] * (len(records) - 1))
+    cfg.SMALLOBJ.SAMPLER = "one_too_few_of_a_test"
+    with pytest.raises(SmallObjError, match=r"shape \(1,\) for 2 images"):
+        factors_from_config([SMALL, LARGE], cfg)

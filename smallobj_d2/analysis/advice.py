@@ -11,7 +11,7 @@ from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.presented import Presented
 from smallobj_d2.analysis.protocols import training_protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, Table, percent
-from smallobj_d2.copy_paste import STRATEGIES, CopyPaste
+from smallobj_d2.copy_paste import CopyPaste, SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.sizes import SMALL_AREA
 
@@ -54,7 +54,7 @@ def find_sources(
         cfg: a config with ``SMALLOBJ``; whether ``COPY_PASTE`` is on does not matter here.
         progress: show a progress bar.
     """
-    copy_paste = CopyPaste.from_config(cfg)
+    rule, copy_paste = SourceRule.from_config(cfg), CopyPaste.from_config(cfg)
     rng = np.random.default_rng(0)
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
@@ -68,12 +68,11 @@ def find_sources(
     ):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
-        candidates = copy_paste.sources.candidates(scene)
+        candidates = rule.candidates(scene)
         found.append(len(candidates))
         copies = 0
         if candidates:
-            strategy = STRATEGIES.get(copy_paste.strategy)
-            copies = len(strategy(candidates, copy_paste.multiple_share, rng)) * copy_paste.copies
+            copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies
         wanted.append(min(copies, copy_paste.max_pastes))
     return Sources(
         small_images=len(small),

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects, ObjectsBuilder
-from smallobj_d2.augmentation import build_augmentation, give_bank
+from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.sampling import SAMPLERS, Stream
+from smallobj_d2.sampling import Stream, factors_from_config
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Presented:
     pasted: int
     given_up: int
     """Copies for which there was no free place."""
+    empty: int
+    """Copies that own no pixel."""
     capped: int
     """Copies over SMALLOBJ.MAX_PASTES."""
 
@@ -73,17 +75,13 @@ def presented(
         records = _Chosen(records, (ranges[1:] > ranges[:-1]).nonzero()[0].tolist())
     if not len(records):
         raise SmallObjError("There is no image with an annotation that is not a crowd.")
-    if cfg.SMALLOBJ.SAMPLER not in SAMPLERS:
-        known = ", ".join(name for name, _ in SAMPLERS)
-        raise SmallObjError(f"SMALLOBJ.SAMPLER is {cfg.SMALLOBJ.SAMPLER!r}; there are: {known}.")
     seed = max(cfg.SEED, 0)
-    stream = Stream(SAMPLERS.get(cfg.SMALLOBJ.SAMPLER)(records, cfg), seed)
-    augmentation = build_augmentation(cfg, seed)
-    give_bank(augmentation, cfg, records, _blank, progress=progress)
+    stream = Stream(factors_from_config(records, cfg), seed)
+    augmentation = build_augmentation(cfg, seed, records, _blank, progress=progress)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)
     builder = ObjectsBuilder()
-    augmented = tried = pasted = given_up = capped = 0
+    augmented = tried = pasted = given_up = empty = capped = 0
     for position in tqdm(
         range(count),
         desc="Draws of the config",
@@ -99,12 +97,13 @@ def presented(
             tried += plan.tried
             pasted += plan.pasted
             given_up += plan.given_up
+            empty += plan.empty
             capped += plan.capped
         image = builder.add_image(record["height"], record["width"])
         for annotation in plan.annotations if plan else record["annotations"]:
             builder.add(image, annotation)
     share = count / whole * epochs
-    return Presented(builder.build(), share, augmented, tried, pasted, given_up, capped)
+    return Presented(builder.build(), share, augmented, tried, pasted, given_up, empty, capped)
 
 
 def _blank(record: Mapping[str, Any]) -> NDArray[np.uint8]:

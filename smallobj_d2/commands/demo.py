@@ -38,8 +38,8 @@ def main() -> int:
 
     args.out.mkdir(parents=True, exist_ok=True)
     sheet = args.out / "contact_sheet.png"
-    engine = load_engine(args.engine)
     cfg = load_cfg(CONFIG, args.opts)
+    engine = load_engine(args.engine)
     dataset = engine.build_train_loader(cfg).dataset
     positions = augmented_positions(dataset, args.num)
     training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
@@ -50,7 +50,10 @@ def main() -> int:
     print("3. Training and evaluation", flush=True)
     run = args.out / "run"
     code = train_net.main(
-        ["--config", str(CONFIG), "--engine", args.engine, "OUTPUT_DIR", str(run), *args.opts]
+        [
+            *("--config", str(CONFIG), "--engine", args.engine, "--overwrite"),
+            *("OUTPUT_DIR", str(run), *args.opts),
+        ]
     )
     if code:
         return code

@@ -27,7 +27,6 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     args = parser.parse_args()
     try:
-        engine = load_engine(args.engine)
         opts = list(args.opts)
         if args.dataset:
             opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
@@ -36,6 +35,7 @@ def main() -> None:
             cfg.defrost()
             cfg.SEED = 0
             cfg.freeze()
+        engine = load_engine(args.engine)
         dataset = engine.build_train_loader(cfg).dataset
         positions = args.positions or augmented_positions(dataset, args.num)
         if not positions:

@@ -1,11 +1,13 @@
 """Beyond the paper: small objects of other images, cut out and kept in memory.
 
-Pasting objects of another image at each draw would mean reading that image, too. The bank has them
-at hand: of a number of training images the objects that may be copied, each with the pixels around
-it. It is a few arrays, which forked loader workers share; nothing is read after it is made.
+Pasting objects of another image at each draw would mean reading that image, too. The bank keeps
+them in memory: of a number of training images the objects that may be copied, each with the pixels
+around it. It is a few arrays, which forked loader workers share; later nothing is read.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from smallobj_d2.copy_paste.blend import Image
-from smallobj_d2.copy_paste.choose import SourceRule
+from smallobj_d2.copy_paste.choose import Candidate, Candidates, SourceRule
 from smallobj_d2.copy_paste.labels import moved_annotation
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.datasets.records import PackedRecords
@@ -22,6 +24,8 @@ from smallobj_d2.masks.shapes import Annotation, Shape, Window, shape_of
 
 RIM = 6
 """Pixels kept around an object; a softened edge shows some of them."""
+
+_NAMELESS = 0
 
 ReadImage = Callable[[Mapping[str, Any]], NDArray[np.uint8] | None]
 """A dataset dict to its image, (H, W, 3) uint8; or to None, to leave it out."""
@@ -36,6 +40,8 @@ class Cutout(NamedTuple):
     """In coordinates of these pixels."""
     origin: dict[str, Any]
     """``image``, the id of the image that it comes from, and ``source``, that of its annotation."""
+    corner: tuple[int, int]
+    """(x, y), where these pixels lie in that image."""
 
     def shape(self) -> Shape:
         """Its shape, in coordinates of these pixels."""
@@ -43,13 +49,19 @@ class Cutout(NamedTuple):
 
 
 class ObjectBank:
-    """Objects that may be copied, by the image that they come from.
+    """Objects of other images, as `smallobj_d2.copy_paste.sources.Sources`.
+
+    Each draw takes the objects of one of its images, chosen at random; never those of the image
+    that is augmented.
 
     Args:
         donors: of each image its objects, one at least.
+        names: of each image its name, or None.
     """
 
-    def __init__(self, donors: Sequence[Sequence[Cutout]]) -> None:
+    def __init__(
+        self, donors: Sequence[Sequence[Cutout]], names: Sequence[str | None] | None = None
+    ) -> None:
         if not donors or not all(donors):
             raise SmallObjError("A bank needs objects: an image at least, and of each one object.")
         cutouts = [cutout for donor in donors for cutout in donor]
@@ -58,7 +70,32 @@ class ObjectBank:
         self._pixel_ends = np.cumsum([c.pixels.size for c in cutouts])
         self._pixels = np.concatenate([c.pixels.ravel() for c in cutouts])
         self._pixels.flags.writeable = False
-        self._labels = PackedRecords([{"a": c.annotation, "o": c.origin} for c in cutouts])
+        self._labels = PackedRecords(
+            [{"a": c.annotation, "o": c.origin, "c": c.corner} for c in cutouts]
+        )
+        hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
+        self._names = np.array(hashes, dtype=np.uint64)
+
+    def candidates(
+        self, scene: Scene, rng: np.random.Generator, image: str | None = None
+    ) -> Candidates:
+        """The objects of one of its images, chosen at random, but not of the image itself."""
+        itself = np.flatnonzero(self._names == _hash(image)) if image is not None else ()
+        chosen = int(rng.integers(self.images))
+        if len(itself) == self.images:
+            return self._of(range(0))
+        while chosen in itself:
+            chosen = int(rng.integers(self.images))
+        return self._of(self.of_image(chosen))
+
+    def _of(self, objects: range) -> Candidates:
+        def candidate(i: int) -> Candidate:
+            cutout = self[i]
+            return Candidate(
+                cutout.annotation, cutout.shape, cutout.origin, cutout.pixels, cutout.corner
+            )
+
+        return Candidates(objects, lambda _: True, candidate)
 
     @property
     def images(self) -> int:
@@ -90,7 +127,7 @@ class ObjectBank:
         end = int(self._pixel_ends[index])
         pixels = self._pixels[end - 3 * height * width : end].reshape(height, width, 3)
         label = self._labels[index]
-        return Cutout(pixels, label["a"], label["o"])
+        return Cutout(pixels, label["a"], label["o"], label["c"])
 
 
 def build_bank(
@@ -116,6 +153,7 @@ def build_bank(
         SmallObjError: if no image has an object that may be copied.
     """
     donors: list[list[Cutout]] = []
+    names: list[str | None] = []
     off = None if progress else True  # None: where it is no terminal
     with tqdm(total=images, desc="object bank", unit="img", disable=off) as bar:
         for index in rng.permutation(len(records)).tolist():
@@ -126,18 +164,29 @@ def build_bank(
             chosen = list(rule.candidates(scene))
             image = read(record) if chosen else None
             if image is not None:
-                donors.append([_cut_out(image, scene, i, record) for i in chosen])
+                donors.append([_cut_out(image, scene, c, record) for c in chosen])
+                names.append(record.get("file_name"))
                 bar.update()
-        bar.total = len(donors)
+        bar.total = len(donors)  # there may be fewer
     if not donors:
-        raise SmallObjError("No object of the training images may be copied: there is no bank.")
-    return ObjectBank(donors)
+        raise SmallObjError(
+            "No object of the training images may be copied, so SMALLOBJ.SOURCES cannot be 'bank'."
+        )
+    return ObjectBank(donors, names)
 
 
-def _cut_out(image: Image, scene: Scene, i: int, record: Mapping[str, Any]) -> Cutout:
-    annotation, shape = scene.annotations[i], scene.shape(i)
+def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[str, Any]) -> Cutout:
+    annotation, shape = candidate.annotation, candidate.shape
     x0, y0, x1, y1 = shape.bounds()
     around = Window.around(x0 - RIM, y0 - RIM, x1 + RIM, y1 + RIM)
     window = around.clipped(scene.width, scene.height)
     origin = {"image": record.get("image_id"), "source": annotation.get("id")}
-    return Cutout(window.of(image).copy(), moved_annotation(annotation, shape, window), origin)
+    moved = moved_annotation(annotation, shape, window)
+    return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
+
+
+def _hash(name: str | None) -> int:
+    """A number for a name: an array of them is shared by workers, and a list of names is not."""
+    if name is None:
+        return _NAMELESS
+    return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest(), "big") | 1

@@ -23,8 +23,8 @@ def cut(image: Image, matrix: NDArray[np.float64], target: Window) -> Image:
     return warp(image, matrix, target, cv2.BORDER_REPLICATE)
 
 
-def lay(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> None:
-    """Lay a copy on the image, in place.
+def composite(image: Image, patch: Image, mask: Mask, target: Window, blur: int) -> None:
+    """Composite a copy onto the image, in place.
 
     Args:
         image: (H, W, C) uint8.

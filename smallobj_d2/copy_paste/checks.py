@@ -1,4 +1,4 @@
-"""What copy-paste refuses, and in which words."""
+"""What copy-paste refuses, and with which message."""
 
 from typing import Any
 
@@ -32,6 +32,7 @@ def require_image(image: NDArray[Any]) -> None:
         )
 
 
-def is_whole(value: object, least: int) -> bool:
-    """Whether a value is a whole number and not below another."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+def is_whole(value: object, least: int, most: int) -> bool:
+    """Whether a value is a whole number in a range, both ends included."""
+    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_number and least <= value <= most  # type: ignore[operator]

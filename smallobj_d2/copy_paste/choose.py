@@ -1,85 +1,124 @@
 """Sections 4 and 5.3: which small objects of an image are copied."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import ceil
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
-from fvcore.common.registry import Registry
-from numpy.typing import NDArray
 
+from smallobj_d2.copy_paste.blend import Image
 from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.masks.shapes import Centres, Window
+from smallobj_d2.masks.shapes import Annotation, Centres, Mask, Shape, Window, has_mask
+from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, is_small
 
+_AT_ONCE = 64
+"""Neighbours looked at before it is asked whether an object is covered already."""
 
-class Candidates(Sequence[int]):
-    """The objects of an image that may be copied: indices of annotations, in their order.
 
-    Whether an object may be is found out when it first matters, because that costs time. `pick`
-    looks at few objects; everything else at all of them.
+class Candidate:
+    """An object that may be copied.
 
     Args:
-        possible: indices in their order, among them all that may be copied.
-        allowed: whether an index may.
+        annotation: its annotation.
+        shape: gives its shape, in the annotation's coordinates.
+        origin: where it comes from, for the label of a copy: ``source``, its place in the image's
+            list of annotations; or what an `ObjectBank` says.
+        pixels: (h, w, 3) uint8, what copies are cut from, in the annotation's coordinates; None for
+            the image that is augmented.
+        corner: (x, y), where these pixels lie in the image that the object comes from.
     """
 
-    def __init__(self, possible: list[int], allowed: Callable[[int], bool]) -> None:
-        self._possible, self._allowed = possible, cache(allowed)
+    def __init__(
+        self,
+        annotation: Annotation,
+        shape: Callable[[], Shape],
+        origin: Mapping[str, Any],
+        pixels: Image | None = None,
+        corner: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.annotation, self.origin = annotation, origin
+        self.pixels, self.corner = pixels, corner
+        self._shape = shape
 
-    def pick(self, n: int, rng: np.random.Generator) -> list[int]:
+    @property
+    def shape(self) -> Shape:
+        """Its shape, unpacked when it is first asked for."""
+        return self._shape()
+
+
+class Candidates(Sequence[Candidate]):
+    """The objects that may be copied, in the order of their annotations.
+
+    Whether an object may be copied is found out when it first matters, because that costs time.
+    `pick` looks at few objects; everything else at all of them.
+
+    Args:
+        possible: numbers in their order, among them those of all that may be copied.
+        allowed: whether the object of a number may.
+        candidate: the object of a number.
+    """
+
+    def __init__(
+        self,
+        possible: Sequence[int],
+        allowed: Callable[[int], bool],
+        candidate: Callable[[int], Candidate],
+    ) -> None:
+        self._possible, self._allowed, self._candidate = possible, cache(allowed), cache(candidate)
+
+    def pick(self, n: int, rng: np.random.Generator) -> list[Candidate]:
         """So many of them, in random order, or all if there are fewer."""
         order = rng.permutation(self._possible).tolist()
-        return list(islice(filter(self._allowed, order), n))
+        return [self._candidate(i) for i in islice(filter(self._allowed, order), n)]
 
-    def __iter__(self) -> Iterator[int]:
-        return filter(self._allowed, self._possible)
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(self._candidate, filter(self._allowed, self._possible))
 
     def __bool__(self) -> bool:
-        return any(True for _ in self)
+        return any(map(self._allowed, self._possible))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return sum(map(self._allowed, self._possible))
 
     @overload
-    def __getitem__(self, index: int) -> int: ...
+    def __getitem__(self, index: int) -> Candidate: ...
     @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        return list(iter(self))[index]
+    def __getitem__(self, index: slice) -> list[Candidate]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | list[Candidate]:
+        return list(self)[index]
 
 
-Strategy = Callable[[Candidates, float, np.random.Generator], Sequence[int]]
+Strategy = Callable[[Candidates, np.random.Generator], Sequence[Candidate]]
+"""Chooses among the candidates, of which there may be none; the generator is the draw's."""
 
-STRATEGIES: "Registry[str, Strategy]" = Registry("STRATEGY")
-"""Functions ``(candidates, share, rng) -> chosen``, looked up by ``SMALLOBJ.STRATEGY``.
-
-``candidates`` are indices of annotations, perhaps none; ``share`` is ``SMALLOBJ.MULTIPLE_SHARE``.
-"""
+STRATEGIES: Registry[Strategy] = Registry("strategy", "SMALLOBJ.STRATEGY")
+"""Strategies by name; ``SMALLOBJ.STRATEGY`` chooses."""
 
 
-def single(candidates: Candidates, share: float, rng: np.random.Generator) -> Sequence[int]:
+@STRATEGIES.register()
+def single(candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
     """One small object (Table 5)."""
     return candidates.pick(1, rng)
 
 
-def multiple(candidates: Candidates, share: float, rng: np.random.Generator) -> Sequence[int]:
+@STRATEGIES.register()
+def multiple(
+    candidates: Candidates, rng: np.random.Generator, share: float = 0.5
+) -> Sequence[Candidate]:
     """Several small objects (Table 6): a share of them, rounded up, two at least if there are."""
     n = ceil(round(share * len(candidates), 6))  # 0.07 times 100 is a little more than 7
     return candidates.pick(max(2, n), rng)
 
 
-def every(candidates: Candidates, share: float, rng: np.random.Generator) -> Sequence[int]:
+@STRATEGIES.register("all")
+def every(candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
     """Each small object (Tables 4 and 7)."""
-    return list(iter(candidates))
-
-
-for _name, _strategy in (("single", single), ("multiple", multiple), ("all", every)):
-    STRATEGIES._do_register(_name, _strategy)
+    return list(candidates)
 
 
 @dataclass(frozen=True)
@@ -91,7 +130,8 @@ class SourceRule:
 
     Args:
         small_area: upper limit of ``area``, in pixels of the original image.
-        connected: the mask must be one connected piece, as a single polygon is.
+        connected: the mask must be one connected piece. A single polygon counts as one, though its
+            pixels may fall apart where it is thinner than a pixel.
         inside: at least a pixel must lie between the object and each border of the image.
         max_covered: the share of its mask that other instances may claim; 1 allows all.
         boxes: accept instances without a mask (not in the paper).
@@ -107,6 +147,18 @@ class SourceRule:
         require(self.small_area > 0, "SMALL_AREA", self.small_area, "must be above 0")
         require(0 <= self.max_covered <= 1, "MAX_COVERED", self.max_covered, "is a share, 0 to 1")
 
+    @classmethod
+    def from_config(cls, cfg: Any) -> "SourceRule":
+        """The rule of a config's ``SMALLOBJ`` node."""
+        s = cfg.SMALLOBJ
+        return cls(
+            small_area=s.SMALL_AREA,
+            connected=s.REQUIRE_CONNECTED,
+            inside=s.REQUIRE_INSIDE,
+            max_covered=s.MAX_COVERED,
+            boxes=s.PASTE_BOXES,
+        )
+
     def candidates(self, scene: Scene) -> Candidates:
         """The instances of an image that may be copied."""
         possible = [
@@ -116,34 +168,41 @@ class SourceRule:
             )
             if is_small(annotation, self.small_area)
             and annotation["area"] > 0
-            and (annotation.get("segmentation") or self.boxes)
+            and (self.boxes or has_mask(annotation))
             and self._is_inside(box, scene)
         ]
-        near = dict(zip(possible, scene.neighbours(possible), strict=True))
+        neighbours = scene.neighbours(possible)
 
         def allowed(i: int) -> bool:
             return (not self.connected or scene.shape(i).is_connected()) and (
-                self.max_covered >= 1 or self._is_uncovered(scene, i, near[i])
+                self.max_covered >= 1 or self._is_uncovered(scene, i, neighbours(i))
             )
 
-        return Candidates(possible, allowed)
+        def candidate(i: int) -> Candidate:
+            return Candidate(scene.annotations[i], partial(scene.shape, i), {"source": i})
+
+        return Candidates(possible, allowed, candidate)
 
     def _is_inside(self, box: Sequence[float], scene: Scene) -> bool:
         x0, y0, x1, y1 = box
         away = 1 if self.inside else -0.5  # half a pixel outside owns no pixel there
         return min(x0, y0) >= away and x1 <= scene.width - away and y1 <= scene.height - away
 
-    def _is_uncovered(self, scene: Scene, i: int, near: NDArray[np.bool_]) -> bool:
-        others = near.nonzero()[0].tolist()
+    def _is_uncovered(self, scene: Scene, i: int, others: list[int]) -> bool:
         if not others:
             return True
         shape = scene.shape(i)
         window = Window.around(*shape.bounds())
         claimed = Centres(window)
-        for j in others:
-            scene.shape(j).mark(claimed)
-        if not claimed.mask.any():
-            return True
-        own = shape.pixels(window)
-        covered = np.count_nonzero(own & claimed.mask)
-        return covered <= self.max_covered * np.count_nonzero(own)
+        own: Mask | None = None
+        for start in range(0, len(others), _AT_ONCE):
+            for j in others[start : start + _AT_ONCE]:
+                scene.shape(j).mark(claimed)
+            if not claimed.mask.any():
+                continue
+            if own is None:
+                own = shape.pixels(window)
+            covered = np.count_nonzero(own & claimed.mask)
+            if covered > self.max_covered * np.count_nonzero(own):
+                return False  # and more neighbours would only cover more
+        return True

@@ -8,7 +8,7 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Outline, Shape, Window
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Outline, Shape, Window, has_mask
 
 _SMALLEST = 1e-3
 """Holes of less area (in pixels) are the rounding of an outline that crosses itself."""
@@ -20,20 +20,21 @@ def label_of_copy(
     shape: Shape,
     matrix: NDArray[np.float64],
     size: tuple[int, int],
+    corner: tuple[int, int] = (0, 0),
 ) -> Annotation:
     """The annotation of a pasted copy.
 
     It has every key of its source, the user's own included, but for ``id``; mask, box, area and
     keypoints follow the copy. ``copy_paste`` says where it comes from: its origin, and the matrix
-    from source to image coordinates.
+    from coordinates of the image that the source is from to coordinates of this image.
 
     Args:
         source: annotation of the source object.
-        origin: ``source``, its place in the image's list of annotations; or what an `ObjectBank`
-            says.
+        origin: see `smallobj_d2.copy_paste.Candidate`.
         shape: the copy, in image coordinates.
-        matrix: (2, 3), source coordinates to image coordinates.
+        matrix: (2, 3), coordinates of the source annotation to image coordinates.
         size: (height, width) of the image.
+        corner: (x, y), where the source annotation's coordinates begin in its own image.
     """
     label = {k: v for k, v in source.items() if k != "id"}
     label["bbox"] = _box(shape, source)
@@ -43,10 +44,13 @@ def label_of_copy(
     else:
         (a, b, _), (c, d, _) = matrix.tolist()
         label["area"] = source["area"] * abs(a * d - b * c)
-    if source.get("segmentation"):
-        label["segmentation"] = shape.segmentation(*size)
+    if has_mask(source):
+        label["segmentation"] = _segmentation(shape, source, *size)
     if source.get("keypoints"):
         label["keypoints"] = _move_keypoints(source["keypoints"], matrix)
+    if corner != (0, 0):
+        matrix = matrix.copy()
+        matrix[:, 2] -= matrix[:, :2] @ corner
     label["copy_paste"] = {**origin, "matrix": matrix.tolist()}
     return label
 
@@ -63,12 +67,20 @@ def moved_annotation(source: Annotation, shape: Shape, window: Window) -> Annota
     inside: Shape = shape.trimmed() if isinstance(shape, Bitmap) else shape
     inside = inside.moved(-window.x, -window.y)
     moved["bbox"] = _box(inside, source)
-    if source.get("segmentation"):
-        moved["segmentation"] = inside.segmentation(window.height, window.width)
+    if has_mask(source):
+        moved["segmentation"] = _segmentation(inside, source, window.height, window.width)
     if source.get("keypoints"):
         shift = np.array([(1.0, 0.0, -window.x), (0.0, 1.0, -window.y)])
         moved["keypoints"] = _move_keypoints(source["keypoints"], shift)
     return moved
+
+
+def _segmentation(shape: Shape, like: Annotation, height: int, width: int) -> Any:
+    """The mask of a shape, in the form of an annotation's."""
+    given = like["segmentation"]
+    if isinstance(shape, Bitmap) and isinstance(given, np.ndarray):
+        return shape.as_array(given, height, width)
+    return shape.segmentation(height, width)
 
 
 def _box(shape: Shape, like: Annotation) -> list[float]:
@@ -121,8 +133,8 @@ def uncovered(label: Annotation, shape: Shape, above: Mask) -> Annotation | None
     changed = dict(label)
     changed["bbox"] = _box(rest, label)
     changed["area"] = area
-    if label.get("segmentation"):
-        changed["segmentation"] = rest.segmentation(height, width)
+    if has_mask(label):
+        changed["segmentation"] = _segmentation(rest, label, height, width)
     return changed
 
 

@@ -1,28 +1,36 @@
-"""Sections 4, 5.3 and 5.4 in one callable: choose, jitter, place, blend.
+"""Sections 4, 5.3 and 5.4 in one callable: choose, jitter, place, composite.
 
-Planning needs the annotations only; pixels are moved afterwards. So the analysis can count what
-an augmentation would paste without reading one image.
+Planning needs the annotations only; pixels are composited afterwards. So the analysis can count
+what an augmentation would paste without reading one image.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.copy_paste.bank import ObjectBank
-from smallobj_d2.copy_paste.blend import Image, cut, lay
+from smallobj_d2.copy_paste.blend import Image, composite, cut
 from smallobj_d2.copy_paste.checks import is_whole, require, require_image
-from smallobj_d2.copy_paste.choose import STRATEGIES, Candidates, SourceRule
+from smallobj_d2.copy_paste.choose import (
+    STRATEGIES,
+    Candidate,
+    Candidates,
+    SourceRule,
+    Strategy,
+    multiple,
+)
 from smallobj_d2.copy_paste.jitter import Jitter
 from smallobj_d2.copy_paste.labels import label_of_copy, uncovered
 from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
+from smallobj_d2.copy_paste.sources import SameImage, Sources
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Shape, Window
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Shape, Window, has_mask, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,8 @@ class Plan:
     """Copies that were wanted."""
     given_up: int = 0
     """Copies for which there was no free place."""
+    empty: int = 0
+    """Copies that own no pixel: slivers, or shrunk to nothing."""
     capped: int = 0
     """Copies over the limit for one image."""
     removed: int = 0
@@ -67,13 +77,14 @@ class Plan:
 
 
 class CopyPaste:
-    """Copy-pastes small objects of an image within the image.
+    """Copy-pastes small objects.
 
     Args:
-        strategy: name of the strategy that chooses sources: single, multiple, all, or your own.
+        strategy: chooses which objects are copied: "single", "multiple", "all", the name of another
+            in `STRATEGIES`, or a function as those are.
         copies: how often each chosen object is pasted.
-        multiple_share: share of the candidates that ``multiple`` takes.
-        sources: which objects may be copied.
+        multiple_share: share of the candidates that "multiple" takes.
+        sources: where the objects come from: `SameImage`, as in the paper, or an `ObjectBank`.
         jitter: how each copy is scaled and rotated.
         margin: pixels between a copy and the border of the image.
         gap: free pixels between a copy and any other instance, where overlap is not allowed.
@@ -82,20 +93,18 @@ class CopyPaste:
             leaves them.
         max_pastes: the most copies for one image.
         blur: size of the Gaussian that softens edges; 0 for hard edges.
-        from_bank: take the objects of another image, one of `bank`'s, chosen at random. The bank
-            is made of the training images, and given to the attribute later. Beyond the paper.
 
-    Attributes:
-        bank: an `ObjectBank`, or None.
+    Raises:
+        SmallObjError: naming the argument's config key, its value and what it may be.
     """
 
     def __init__(
         self,
         *,
-        strategy: str = "all",
+        strategy: str | Strategy = "all",
         copies: int = 1,
         multiple_share: float = 0.5,
-        sources: SourceRule | None = None,
+        sources: Sources | None = None,
         jitter: Jitter | None = None,
         margin: int = 5,
         gap: int = 0,
@@ -103,42 +112,43 @@ class CopyPaste:
         covered_labels: str = "visible",
         max_pastes: int = 300,
         blur: int = 0,
-        from_bank: bool = False,
     ) -> None:
-        if strategy not in STRATEGIES:
-            known = ", ".join(sorted(name for name, _ in STRATEGIES))
-            raise SmallObjError(f"There is no strategy {strategy!r}; there are: {known}.")
-        positive, share = "must be a whole number, 1 or more", "is a share, above 0"
+        if isinstance(strategy, str):
+            STRATEGIES[strategy]  # or an error that lists those there are
+        share = "is a share, above 0 and at most 1"
         labels = f"must be one of {_COVERED_LABELS}"
-        require(is_whole(copies, 1), "COPIES", copies, positive)
-        require(is_whole(max_pastes, 1), "MAX_PASTES", max_pastes, positive)
+        for key, value, least, most in (
+            ("COPIES", copies, 1, 10_000),
+            ("MAX_PASTES", max_pastes, 1, 10_000),
+            ("MARGIN", margin, 0, 10_000),
+            ("GAP", gap, 0, 1000),
+        ):
+            rule = f"must be a whole number from {least} to {most}"
+            require(is_whole(value, least, most), key, value, rule)
         require(0 < multiple_share <= 1, "MULTIPLE_SHARE", multiple_share, share)
-        require(is_whole(margin, 0), "MARGIN", margin, "must be a whole number, 0 or more")
-        require(is_whole(gap, 0), "GAP", gap, "must be a whole number, 0 or more")
         require(covered_labels in _COVERED_LABELS, "COVERED_LABELS", covered_labels, labels)
-        require(is_whole(blur, 0) and (blur == 0 or blur % 2), "BLUR", blur, "must be 0 or odd")
-        self.from_bank = from_bank
-        self.bank: ObjectBank | None = None
-        self.sources, self.jitter = sources or SourceRule(), jitter or Jitter()
+        is_size = is_whole(blur, 0, 255) and (blur == 0 or blur % 2)
+        require(is_size, "BLUR", blur, "must be 0 or odd, and at most 255")
+        self.sources, self.jitter = sources or SameImage(), jitter or Jitter()
         self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
         self.margin, self.gap, self.allow_overlap = margin, gap, allow_overlap
         self.covered_labels, self.max_pastes, self.blur = covered_labels, max_pastes, blur
 
     @classmethod
-    def from_config(cls, cfg: Any) -> "CopyPaste":
-        """The copy-paste that a config's ``SMALLOBJ`` node describes."""
+    def from_config(cls, cfg: Any, sources: Sources | None = None) -> "CopyPaste":
+        """The copy-paste that a config's ``SMALLOBJ`` node describes.
+
+        Args:
+            cfg: a config with ``SMALLOBJ``.
+            sources: where the objects come from; the image itself unless given.
+                `smallobj_d2.build_augmentation` builds what ``SMALLOBJ.SOURCES`` asks for.
+        """
         s = cfg.SMALLOBJ
         return cls(
             strategy=s.STRATEGY,
             copies=s.COPIES,
             multiple_share=s.MULTIPLE_SHARE,
-            sources=SourceRule(
-                small_area=s.SMALL_AREA,
-                connected=s.REQUIRE_CONNECTED,
-                inside=s.REQUIRE_INSIDE,
-                max_covered=s.MAX_COVERED,
-                boxes=s.PASTE_BOXES,
-            ),
+            sources=sources or SameImage(SourceRule.from_config(cfg)),
             jitter=Jitter(scale=tuple(s.SCALE), rotation=tuple(s.ROTATION)),
             margin=s.MARGIN,
             gap=s.GAP,
@@ -146,28 +156,39 @@ class CopyPaste:
             covered_labels=s.COVERED_LABELS,
             max_pastes=s.MAX_PASTES,
             blur=s.BLUR,
-            from_bank=s.SOURCES == "bank",
         )
 
+    def choose(self, candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
+        """The candidates that are copied, by the strategy."""
+        if self.strategy == "multiple":
+            return multiple(candidates, rng, self.multiple_share)
+        strategy = STRATEGIES[self.strategy] if isinstance(self.strategy, str) else self.strategy
+        return strategy(candidates, rng)
+
     def __call__(
-        self, image: Image, annotations: Sequence[Annotation], rng: np.random.Generator
+        self, image: Image, annotations: Sequence[Annotation], rng: np.random.Generator | int
     ) -> tuple[Image, list[Annotation]]:
         """Augment one image; neither argument is changed.
 
         Args:
             image: (H, W, 3) uint8.
-            annotations: the instances of the image, as in Detectron2's dataset dicts: ``bbox``,
-                ``area``, ``iscrowd``, ``segmentation`` (polygons or RLE), perhaps ``keypoints``.
-            rng: source of randomness.
+            annotations: the instances of the image, as in Detectron2's dataset dicts: ``bbox``
+                (XYWH unless ``bbox_mode`` says XYXY), ``area``, perhaps ``iscrowd``, ``keypoints``
+                and ``segmentation``: polygons, RLE, or an (H, W) array of bool or whole numbers.
+            rng: source of randomness, or the seed of one.
 
         Returns:
             The augmented image and its annotations: those given, then the copies', each of
-            which carries ``copy_paste``. Use `plan` and `draw` to know how many were given up.
+            which carries ``copy_paste``. Use `plan` and `composite` to know how many were given up.
+
+        Raises:
+            SmallObjError: for an image or an annotation that is invalid.
         """
         require_image(image)
+        _require_xywh(annotations, *image.shape[:2])
         plan = self.plan(annotations, image.shape[0], image.shape[1], rng)
         image = image.copy()
-        self.draw(image, plan)
+        self.composite(image, plan)
         return image, plan.annotations
 
     def plan(
@@ -175,63 +196,73 @@ class CopyPaste:
         annotations: Sequence[Annotation],
         height: int,
         width: int,
-        rng: np.random.Generator,
+        rng: np.random.Generator | int,
+        image: str | None = None,
     ) -> Plan:
         """Decide what is pasted where, from the annotations alone.
 
         Args:
             annotations: see `__call__`.
             height, width: size of the image.
-            rng: source of randomness.
+            rng: source of randomness, or the seed of one.
+            image: its name, such as the ``file_name`` of its dataset dict, so that a bank does not
+                give it its own objects.
         """
+        rng = _generator(rng)
         scene = Scene(annotations, height, width)
         plan = Plan(list(annotations))
-        candidates = self._candidates(scene, rng)
-        chosen = STRATEGIES.get(self.strategy)(candidates, self.multiple_share, rng)
-        wanted = list(chosen) * self.copies
-        if not wanted:
+        chosen = self.choose(self.sources.candidates(scene, rng, image), rng)
+        plan.tried = len(chosen) * self.copies
+        if not plan.tried:
             return plan
-        plan.tried = len(wanted)
-        plan.capped = max(0, len(wanted) - self.max_pastes)
+        plan.capped = max(0, plan.tried - self.max_pastes)
         if plan.capped:
             _warn_of_cap(plan.tried, self.max_pastes)
         placer = Placer(scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap)
         shapes: list[Shape] = []
-        for i in wanted[: self.max_pastes]:
-            cutout = self.bank[i] if self.from_bank else None
-            source = cutout.annotation if cutout else annotations[i]
+        wanted = chain.from_iterable(repeat(chosen, self.copies))
+        for candidate in islice(wanted, self.max_pastes):
+            source, original = candidate.annotation, candidate.shape
             linear = self.jitter.sample(rng)
-            if not source.get("segmentation"):  # a box stays upright
+            if not has_mask(source):  # a box stays upright
                 linear = np.eye(2) * np.sqrt(np.linalg.det(linear))
-            original = cutout.shape() if cutout else scene.shape(i)
+            if _is_too_large(original, linear, height, width):
+                plan.given_up += 1
+                continue
             matrix, mask, shape = original.copy(linear)
+            if not mask.any():
+                plan.empty += 1
+                continue
             covered = mask.copy()
             shape.cover(covered)
-            corner = placer.find(covered, rng) if mask.any() else None
+            corner = placer.find(covered, rng)
             if corner is None:
                 plan.given_up += 1
                 continue
             placer.take(covered, *corner)
             matrix[:, 2] += corner
             shape = shape.moved(*corner)
-            origin = cutout.origin if cutout else {"source": i}
-            plan.annotations.append(label_of_copy(source, origin, shape, matrix, (height, width)))
-            plan.pastes.append(Paste(matrix, mask, *corner, cutout and cutout.pixels))
+            plan.annotations.append(
+                label_of_copy(
+                    source, candidate.origin, shape, matrix, (height, width), candidate.corner
+                )
+            )
+            plan.pastes.append(Paste(matrix, mask, *corner, candidate.pixels))
             shapes.append(shape)
         if self.allow_overlap and self.covered_labels == "visible":
             _hide_covered(plan, scene, shapes)
         return plan
 
-    def draw(self, image: Image, plan: Plan) -> None:
+    def composite(self, image: Image, plan: Plan) -> None:
         """Paste the pixels of a plan into its image, in place.
 
         Args:
-            image: (H, W, 3) uint8; every copy is cut from it before the first is laid.
+            image: (H, W, 3) uint8; every copy is cut from it before the first is pasted.
             plan: from `plan` for this image's annotations and size.
         """
         require_image(image)
         rim = self.blur // 2
-        laid = []
+        patches = []
         for paste in plan.pastes:
             height, width = paste.mask.shape
             target, mask = Window(paste.x, paste.y, width, height), paste.mask
@@ -240,21 +271,60 @@ class CopyPaste:
                 target = around.clipped(image.shape[1], image.shape[0])
                 mask = Bitmap(mask, paste.x, paste.y).pixels(target)
             source = image if paste.pixels is None else paste.pixels
-            laid.append((cut(source, paste.matrix, target), mask, target))
-        for patch, mask, target in laid:
-            lay(image, patch, mask, target, self.blur)
+            patches.append((cut(source, paste.matrix, target), mask, target))
+        for patch, mask, target in patches:
+            composite(image, patch, mask, target, self.blur)
 
-    def _candidates(self, scene: Scene, rng: np.random.Generator) -> Candidates:
-        """What may be copied: indices of the image's annotations, or of objects of the bank."""
-        if not self.from_bank:
-            return self.sources.candidates(scene)
-        if self.bank is None:
-            raise SmallObjError(
-                "SMALLOBJ.SOURCES is 'bank', and there is no bank. An engine's build_train_loader "
-                "makes one; for a mapper of your own, call smallobj_d2.augmentation.give_bank."
+
+def _generator(rng: np.random.Generator | int) -> np.random.Generator:
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, int | np.integer) and rng >= 0:
+        return np.random.default_rng(int(rng))
+    raise SmallObjError(
+        f"Copy-paste takes its randomness from {rng!r}; give a numpy.random.Generator, such as "
+        "numpy.random.default_rng(1), or a seed that is not negative."
+    )
+
+
+def _require_xywh(annotations: Sequence[Annotation], height: int, width: int) -> None:
+    """Refuse boxes without ``bbox_mode`` that are XYXY for all that their masks or the image say.
+
+    Raises:
+        SmallObjError: naming the first.
+    """
+    for i, annotation in enumerate(annotations):
+        if "bbox_mode" in annotation or "bbox" not in annotation:
+            continue
+        x, y, a, b = annotation["bbox"]
+        if has_mask(annotation):
+            bounds = np.array(shape_of(annotation, height, width).bounds())
+            off, off_xyxy = (
+                np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b))
             )
-        objects = self.bank.of_image(int(rng.integers(self.bank.images)))
-        return Candidates(list(objects), lambda _: True)
+            is_xyxy = off_xyxy <= 1.5 < off
+            why = "its mask"
+        else:
+            leaves = x + a > width + 1 or y + b > height + 1
+            is_xyxy = leaves and x < a <= width + 1 and y < b <= height + 1
+            why = "the image"
+        if is_xyxy:
+            raise SmallObjError(
+                f"Annotation {i} has bbox {list(annotation['bbox'])}, which fits {why} as x0, y0, "
+                "x1, y1 only. Boxes are x, y, width, height, as in COCO; add bbox_mode 0 "
+                "(Detectron2's BoxMode.XYXY_ABS) to the annotations, or convert them."
+            )
+
+
+def _is_too_large(shape: Shape, linear: NDArray[np.float64], height: int, width: int) -> bool:
+    """Whether a copy is longer than the image's diagonal: it fits nowhere, and may not fit memory.
+
+    Two points of the shape are as far apart as the longer side of its box, and the copy scales
+    every distance alike.
+    """
+    x0, y0, x1, y1 = shape.bounds()
+    longest = max(x1 - x0, y1 - y0) * float(np.hypot(*linear[:, 0]))
+    return longest > float(np.hypot(height, width)) + 4
 
 
 @cache

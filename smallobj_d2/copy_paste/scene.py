@@ -1,12 +1,16 @@
 """The instances of one image, each unpacked when it is first looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.masks.shapes import FARTHEST, Annotation, Shape, box_xyxy, shape_of
+
+_AT_ONCE = 1 << 22
+"""Pairs of instances compared in one table."""
 
 
 class Scene:
@@ -26,8 +30,9 @@ class Scene:
             if "bbox" not in annotation or "area" not in annotation:
                 missing = sorted({"bbox", "area"} - annotation.keys())
                 raise SmallObjError(
-                    f"Annotation {i} has no {' and no '.join(missing)}. Copy-paste needs both; "
-                    "smallobj_d2.load_coco reads them (Detectron2's loader drops `area`)."
+                    f"Annotation {i} has no {' and no '.join(missing)}. Copy-paste needs both: "
+                    "`area` is that of the mask in pixels (smallobj_d2.load_coco reads it, "
+                    "Detectron2's loader drops it)."
                 )
         self.annotations = annotations
         self.height, self.width = height, width
@@ -55,10 +60,23 @@ class Scene:
             self._shapes[i] = shape
         return shape
 
-    def neighbours(self, chosen: Sequence[int]) -> NDArray[np.bool_]:
-        """(C, N): which instances' boxes meet the boxes of C of them, their own left out."""
+    def neighbours(self, chosen: Sequence[int]) -> Callable[[int], list[int]]:
+        """A function of one of some instances: those others whose boxes meet its box, in order."""
         x0, y0, x1, y1 = self.boxes.T
-        a0, b0, a1, b1 = self.boxes[chosen].T[:, :, None]
-        meet: NDArray[np.bool_] = (x0 < a1) & (y0 < b1) & (x1 > a0) & (y1 > b0)
-        meet[np.arange(len(chosen)), chosen] = False
-        return meet
+        if len(chosen) * len(self.boxes) <= _AT_ONCE:
+            a0, b0, a1, b1 = self.boxes[chosen].T[:, :, None]
+            meet: NDArray[np.bool_] = (x0 < a1) & (y0 < b1) & (x1 > a0) & (y1 > b0)
+            meet[np.arange(len(chosen)), chosen] = False
+            rows = dict(zip(chosen, meet, strict=True))
+            return lambda i: rows[i].nonzero()[0].tolist()
+        # A table of all pairs would not fit into memory: an index finds them one by one.
+        tree = shapely.STRtree(shapely.box(x0, y0, x1, y1))
+
+        def near(i: int) -> list[int]:
+            found = np.sort(tree.query(shapely.box(*self.boxes[i])))
+            a0, b0, a1, b1 = self.boxes[i]
+            meet = (x0[found] < a1) & (y0[found] < b1) & (x1[found] > a0) & (y1[found] > b0)
+            others: list[int] = found[meet & (found != i)].tolist()
+            return others
+
+        return near

@@ -14,6 +14,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.datasets.categories import require_same_categories
 from smallobj_d2.datasets.check import Checked
 from smallobj_d2.datasets.findings import log_findings, stop_on_errors
 from smallobj_d2.datasets.measure import usable
@@ -46,6 +47,11 @@ class CocoDataset:
     repaired: Counter[str]
     """How many annotations lacked something that was filled in, by what it was."""
 
+    @property
+    def categories(self) -> dict[Any, str]:
+        """Names by the JSON's category id, in the order of the contiguous ids."""
+        return dict(zip(self.category_ids, self.thing_classes, strict=True))
+
 
 # As Detectron2 lays them out under DETECTRON2_DATASETS.
 _BUILTIN = {
@@ -58,6 +64,7 @@ _BUILTIN = {
 }
 _registered: dict[str, DatasetInfo] = {}
 _logged: set[tuple[str, int, int]] = set()
+_categories: dict[tuple[str, int, int], dict[Any, str]] = {}  # of files that have been read
 
 
 def datasets_root() -> Path:
@@ -145,7 +152,15 @@ def dataset_info(name: str) -> DatasetInfo:
 def load_dataset(name: str) -> CocoDataset:
     """Load a named dataset; see `load_coco`."""
     info = dataset_info(name)
-    return load_coco(info.json_file, info.image_root)
+    dataset = load_coco(info.json_file, info.image_root)
+    _categories[_state(info.json_file)] = dataset.categories
+    return dataset
+
+
+def categories_of(name: str) -> dict[Any, str]:
+    """The categories of a named dataset; its file is read if it has not been as it is now."""
+    known = _categories.get(_state(dataset_info(name).json_file))
+    return load_dataset(name).categories if known is None else known
 
 
 def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -155,9 +170,7 @@ def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
         SmallObjError: if they do not agree on their categories.
     """
     datasets = {name: load_dataset(name) for name in names}
-    classes = {name: tuple(d.thing_classes) for name, d in datasets.items()}
-    if len(set(classes.values())) > 1:
-        raise SmallObjError(f"Datasets {', '.join(classes)} do not have the same categories.")
+    require_same_categories({name: d.categories for name, d in datasets.items()})
     return list(chain.from_iterable(d.records for d in datasets.values()))
 
 
@@ -226,11 +239,16 @@ def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
 
 def _log_once(checked: Checked) -> None:
     """Say what is harmless, unless this file has been read before as it is now."""
-    stat = checked.path.stat()
-    state = (str(checked.path), stat.st_mtime_ns, stat.st_size)
+    state = _state(checked.path)
     if state not in _logged:
         _logged.add(state)
         log_findings(checked.findings)
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    """A file as it is now."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def _instance(

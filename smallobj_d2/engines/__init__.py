@@ -1,8 +1,8 @@
-"""Training engines: thin rooms on top of the core, neither imported by it.
+"""Training engines: thin layers on top of the core, neither imported by it.
 
 An engine is a module with
 
-* ``MAPPERS``: a registry of mappers, chosen by ``SMALLOBJ.MAPPER``,
+* ``MAPPERS``: its `smallobj_d2.registry.Registry` of mappers, chosen by ``SMALLOBJ.MAPPER``,
 * ``build_train_loader(cfg, *, start_iter=0)``: batches of samples,
 * ``main(cfg, resume, eval_only)``: train and evaluate in this process, return the table row,
 * ``view(sample, cfg)``: a sample as a picture with outlines, for `visualization.sheets`.
@@ -13,19 +13,20 @@ from types import ModuleType
 
 from smallobj_d2.config import has_detectron2
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import Registry
 
-ENGINES = {
-    "detectron2": "smallobj_d2.engines.detectron2",
-    "torchvision": "smallobj_d2.engines.torchvision",
-}
+ENGINES: Registry[str] = Registry("engine", "--engine")
+"""Names of the engines' modules, which are imported when they are used."""
+
+ENGINES.add("detectron2", "smallobj_d2.engines.detectron2")
+ENGINES.add("torchvision", "smallobj_d2.engines.torchvision")
 
 
 def choose_engine(name: str = "auto") -> str:
     """The engine to use: ``auto`` takes detectron2 where it is installed, else torchvision."""
     if name == "auto":
         return "detectron2" if has_detectron2() else "torchvision"
-    if name not in ENGINES:
-        raise SmallObjError(f"There is no engine {name!r}; there are: auto, {', '.join(ENGINES)}.")
+    ENGINES[name]  # or an error that lists those there are
     if name == "detectron2" and not has_detectron2():
         raise SmallObjError(
             "--engine detectron2: Detectron2 is not installed here. Install it by its own guide "

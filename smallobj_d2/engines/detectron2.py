@@ -3,11 +3,11 @@
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -22,17 +22,23 @@ from detectron2.data import (
 )
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from fvcore.common.registry import Registry
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.datasets.categories import (
+    Categories,
+    check_categories,
+    require_same_categories,
+)
 from smallobj_d2.datasets.coco import (
+    categories_of,
     dataset_info,
     is_registered,
     load_dataset,
@@ -41,6 +47,7 @@ from smallobj_d2.datasets.coco import (
 )
 from smallobj_d2.datasets.images import opened, require_size, resize
 from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.weights import (
@@ -60,8 +67,10 @@ from smallobj_d2.evaluation.ap import (
     table,
 )
 from smallobj_d2.files import write_json, writing
-from smallobj_d2.sampling import Draw
-from smallobj_d2.training_set import Records, check_test_data, training_data
+from smallobj_d2.registry import Registry, import_modules
+from smallobj_d2.sampling import Draw, factors_from_config, repeat_factors
+from smallobj_d2.sizes import SMALL_AREA
+from smallobj_d2.training_set import Records, check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -72,8 +81,25 @@ from smallobj_d2.visualization.sheets import (
 
 logger = logging.getLogger(__name__)
 
-MAPPERS = Registry("DETECTRON2_MAPPER")
-"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built with ``(cfg, is_train)``."""
+MAPPERS: Registry[Any] = Registry("Detectron2 mapper", "SMALLOBJ.MAPPER")
+"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses.
+
+Each is built with ``(cfg, is_train, augmentation=...)``.
+"""
+
+
+def build_mapper(cfg: CfgNode, is_train: bool, augmentation: DrawAugmentation | None = None) -> Any:
+    """The mapper that a config names, for this project's own loader.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        is_train: whether for training or inference.
+        augmentation: the copy-paste, from `smallobj_d2.build_augmentation`, or None.
+
+    Raises:
+        SmallObjError: if there is none of that name.
+    """
+    return MAPPERS[cfg.SMALLOBJ.MAPPER](cfg, is_train, augmentation=augmentation)
 
 
 @MAPPERS.register()
@@ -82,9 +108,12 @@ class SmallObjectMapper(DatasetMapper):
 
     With copy-paste off its output is the stock mapper's, bit for bit.
 
-    In our own loader a dataset dict carries its ``draw``, and the sample is a function of the
-    run's seed and the draw's position. In a stock loader there is no draw; then all randomness
-    comes from numpy's global generator, as it does for the stock mapper.
+    In this project's own loader (`build_train_loader`) a dataset dict carries its ``draw``, and the
+    sample is a function of the run's seed and the draw's position. In Detectron2's loader there is
+    no draw; then all randomness comes from numpy's global generator, as it does for the stock
+    mapper, oversampling is a matter of the loader's sampler (`sampler_from_config`,
+    `oversampling_sampler`), and ``area``, which Detectron2 drops from COCO's annotations, is
+    measured by the masks once per image and process.
     """
 
     @configurable
@@ -107,18 +136,34 @@ class SmallObjectMapper(DatasetMapper):
         super().__init__(is_train, **stock)
         self.augmentation = augmentation if is_train else None
         self.seed = seed
+        self._areas: dict[str, list[float]] = {}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, from a config."""
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        *,
+        augmentation: DrawAugmentation | Literal["from config"] | None = "from config",
+    ) -> dict[str, Any]:
+        """The arguments of the constructor, from a config.
+
+        Args:
+            cfg: a config with ``SMALLOBJ``.
+            is_train: whether for training or inference.
+            augmentation: the copy-paste, or None. Unless given it is what the config asks for; a
+                bank of objects is then built of DATASETS.TRAIN.
+        """
         seed = max(cfg.SEED, 0)
+        if augmentation == "from config":
+            augmentation = _augmentation_for_stock_loader(cfg, seed) if is_train else None
         stock = super().from_config(cfg, is_train)
         if cfg.SMALLOBJ.FAST_RESIZE:
             stock["augmentations"] = [
                 _FastResize(a) if isinstance(a, T.ResizeShortestEdge) else a
                 for a in stock["augmentations"]
             ]
-        return {**stock, "augmentation": build_augmentation(cfg, seed), "seed": seed}
+        return {**stock, "augmentation": augmentation, "seed": seed}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict to a model input; see DatasetMapper."""
@@ -136,6 +181,8 @@ class SmallObjectMapper(DatasetMapper):
                 record["draw"] = Draw(int(np.random.randint(1 << 62)), 0, 0)
             if not image.flags.writeable:
                 image = image.copy()
+            record["height"], record["width"] = image.shape[:2]
+            self._add_areas(record)
             self.augmentation(image, record)
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
@@ -152,6 +199,19 @@ class SmallObjectMapper(DatasetMapper):
         if "annotations" in record:
             self._transform_annotations(record, transforms, shape)
         return record
+
+    def _add_areas(self, record: dict[str, Any]) -> None:
+        """Give annotations their ``area`` where Detectron2's loader has dropped it."""
+        annotations = record["annotations"]
+        if all("area" in a for a in annotations):
+            return
+        areas = self._areas.get(record["file_name"])
+        if areas is None or len(areas) != len(annotations):
+            areas = [_area(a, record["height"], record["width"]) for a in annotations]
+            self._areas[record["file_name"]] = areas
+        record["annotations"] = [
+            {"area": area, **a} for a, area in zip(annotations, areas, strict=True)
+        ]
 
     def _transform_annotations(
         self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]
@@ -311,26 +371,127 @@ def register_datasets(cfg: CfgNode) -> None:
         )
 
 
+def catalog_categories(name: str) -> Categories | None:
+    """Categories of one of our datasets, or of one in Detectron2's catalog that names its own."""
+    if is_registered(name) or name not in DatasetCatalog:
+        return categories_of(name)
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        return None
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    known = {i: number for number, i in ids.items()}
+    return {known.get(i, i): str(c) for i, c in enumerate(classes)}
+
+
 def read_records(names: Iterable[str]) -> Records:
-    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog."""
+    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog.
+
+    Raises:
+        SmallObjError: if they do not agree on their categories.
+    """
+    names = tuple(names)
     records: Records = []
     for name in names:
         if is_registered(name) or name not in DatasetCatalog:
             records += load_dataset(name).records
             continue
-        for record in DatasetCatalog.get(name):
-            annotations = []
-            for annotation in record["annotations"]:
-                annotation = {"iscrowd": 0, **annotation}
-                if "area" not in annotation:
-                    x0, y0, x1, y1 = BoxMode.convert(
-                        annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
-                    )
-                    boxed = {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-                    annotation["area"] = mask_area(boxed, record["height"], record["width"])
-                annotations.append(annotation)
-            records.append({**record, "annotations": annotations})
+        records += with_areas(DatasetCatalog.get(name))
+    lists = {name: catalog_categories(name) for name in names}  # a catalog's after its records
+    require_same_categories({n: c for n, c in lists.items() if c is not None})
     return records
+
+
+def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
+    """Dataset dicts of any kind, completed by what oversampling and copy-paste need.
+
+    Args:
+        dataset_dicts: what a dataset registered with Detectron2 gives. Without ``height`` and
+            ``width`` the size is read from the image file; without ``area`` it is measured.
+
+    Raises:
+        UnreadableImage: if the size of an image is to be read, and cannot be.
+    """
+    records = []
+    for record in dataset_dicts:
+        if "height" not in record or "width" not in record:
+            with opened(record, PathManager.open) as file:
+                width, height = utils._apply_exif_orientation(file).size
+            record = {**record, "height": height, "width": width}
+        annotations = []
+        for annotation in record["annotations"]:
+            # Whole numbers would stay whole numbers after a resize.
+            box = [float(v) for v in annotation["bbox"]]
+            annotation = {"iscrowd": 0, **annotation, "bbox": box}
+            if "area" not in annotation:
+                annotation["area"] = _area(annotation, record["height"], record["width"])
+            annotations.append(annotation)
+        records.append({**record, "annotations": annotations})
+    return records
+
+
+def _area(annotation: dict[str, Any], height: int, width: int) -> float:
+    """The area of a mask in pixels, or of the box where there is no mask."""
+    x0, y0, x1, y1 = BoxMode.convert(
+        annotation["bbox"], annotation.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS
+    )
+    return mask_area({**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}, height, width)
+
+
+def sampler_from_config(
+    cfg: CfgNode, dataset: Sequence[dict[str, Any]]
+) -> RepeatFactorTrainingSampler:
+    """A config's oversampling for Detectron2's own loader.
+
+    Pass it on: ``build_detection_train_loader(cfg, mapper=SmallObjectMapper(cfg, True),
+    dataset=dataset, sampler=sampler_from_config(cfg, dataset))``.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``, whose function ``SMALLOBJ.SAMPLER`` gives the factors.
+        dataset: N dataset dicts, from ``get_detection_dataset_dicts``.
+    """
+    factors = factors_from_config(with_areas(dataset), cfg)
+    return _sampler(factors, cfg.SEED if cfg.SEED >= 0 else None)
+
+
+def oversampling_sampler(
+    dataset: Sequence[dict[str, Any]],
+    factor: float,
+    *,
+    small_area: float = SMALL_AREA,
+    seed: int | None = None,
+) -> RepeatFactorTrainingSampler:
+    """The paper's oversampling for Detectron2's own loader, for a LazyConfig or for plain code.
+
+    Args:
+        dataset: N dataset dicts, from ``get_detection_dataset_dicts``.
+        factor, small_area: see `smallobj_d2.repeat_factors`.
+        seed: as for ``RepeatFactorTrainingSampler``; None draws one for all processes.
+    """
+    return _sampler(repeat_factors(with_areas(dataset), factor, small_area), seed)
+
+
+def _sampler(factors: np.ndarray, seed: int | None) -> RepeatFactorTrainingSampler:
+    return RepeatFactorTrainingSampler(torch.from_numpy(factors), seed=seed)
+
+
+def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation | None:
+    """The augmentation of a config, for a mapper that this project's loader has not built."""
+    s = cfg.SMALLOBJ
+    if s.OVERSAMPLING_FACTOR != 1:
+        logger.warning(
+            "A mapper draws no images: SMALLOBJ.OVERSAMPLING_FACTOR %g takes effect in "
+            "smallobj_d2.engines.detectron2.build_train_loader, or in Detectron2's own loader with "
+            "dataset=dicts, sampler=sampler_from_config(cfg, dicts).",
+            s.OVERSAMPLING_FACTOR,
+        )
+    records, read = None, None
+    if s.COPY_PASTE and s.SOURCES == "bank":
+        import_modules(s.IMPORTS)
+        register_from_config(cfg)
+        records = read_records(cfg.DATASETS.TRAIN)
+        read = partial(_read_image, image_format=cfg.INPUT.FORMAT)
+    return build_augmentation(cfg, seed, records, read, progress=comm.is_main_process())
 
 
 def _require_mask_format(records: Records, cfg: CfgNode) -> None:
@@ -349,21 +510,20 @@ def _require_mask_format(records: Records, cfg: CfgNode) -> None:
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     """The training loader of a config: oversampling, copy-paste, and draws that can be trusted.
 
-    Use it as ``build_train_loader`` of a trainer of your own.
+    Use it as the ``build_train_loader`` of your own trainer.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    if cfg.SMALLOBJ.MAPPER not in MAPPERS:
-        known = ", ".join(name for name, _ in MAPPERS)
-        raise SmallObjError(f"SMALLOBJ.MAPPER is {cfg.SMALLOBJ.MAPPER!r}; there are: {known}.")
-    register_from_config(cfg)
-    records, factors = training_data(cfg, read_records)
-    _require_mask_format(records, cfg)
-    mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, True)
+
+    def read_checked(names: Iterable[str]) -> Records:
+        records = read_records(names)
+        _require_mask_format(records, cfg)
+        return records
+
     read = partial(_read_image, image_format=cfg.INPUT.FORMAT)
-    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
+    return loader_from_config(cfg, build_mapper, read_checked, read, start_iter=start_iter)
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -390,6 +550,10 @@ class Checkpointer(DetectionCheckpointer):
         """Say which checkpoint is the last."""
         with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """As the stock method, but a checkpoint that is gone is named."""
+        return str(last_checkpoint(Path(self.save_dir)) or "")
 
     def _load_file(self, filename: str) -> Any:
         """As the stock methods, for files that hold no more than weights and basic types."""
@@ -435,7 +599,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """The stock loader with our mapper, whose errors have words."""
-        mapper = MAPPERS.get(cfg.SMALLOBJ.MAPPER)(cfg, False)
+        mapper = build_mapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -544,20 +708,24 @@ class _SeedEachStep(HookBase):
         seed_step(self.seed, self.trainer.iter)
 
 
-def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: CfgNode, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
     register_from_config(cfg)
-    with run.running(cfg, "detectron2", resume=resume, eval_only=eval_only) as cfg:
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "detectron2", **how) as cfg:
         for name in ("fvcore", "detectron2"):
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
         if comm.get_world_size() > 1:
@@ -565,6 +733,7 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
         check_test_data(cfg, DatasetCatalog.list())
+        check_categories(cfg, cfg.DATASETS.TEST, catalog_categories)
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         seed_step(cfg.SEED, -1)
@@ -578,6 +747,8 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
             results = Trainer.test(cfg, model)
         else:
             trainer = Trainer(cfg)
+            names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+            check_categories(cfg, names, catalog_categories)
             trainer.resume_or_load(resume)
             with run.telling_where_it_stops(lambda: trainer.iter, cfg.SOLVER.MAX_ITER):
                 trainer.train()

@@ -62,7 +62,10 @@ def setup_logging(output: Path) -> None:
     root.setLevel(logging.INFO)
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(output / "log.txt")]
+        handlers: list[logging.Handler] = [
+            logging.StreamHandler(sys.stdout),
+            logging.FileHandler(output / "log.txt"),
+        ]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         handler.of_run = True  # type: ignore[attr-defined]
@@ -77,11 +80,49 @@ def close_logging() -> None:
         handler.close()
 
 
+def last_checkpoint(output: Path) -> Path | None:
+    """The checkpoint that the folder's ``last_checkpoint`` names, or None if it has none.
+
+    Raises:
+        SmallObjError: if that file is gone.
+    """
+    pointer = output / "last_checkpoint"
+    if not pointer.is_file():
+        return None
+    path = output / pointer.read_text(errors="replace").strip()
+    if not path.is_file():
+        raise SmallObjError(
+            f"{pointer} names {path.name!r}, which is not there. Write the name of a checkpoint "
+            "that is there into it, or choose another OUTPUT_DIR."
+        )
+    return path
+
+
+def start_anew(output: Path, *, overwrite: bool = False) -> None:
+    """Take away what an older run left, but its weights, so that nothing is mixed with it.
+
+    Args:
+        output: the folder.
+        overwrite: do so even if that run could be resumed.
+
+    Raises:
+        SmallObjError: if there is a run that could be resumed.
+    """
+    if (output / "last_checkpoint").exists() and not overwrite:
+        raise SmallObjError(
+            f"{output} already holds a run. Add --resume to continue it, choose another "
+            "OUTPUT_DIR, or add --overwrite to start again in its place."
+        )
+    with disk_errors(output):
+        for name in ("last_checkpoint", "skipped.json", "metrics.json", "row.json"):
+            (output / name).unlink(missing_ok=True)
+
+
 def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False) -> None:
     """Write what runs to run.json (eval.json for evaluation alone), and the config to config.yaml.
 
-    What run.json said before a resume is kept under ``earlier``. A run from the start takes away
-    ``last_checkpoint``, so that a later resume cannot go on from a checkpoint of an older run.
+    What run.json said before a resume is kept under ``earlier``. Libraries whose versions have
+    changed since are named in a warning.
     """
     size = processes.world_size()
     if processes.rank() != 0:
@@ -101,12 +142,14 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
         write_json(output / "eval.json", {**record, "config": cfg.dump()})
         return
     before = read_record(output) if resume else {}
-    if not resume:
-        with disk_errors(output):
-            (output / "last_checkpoint").unlink(missing_ok=True)
-            (output / "skipped.json").unlink(missing_ok=True)
     if before:
-        earlier = before.pop("earlier", [])
+        for library, was, now in _changes(before["versions"], record["versions"]):
+            logger.warning(
+                "%s was %s when this run began, and is %s now: the same draws may have other "
+                "pixels, and the same seed other weights.",
+                *(library, was, now),
+            )
+        earlier = before.pop("earlier")
         record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]
     write_json(output / "run.json", {**record, "config": cfg.dump()})
     with writing(output / "config.yaml") as temporary:
@@ -120,10 +163,17 @@ def read_record(output: Path) -> dict[str, Any]:
         return {}
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        return {**record, "seed": int(record["seed"]), "engine": str(record["engine"])}
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        return {
+            **record,
+            "seed": int(record["seed"]),
+            "engine": str(record["engine"]),
+            "versions": dict(record.get("versions", {})),
+            "earlier": list(record.get("earlier", [])),
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise SmallObjError(
-            f"{path} is damaged ({e}), so that run's seed is unknown. Choose another OUTPUT_DIR."
+            f"{path} is damaged ({type(e).__name__}: {e}), so that run's seed is unknown. Choose "
+            "another OUTPUT_DIR."
         ) from e
 
 
@@ -163,6 +213,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _changes(before: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Name, version before and version now of the libraries that are not the same."""
+    libraries = sorted({*before, *now} - {"python", "smallobj-d2"})
+    pairs = [(name, before.get(name, "absent"), now.get(name, "absent")) for name in libraries]
+    return [(name, was, is_) for name, was, is_ in pairs if was != is_]
 
 
 def _device_name(device: str) -> str:

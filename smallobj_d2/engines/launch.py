@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.agent.server import WorkerSpec
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     get_error_handler,
     record,
 )
+from torch.distributed.rendezvous import rendezvous
 
 from smallobj_d2.engines.machines import Machines, first_words
 from smallobj_d2.errors import SmallObjError
@@ -88,6 +90,8 @@ def launch(
         )
     if num_processes * num_machines == 1 and not max_restarts:
         return main(*args)
+    # What a killed process leaves is cleaned up; there is no need to say so.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     kind = "GPUs" if cuda else "processes on the CPU"
     plan = {
         "--num-machines": num_machines,
@@ -168,10 +172,10 @@ def _process_group(cuda: bool) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=dist.PrefixStore(f"attempt {_attempt()}", store),
+            store=PrefixStore(f"attempt {_attempt()}", store),
             world_size=size,
             rank=rank,
         )

@@ -9,7 +9,7 @@ batch, so its draws do not depend on how many there are either.
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -18,12 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from smallobj_d2.augmentation import give_bank
+from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.copy_paste.bank import ReadImage
+from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.registry import import_modules
 from smallobj_d2.sampling import Stream
+from smallobj_d2.training_set import Records, training_data
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +160,8 @@ def build_train_loader(
         skip_unreadable: replace unreadable images instead of stopping.
 
     """
+    if images_per_batch < 1:
+        raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
     if images_per_batch % world_size:
         raise SmallObjError(
             f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
@@ -173,23 +178,27 @@ def build_train_loader(
 
 def loader_from_config(
     cfg: Any,
-    records: Sequence[dict[str, Any]],
-    factors: NDArray[np.float64],
-    mapper: Mapper,
-    read: ReadImage,
+    build_mapper: Callable[..., Mapper],
+    read_records: Callable[[Iterable[str]], Records],
+    read_image: ReadImage,
     *,
     start_iter: int = 0,
 ) -> "TrainLoader":
-    """Build the training loader that a config asks for, in this process of a run.
+    """The one way from a config to a training loader, for this process of a run.
 
     Args:
         cfg: a config with ``SMALLOBJ``.
-        records, factors, mapper, start_iter: see `build_train_loader`. The mapper's
-            ``augmentation``, if it has one, gets the bank that the config asks for.
-        read: a dataset dict to its image, as the mapper reads it, for that bank.
+        build_mapper: ``(cfg, is_train, augmentation=...)`` to the mapper of the engine.
+        read_records: dataset names to dataset dicts.
+        read_image: a dataset dict to its image, as the mapper reads it, for a bank of objects.
+        start_iter: see `build_train_loader`.
     """
-    augmentation = getattr(mapper, "augmentation", None)
-    give_bank(augmentation, cfg, records, read, progress=processes.rank() == 0)
+    import_modules(cfg.SMALLOBJ.IMPORTS)
+    register_from_config(cfg)
+    records, factors = training_data(cfg, read_records)
+    progress = processes.rank() == 0
+    augmentation = build_augmentation(cfg, cfg.SEED, records, read_image, progress=progress)
+    mapper = build_mapper(cfg, True, augmentation=augmentation)
     return build_train_loader(
         records,
         factors,

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import threading
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
@@ -47,7 +49,7 @@ class Machines(StaticTCPRendezvous):
         super().__init__(host, port, rank, number, "run", int(patience))
         self.number, self.url, self.plan, self.errors = number, url, plan, errors
         self.attempts = 0
-        self.store: dist.Store | None = None
+        self.store: Any = None  # until they have met
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Meet at the start; after a loss again, unless the same error would only come again."""
@@ -58,7 +60,7 @@ class Machines(StaticTCPRendezvous):
         # A process that is interrupted while it starts would say so in a hundred lines. It inherits
         # the mask, and takes it off when it can be brief.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        store = dist.PrefixStore(f"agents, attempt {self.attempts}", self.store)
+        store = PrefixStore(f"agents, attempt {self.attempts}", self.store)
         self.attempts += 1
         address = RendezvousStoreInfo(self.master_addr, self.master_port)
         return RendezvousInfo(store, self.rank, self.number, address)
@@ -68,18 +70,21 @@ class Machines(StaticTCPRendezvous):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return 0
 
-    def _meet(self) -> dist.Store:
+    def _meet(self) -> Any:
         """Wait for all machines, and see that they were told the same."""
         if self.number == 1:  # PyTorch would listen on all addresses
             listener = socket.create_server(("127.0.0.1", 0))
             self.master_port = listener.getsockname()[1]
-            self._store = dist.TCPStore(
+            self._store = TCPStore(
                 self.master_addr,
                 self.master_port,
                 is_master=True,
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
             )
+        handler = signal.getsignal(signal.SIGINT)
+        if self.number > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # PyTorch's waiting hears no other
         try:
             store = super().next_rendezvous().store
             if store.add(f"{self.rank} is here", 1) > 1:
@@ -96,6 +101,9 @@ class Machines(StaticTCPRendezvous):
                 "address and a free port of machine 0. Launch the same command on each machine, "
                 f"with --machine-rank 0 to {self.number - 1}."
             ) from e
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
         for other, plan in enumerate(plans):
             require_same(plans[0], plan, f"machine {other}", "machine 0")
         return store
@@ -183,4 +191,4 @@ def _address(url: str, num_machines: int) -> tuple[str, int]:
 
 def first_words(error: Exception) -> str:
     """What an error of PyTorch's says, without the C++ behind it."""
-    return " ".join(str(error).split())[:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].lower()

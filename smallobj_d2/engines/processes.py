@@ -72,7 +72,7 @@ def agree(cfg: Any, engine: str, *, resume: bool, eval_only: bool) -> None:
     if resume:
         pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
         told["the last checkpoint in OUTPUT_DIR"] = (
-            pointer.read_text().strip() if pointer.is_file() else None
+            pointer.read_text(errors="replace").strip() if pointer.is_file() else None
         )
     told = {key: value for key, value in told.items() if key not in _OF_A_MACHINE}
     whose = f"process 0 ({socket.gethostname()})"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smallobj_d2.engines import processes
-from smallobj_d2.engines.folder import locked, record_run, setup_logging
+from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
 from smallobj_d2.engines.seed_and_device import (
     changed,
     settle_device,
@@ -24,12 +24,18 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def running(
-    cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False
+    cfg: Any,
+    engine: str,
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    overwrite: bool = False,
 ) -> Iterator[Any]:
     """Everything around a run, in each of its processes.
 
     Settles the device and the seed, takes the output folder for this run alone, logs there, and
-    records what runs.
+    records what runs. A folder with a run that could be resumed is refused, unless it is to be
+    resumed, evaluated or overwritten.
 
     Yields:
         The config, frozen, with the ``MODEL.DEVICE``, ``SEED`` and ``SOLVER.AMP.ENABLED`` that are
@@ -40,6 +46,8 @@ def running(
     with locked(output), _quiet_log(), full_disk(output):
         if processes.rank() == 0:
             remove_leftovers(output)  # of a run that was killed while writing
+            if not (resume or eval_only):
+                start_anew(output, overwrite=overwrite)
         setup_logging(output)
         cfg = settle_device(cfg)
         if eval_only:  # no draws, so any seed will do
@@ -109,7 +117,10 @@ def report_losses(output: Path, loader: Any) -> None:
         return
     path = output / "skipped.json"
     if path.is_file():
-        skipped.update(json.loads(path.read_bytes()))
+        try:
+            skipped.update({str(k): int(v) for k, v in json.loads(path.read_bytes()).items()})
+        except (ValueError, TypeError, AttributeError) as e:
+            logger.warning("%s is damaged (%s) and written anew.", path, e)
     for what, count in skipped.most_common():
         logger.warning("Skipped %d %s: %s", count, "time" if count == 1 else "times", what)
     logger.warning("%d images were skipped, %d draws in all.", len(skipped), skipped.total())

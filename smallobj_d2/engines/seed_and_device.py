@@ -36,7 +36,7 @@ def settle_device(cfg: Any) -> Any:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; without them it is ten times slower."""
+    """Whether this CPU has instructions for bfloat16; without them it is several times slower."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     x86 = platform.machine().lower() in ("x86_64", "amd64")

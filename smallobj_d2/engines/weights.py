@@ -117,8 +117,11 @@ def read_file(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as e:
         raise SmallObjError(f"{path} cannot be read: {e.strerror}.") from e
-    except MemoryError:
-        raise
+    except MemoryError as e:
+        raise SmallObjError(
+            f"{path} asks for more memory than there is. Its size is "
+            f"{path.stat().st_size / 2**20:.0f} MB; if that much should be free, it is damaged."
+        ) from e
     except Exception as e:  # a damaged pickle or archive can raise nearly anything
         # torch's own advice is to try again and let the file do what it wants; it is left out.
         asked = re.search(r"GLOBAL:? (\S+)", str(e))

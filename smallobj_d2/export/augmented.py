@@ -26,7 +26,7 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, give_bank
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
@@ -119,8 +119,7 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with _claimed(folder, recipe):
-        augmentation = build_augmentation(cfg, cfg.SEED)
-        give_bank(augmentation, cfg, records, read_rgb, progress=progress)
+        augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
         writer = _Writer(source, dataset.category_ids, summary, cfg, augmentation)
         draws = [stream[k] for k in range(len(stream))]
         writer.write(PackedRecords(records), draws, workers, progress)
@@ -158,7 +157,7 @@ class _Source:
 def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
     """All that the files depend on."""
     settings = yaml.safe_load(cfg.SMALLOBJ.dump())
-    for elsewhere in ("DATASETS", "MAPPER"):
+    for elsewhere in ("DATASETS", "IMPORTS", "MAPPER"):
         settings.pop(elsewhere)
     return {
         "generator": "smallobj_d2.offline",
@@ -443,7 +442,7 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
     missing = not task.target.exists()
     if missing:
         image = read_rgb(record)
-        augmentation.copy_paste.draw(image, plan)
+        augmentation.copy_paste.composite(image, plan)
         ok, data = cv2.imencode(
             ".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
         )

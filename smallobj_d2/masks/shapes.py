@@ -124,6 +124,12 @@ def box_xyxy(annotation: Mapping[str, Any]) -> tuple[float, float, float, float]
     return (x, y, a, b) if annotation.get("bbox_mode", 1) == 0 else (x, y, x + a, y + b)
 
 
+def has_mask(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation has a mask: polygons, an RLE, or an array of pixels."""
+    segmentation = annotation.get("segmentation")
+    return segmentation is not None and len(segmentation) > 0
+
+
 def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
     """The shape of an instance: that of its mask, or of its box where it has none.
 
@@ -132,7 +138,7 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
         height, width: size of the image.
 
     Raises:
-        SmallObjError: for a mask that is none; `smallobj_d2.datasets.coco` lets none pass.
+        SmallObjError: for an invalid mask; `smallobj_d2.datasets.coco` leaves none in.
     """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
@@ -142,6 +148,8 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
                 f"height and width, {[height, width]}."
             )
         return Bitmap.decode(segmentation, box_xyxy(annotation))
+    if isinstance(segmentation, np.ndarray):
+        return Bitmap.of_array(segmentation, height, width)
     if segmentation:
         return Outline([_points(part) for part in segmentation])
     x0, y0, x1, y1 = box_xyxy(annotation)
@@ -256,10 +264,26 @@ class Bitmap:
         window = Window.around(x0 - 1, y0 - 1, x1 + 1, y1 + 1).clipped(width, height)
         return cls(decode(rle, *window), window.x, window.y)
 
+    @classmethod
+    def of_array(cls, mask: NDArray[Any], height: int, width: int) -> "Bitmap":
+        """From an array of the image's size, of which only the part around the mask is kept.
+
+        Args:
+            mask: (H, W) of bool, or of integers that are not 0 in the mask.
+            height, width: size of the image.
+        """
+        if mask.shape != (height, width) or mask.dtype.kind not in "biu":
+            raise SmallObjError(
+                f"An array in `segmentation` has shape {mask.shape} and type {mask.dtype}; it must "
+                f"be {(height, width)}, the image's height and width, and bool or whole numbers."
+            )
+        return cls((mask != 0).view(np.uint8), 0, 0).trimmed()
+
     def bounds(self) -> tuple[float, float, float, float]:
         tight = self.trimmed()
         height, width = tight.mask.shape
-        return tight.x, tight.y, tight.x + width, tight.y + height
+        # Floats: Detectron2 moves a box in the type it has, and would round whole numbers.
+        return float(tight.x), float(tight.y), float(tight.x + width), float(tight.y + height)
 
     def moved(self, x: int, y: int) -> "Bitmap":
         return Bitmap(self.mask, self.x + x, self.y + y)
@@ -304,6 +328,11 @@ class Bitmap:
 
     def segmentation(self, height: int, width: int) -> dict[str, Any]:
         return encode(self.mask, self.x, self.y, width, height)
+
+    def as_array(self, like: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+        """(H, W) of the type and the largest value of another mask, in an image of that size."""
+        mask = self.pixels(Window(0, 0, width, height)).astype(like.dtype)
+        return mask * like.max(initial=0)
 
 
 def warp(

@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.categories import check_categories
+from smallobj_d2.datasets.coco import (
+    categories_of,
+    dataset_info,
+    get_records,
+    load_dataset,
+    register_from_config,
+)
 from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.inference import detect, write_results
@@ -27,7 +35,7 @@ from smallobj_d2.engines.torchvision.mapper import (
 )
 from smallobj_d2.engines.torchvision.model import build_model
 from smallobj_d2.engines.torchvision.support import check_supported
-from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
+from smallobj_d2.engines.torchvision.trainer import Trainer
 from smallobj_d2.engines.torchvision.weights import load_weights
 from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
 from smallobj_d2.errors import SmallObjError
@@ -42,7 +50,7 @@ from smallobj_d2.evaluation.ap import (
     table,
 )
 from smallobj_d2.files import write_json
-from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -64,13 +72,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: Any, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
@@ -78,8 +89,10 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     """
     check_supported(cfg)
     register_from_config(cfg)
-    with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "torchvision", **how) as cfg:
         check_test_data(cfg)
+        check_categories(cfg, cfg.DATASETS.TEST, categories_of)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
         weights = checkpoint or check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
@@ -111,6 +124,7 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
             return numbers
 
         loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
+        check_categories(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], categories_of)
         trainer.train(
             loader,
             eval_period=cfg.TEST.EVAL_PERIOD,
@@ -137,11 +151,8 @@ def build_train_loader(cfg: Any, *, start_iter: int = 0) -> TrainLoader:
         cfg: a config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
     """
-    register_from_config(cfg)
-    mapper = build_mapper(cfg, True)
-    records, factors = training_data(cfg)
     read = partial(read_image, image_format=cfg.INPUT.FORMAT)
-    return loader_from_config(cfg, records, factors, mapper, read, start_iter=start_iter)
+    return loader_from_config(cfg, build_mapper, get_records, read, start_iter=start_iter)
 
 
 def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str, float]]:
@@ -157,12 +168,6 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
     several = len(cfg.DATASETS.TEST) > 1
     for name in cfg.DATASETS.TEST:
         dataset = load_dataset(name)
-        if len(dataset.category_ids) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise SmallObjError(
-                f"{name} has {len(dataset.category_ids)} categories, but the model has "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. "
-                f"Set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.category_ids)}."
-            )
         results = detect(
             model,
             dataset.records,

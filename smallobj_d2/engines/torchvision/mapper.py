@@ -9,29 +9,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.common.registry import Registry
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.datasets.images import read_rgb, resize
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.registry import Registry
 
-MAPPERS = Registry("TORCHVISION_MAPPER")
-"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses. Each is built by ``from_config(cfg, is_train)``."""
+MAPPERS: Registry[Any] = Registry("torchvision mapper", "SMALLOBJ.MAPPER")
+"""Mappers by name; ``SMALLOBJ.MAPPER`` chooses.
+
+Each is built by ``from_config(cfg, is_train, augmentation=...)``.
+"""
 
 
-def build_mapper(cfg: Any, is_train: bool) -> Any:
+def build_mapper(cfg: Any, is_train: bool, augmentation: DrawAugmentation | None = None) -> Any:
     """The mapper that a config names.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        is_train: whether for training or inference.
+        augmentation: see `SmallObjectMapper.from_config`.
 
     Raises:
         SmallObjError: if there is none of that name.
     """
-    name = cfg.SMALLOBJ.MAPPER
-    if name not in MAPPERS:
-        known = ", ".join(n for n, _ in MAPPERS)
-        raise SmallObjError(f"SMALLOBJ.MAPPER is {name!r}; there are: {known}.")
-    return MAPPERS.get(name).from_config(cfg, is_train)
+    return MAPPERS[cfg.SMALLOBJ.MAPPER].from_config(cfg, is_train, augmentation=augmentation)
 
 
 @MAPPERS.register()
@@ -94,9 +98,23 @@ class SmallObjectMapper:
         self.seed = seed
 
     @classmethod
-    def from_config(cls, cfg: Any, is_train: bool = True) -> "SmallObjectMapper":
-        """Build from INPUT, MODEL.MASK_ON, SEED and SMALLOBJ."""
+    def from_config(
+        cls, cfg: Any, is_train: bool = True, *, augmentation: DrawAugmentation | None = None
+    ) -> "SmallObjectMapper":
+        """Build from INPUT, MODEL.MASK_ON, SEED and SMALLOBJ.FAST_RESIZE.
+
+        Args:
+            cfg: a config with ``SMALLOBJ``.
+            is_train: whether for training or inference.
+            augmentation: the copy-paste; None builds what the config asks for.
+
+        Raises:
+            SmallObjError: if that is a bank of objects, which needs the training images: build the
+                augmentation by `smallobj_d2.build_augmentation`, and pass it.
+        """
         seed = max(cfg.SEED, 0)
+        if is_train and augmentation is None:
+            augmentation = build_augmentation(cfg, seed)
         common = {
             "image_format": cfg.INPUT.FORMAT,
             "fast_resize": cfg.SMALLOBJ.FAST_RESIZE,
@@ -118,7 +136,7 @@ class SmallObjectMapper:
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
             sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
             flip=cfg.INPUT.RANDOM_FLIP,
-            augmentation=build_augmentation(cfg, seed),
+            augmentation=augmentation,
             **common,
         )
 

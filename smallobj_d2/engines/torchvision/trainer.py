@@ -259,7 +259,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
             self.next_iteration = int(state["iteration"]) + 1
             seed = state["seed"]
-        except (KeyError, RuntimeError, ValueError) as e:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:
             why = " ".join(str(e).split())[:200]
             raise SmallObjError(
                 f"{path} is not a checkpoint of this model ({why}). Resume with the config of that "
@@ -268,24 +268,6 @@ class Trainer:
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The checkpoint that the folder's ``last_checkpoint`` names, or None if it has none.
-
-    Raises:
-        SmallObjError: if that file is gone.
-    """
-    pointer = output / "last_checkpoint"
-    if not pointer.is_file():
-        return None
-    path = output / pointer.read_text().strip()
-    if not path.is_file():
-        raise SmallObjError(
-            f"{pointer} names {path.name}, which is not there. Write the name of a checkpoint that "
-            "is there into it, or choose another OUTPUT_DIR."
-        )
-    return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
