@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -31,11 +32,13 @@ from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.records import PackedRecords
+from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Draw, Stream, repeat_factors
 from smallobj_d2.sizes import has_small
 
 MULTI3X = Path(__file__).resolve().parents[1] / "configs" / "orig_aug_multi3x.yaml"
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 BANK = Path(__file__).resolve().parents[1] / "configs" / "beyond" / "bank.yaml"
 DATASETS = ("coco_2017_train", "coco_2017_val")
 
@@ -533,6 +536,43 @@ def step(repeats: int) -> list[Row]:
     return rows
 
 
+# --- 7. Mixed precision on a CPU
+
+
+def precision(repeats: int) -> list[Row]:
+    """Iterations of the demo's network with torchvision's engine on one core, bfloat16 or not."""
+    import torch
+
+    from smallobj_d2.engines.seed_and_device import has_bfloat16
+    from smallobj_d2.engines.torchvision import build_model, build_train_loader
+    from smallobj_d2.engines.torchvision.trainer import Trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_splits(folder, num_train=32, num_val=1, seed=11, size=224, progress=False)
+        where = [[n, str(p), str(p.parent / "images")] for n, p in made.items()]
+        options = ["SMALLOBJ.DATASETS", str(where), "DATALOADER.NUM_WORKERS", "0"]
+        cfg = load_cfg(DEMO, [*options, "SEED", "0", "OUTPUT_DIR", folder])
+        batches = list(islice(build_train_loader(cfg), repeats + 1))
+
+        def train(name: str) -> Callable[[], None]:
+            torch.manual_seed(0)
+            cfg.defrost()
+            cfg.SOLVER.AMP.ENABLED = name == "bfloat16"
+            trainer = Trainer.from_config(cfg, build_model(cfg).train())
+            trainer._lay_out()
+            numbers = iter(range(len(batches)))
+
+            def iteration() -> None:
+                i = next(numbers)
+                trainer._step(trainer.model, batches[i], i)
+
+            return iteration
+
+        seconds = interleaved({name: train(name) for name in ("float32", "bfloat16")}, repeats)
+    note = "" if has_bfloat16() else " (emulated: this CPU has none)"
+    return [row(f"bfloat16{note}, ms", seconds["bfloat16"], "float32", seconds["float32"])]
+
+
 PARTS: dict[str, tuple[str, Callable[[int], list[Row]]]] = {
     "mapper": ("1. Mapper, small-object images of COCO, resize to 800", mapper),
     "paste": ("2. The paste step alone", paste),
@@ -540,6 +580,7 @@ PARTS: dict[str, tuple[str, Callable[[int], list[Row]]]] = {
     "sampler": ("4. Sampler at COCO scale", sampler),
     "loader": ("5. The whole loader", loader),
     "step": ("6. Training step on a GPU", step),
+    "precision": ("7. Mixed precision on one core", precision),
 }
 
 
@@ -570,7 +611,7 @@ def main() -> int:
 
     import torch
 
-    from smallobj_d2.engines.run import versions
+    from smallobj_d2.engines.folder import versions
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

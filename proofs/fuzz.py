@@ -36,8 +36,10 @@ from proofs.copy_paste_laws import check as check_laws
 from proofs.random_scenes import raster
 from smallobj_d2.config import has_detectron2
 from smallobj_d2.copy_paste import CopyPaste, Jitter, SameImage, SourceRule
-from smallobj_d2.datasets import check, images
+from smallobj_d2.datasets import images
+from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import load_coco
+from smallobj_d2.datasets.findings import KINDS, exit_code, report
 from smallobj_d2.datasets.synthetic import make_scene
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError, UnreadableImage
@@ -213,9 +215,9 @@ def try_json(number: int, folder: Path) -> str:
     data, pictures = scenes()
     path = folder / "a.json"
     path.write_text(mutate_json(data, rng), encoding="utf-8", errors="surrogatepass")
-    findings = check.check_coco(path)
-    check.report(findings).encode()
-    errors = check.exit_code(findings) == 2
+    findings = check_coco(path)
+    report(findings).encode()
+    errors = exit_code(findings) == 2
     records, error = None, ""
     try:
         records = load_coco(path, folder).records
@@ -337,7 +339,7 @@ def try_image(number: int, folder: Path) -> str:
     if b"Exif" in content:
         height, width = width, height
     found = images.look_at(str(folder), (str(path), height, width))
-    bad = any(check.KINDS[kind][0] == "error" for kind, _ in found)
+    bad = any(KINDS[kind][0] == "error" for kind, _ in found)
     annotations = [a for a in scenes()[0]["annotations"] if a["image_id"] == 1]
     record = {
         "file_name": str(path),

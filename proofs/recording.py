@@ -22,13 +22,13 @@ Batch = tuple[tuple[int, int], ...]
 """Position of each draw, and a checksum of its pixels."""
 
 
-def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
+def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -> Any:
     """One process of the run; at the top level, so that a spawned process finds it."""
     import torch
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from smallobj_d2.engines import load_engine, loader
-    from smallobj_d2.engines.run import rank
+    from smallobj_d2.engines.processes import rank
 
     record = Path(os.environ[RECORD])
     optimizers: list[Any] = []
@@ -60,7 +60,7 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
     loader.TrainLoader.__iter__ = recorded
     hook = register_optimizer_step_pre_hook(before_step)
     sys.addaudithook(watch)
-    row = load_engine(engine).main(cfg, resume, eval_only)
+    row = load_engine(engine).main(cfg, resume, eval_only, overwrite)
     hook.remove()
     weights = [p.detach() for p in parameters(optimizers[0])] if optimizers else []
     torch.save(

@@ -150,10 +150,10 @@ def gradient_error(run: Run) -> float:
         The largest difference, as a share of the largest gradient.
     """
     from smallobj_d2.engines import load_engine
-    from smallobj_d2.engines import run as runs
+    from smallobj_d2.engines.seed_and_device import seed_step
 
     engine, cfg = load_engine(run.engine), run.cfg()
-    runs.seed_step(cfg.SEED, -1)
+    seed_step(cfg.SEED, -1)
     if run.engine == "detectron2":
         from detectron2.solver import build_optimizer
         from detectron2.utils.events import EventStorage
@@ -175,7 +175,7 @@ def gradient_error(run: Run) -> float:
     for rank in range(run.layout.size):
         with process(rank, run.layout.size):
             batch = next(iter(engine.build_train_loader(cfg)))
-            runs.seed_step(cfg.SEED, 0)
+            seed_step(cfg.SEED, 0)
             losses = forward(model, batch)
         (sum(losses.values()) / run.layout.size).backward()
     expected = [p.grad for group in optimizer.param_groups for p in group["params"]]
@@ -190,11 +190,11 @@ def gradient_error(run: Run) -> float:
 @contextmanager
 def process(rank: int, world_size: int) -> Iterator[None]:
     """Be one process of several, where nothing is said to the others."""
-    from smallobj_d2.engines import run
+    from smallobj_d2.engines import processes
 
     with (
-        patch.object(run, "rank", lambda: rank),
-        patch.object(run, "world_size", lambda: world_size),
+        patch.object(processes, "rank", lambda: rank),
+        patch.object(processes, "world_size", lambda: world_size),
     ):
         yield
 

@@ -1,6 +1,6 @@
 """What every engine trains on: records and repeat factors, checked before anything starts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.augmentation import require_masks
 from smallobj_d2.datasets.coco import get_records, is_registered, load_dataset, without_empty
-from smallobj_d2.datasets.images import require_files
+from smallobj_d2.datasets.images import require_files, require_readable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import factors_from_config
 
@@ -30,7 +30,7 @@ def training_data(
     if cfg.SEED < 0:
         raise SmallObjError(
             "SEED is negative. All processes and a resumed run must share one seed: set SEED, or "
-            "call smallobj_d2.engines.run.settle_seed(cfg), which draws and records one."
+            "call settle_seed(cfg) of smallobj_d2.engines.seed_and_device, which draws one."
         )
     if not cfg.DATASETS.TRAIN:
         raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")
@@ -52,15 +52,28 @@ def training_data(
     return records, factors_from_config(records, cfg)
 
 
-def check_test_data(cfg: Any) -> None:
+def check_test_data(cfg: Any, known: Container[str] = ()) -> None:
     """Look at the test sets before training, not when it has ended.
 
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        known: names of datasets that only the engine knows, and that are left to it.
+
     Raises:
-        SmallObjError: if one cannot be read, has no such image file, or no masks to compare with.
+        SmallObjError: if one cannot be read to the end of its last image, is named twice, has no
+            image, or no masks to compare with.
     """
-    for name in filter(is_registered, cfg.DATASETS.TEST):
+    names = cfg.DATASETS.TEST
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise SmallObjError(f"DATASETS.TEST names {twice[0]} twice; name each dataset once.")
+    for name in names:
+        if not is_registered(name) and name in known:
+            continue
         records = load_dataset(name).records
+        if not records:
+            raise SmallObjError(f"{name} has no image to evaluate; see DATASETS.TEST.")
         require_files(records)
+        require_readable(records)
         for record in records if cfg.MODEL.MASK_ON else ():
             for annotation in record["annotations"]:
                 if not annotation.get("segmentation"):

@@ -1,4 +1,4 @@
-"""A COCO file read lean is equal to the same file read whole, and refused in the same words."""
+"""A COCO file packed is equal to the same file read whole, and refused in the same words."""
 
 import json
 import os
@@ -64,15 +64,11 @@ def test_real_files(file):
     assert_equal_to_whole(REAL / file, REAL)
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["small file", "large file"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("ascii_only", [True, False])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_defects_are_repaired_alike(tmp_path, monkeypatch, checked, indent, ascii_only, encoding):
-    if not checked:
-        monkeypatch.setattr("smallobj_d2.analysis.coco_file._CHECKED", -1)
+def test_defects_are_repaired_alike(tmp_path, indent, ascii_only):
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(CONTENT, indent=indent, ensure_ascii=ascii_only), encoding=encoding)
+    path.write_text(json.dumps(CONTENT, indent=indent, ensure_ascii=ascii_only))
     found = assert_equal_to_whole(path, tmp_path)
     assert found.repaired == {
         "no iscrowd": 4,
@@ -81,7 +77,6 @@ def test_defects_are_repaired_alike(tmp_path, monkeypatch, checked, indent, asci
         "box does not hold mask": 1,
     }
     assert found.objects.crowds == 1
-    assert (found.findings is not None) == checked
     assert found.objects.masked.tolist() == [True, True, False, True]
 
 
@@ -131,11 +126,8 @@ TEXTS = {name: json.dumps(content) for name, content in BAD.items()}
 TEXTS |= {"empty": "", "cut off": '{"images": [{"id": 1', "half": json.dumps(CONTENT)[:400]}
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["small file", "large file"])
 @pytest.mark.parametrize("content", TEXTS.values(), ids=list(TEXTS))
-def test_what_the_loader_refuses_is_refused_in_its_words(tmp_path, monkeypatch, content, checked):
-    if not checked:
-        monkeypatch.setattr("smallobj_d2.analysis.coco_file._CHECKED", -1)
+def test_what_the_loader_refuses_is_refused_in_its_words(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(SmallObjError) as wanted:

@@ -233,14 +233,25 @@ def test_advice_where_small_objects_are_not_rare():
 
 
 def test_advice_on_what_the_network_sees():
-    def at(size):
+    def at(size, *areas):
         size = ["INPUT.MIN_SIZE_TRAIN", f"({size},)"]
-        return advice([record(400)], *size, training=True)
+        return advice([record(*(areas or (400,)))], *size, training=True)
 
     side = record(400)["height"]
     assert "is 20 pixels wide (median; the root of its area), and 20 in the input" in at(side)
-    assert "and 10 in the input of the configured network. Images are shrunk" in at(side // 2)
-    assert "and 40 in the input of the configured network. At 32 and more" in at(side * 2)
+    assert "100% of the small objects are below 32 there." in at(side)
+    assert "and 10 in the input of the configured network. 100% of" in at(side // 2)
+    assert "MAX_SIZE_TRAIN shrink most of them" in at(side // 2)
+    assert "and 40 in the input of the configured network. 0% of" in at(side * 2)
+
+
+def test_nobody_is_told_to_shrink_images():
+    """On COCO the median small object is 34 pixels wide in the input, and half are below 32."""
+    side = record(400)["height"]
+    size = ["INPUT.MIN_SIZE_TRAIN", f"({2 * side},)"]
+    text = advice([record(100, 100, 400, 400, 400)], *size, training=True)
+    assert "and 40 in the input of the configured network. 40% of the small objects" in text
+    assert "smaller INPUT" not in text
 
 
 def test_advice_where_images_are_crowded():

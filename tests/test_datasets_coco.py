@@ -341,5 +341,5 @@ def test_datasets_that_are_trained_on_together_must_agree_on_categories(tmp_path
         data = content(categories=categories)
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
         register_dataset(name, tmp_path / f"{name}.json", tmp_path / name)
-    with pytest.raises(SmallObjError, match="one, two do not have the same categories"):
+    with pytest.raises(SmallObjError, match="one and two do not have the same categories"):
         get_records(["one", "two"])

@@ -22,8 +22,9 @@ from proofs import kill_resume
 from smallobj_d2.commands import train_net, visualize
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
-from smallobj_d2.engines import load_engine, run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines import load_engine
+from smallobj_d2.engines.folder import locked, record_run
+from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 ROOT = Path(__file__).parents[1]
@@ -114,13 +115,15 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, scenes, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(engine, opts)
     assert (output / "last_checkpoint").read_text() == "model_0000002.pth"
-    assert sorted(p.name for p in output.glob("*.pth*")) == ["model_0000002.pth"]
-    (output / "model_0000005.pth.tmp").write_text("as a kill leaves it")
+    assert sorted(p.name for p in output.glob("*model*")) == ["model_0000002.pth"]
+    (output / ".smallobj-1-1-model_0000005.pth").write_text("as a kill leaves it")
+    (output / "notes.tmp").write_text("a user's own")
     monkeypatch.undo()
     monkeypatch.setattr(coco, "_registered", {})
     train(engine, opts, resume=True)
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    assert not list(output.glob("*.tmp"))
+    assert not list(output.glob(".smallobj-*"))
+    assert (output / "notes.tmp").is_file()
 
 
 @each_engine
@@ -194,8 +197,74 @@ def test_a_read_only_folder_is_one_line(tmp_path, scenes):
     assert "read-only" in line
 
 
+def test_a_disk_without_inodes_is_one_line_too(tmp_path, scenes):
+    """TensorBoard opens its file by a path in bytes."""
+    with disk(tmp_path / "disk", "size=4m,nr_inodes=6") as small:
+        line = says(command("torchvision", options(scenes, small / "out")))
+    assert "events.out" in line
+    assert "the disk is full" in line
+
+
+@each_engine
+def test_a_folder_that_holds_a_run_is_kept(tmp_path, scenes, engine, forget_datasets):
+    output = tmp_path / "out"
+    opts = options(scenes, output, "DATASETS.TEST", "()")
+    train(engine, opts)
+    before = {p.name: p.read_bytes() for p in output.iterdir() if p.suffix != ".txt"}
+    forget_datasets()
+    with pytest.raises(SmallObjError, match=r"out already holds a run\. .*--resume.*--overwrite"):
+        train(engine, opts)
+    assert before == {p.name: p.read_bytes() for p in output.iterdir() if p.suffix != ".txt"}
+    forget_datasets()
+    train(engine, [*opts, "SOLVER.MAX_ITER", "2"], overwrite=True)
+    assert read_file(output / "model_final.pth")["iteration"] == 1
+
+
+@each_engine
+def test_a_last_checkpoint_that_is_gone_is_named(tmp_path, scenes, engine):
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(SmallObjError, match=r"names 'model_0000009\.pth', which is not there"):
+        train(engine, options(scenes, tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"seed": 1, "engine": "a", "earlier": 1}'])
+def test_a_damaged_record_is_one_line(tmp_path, scenes, damage):
+    (tmp_path / "run.json").write_text(damage)
+    with pytest.raises(SmallObjError, match=r"run\.json is damaged"):
+        train("torchvision", options(scenes, tmp_path), resume=True)
+
+
+def test_libraries_that_changed_are_named_at_resume(tmp_path, scenes, caplog):
+    cfg = load_cfg(CONFIG, options(scenes, tmp_path))
+    logging.getLogger("smallobj_d2").propagate = True
+    record_run(cfg, "torchvision")
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["versions"]["pillow"] = "0.1"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with caplog.at_level(logging.WARNING, "smallobj_d2"):
+        record_run(cfg, "torchvision", resume=True)
+        record_run(cfg, "torchvision", resume=True)
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith("pillow was 0.1 when this run began, and is ")
+
+
+@pytest.mark.parametrize("batch", [0, -2])
+def test_a_batch_of_nothing_is_refused(tmp_path, scenes, batch):
+    with pytest.raises(SmallObjError, match=f"SOLVER.IMS_PER_BATCH.* {batch}"):
+        train("torchvision", options(scenes, tmp_path, "SOLVER.IMS_PER_BATCH", batch))
+
+
+def test_weights_that_claim_more_than_there_is_are_refused(tmp_path):
+    """An array of 64 TiB in a file of some bytes."""
+    path = tmp_path / "bomb.pkl"
+    claims = pickle.PROTO + b"\x05" + pickle.BYTEARRAY8 + (1 << 46).to_bytes(8, "little") + b"abc."
+    path.write_bytes(claims)
+    with pytest.raises(SmallObjError, match=r"bomb\.pkl asks for more memory than there is"):
+        read_file(path)
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path, scenes):
-    with run.locked(tmp_path):
+    with locked(tmp_path):
         line = says(command("auto", options(scenes, tmp_path)))
     assert line == (
         f"error: Another run is writing to {tmp_path}. Wait for it, or choose another OUTPUT_DIR."

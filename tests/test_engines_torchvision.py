@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from pycocotools import mask as coco_mask
 
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
-from smallobj_d2.engines import run
+from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
+from smallobj_d2.engines.folder import close_logging, last_checkpoint, locked
 from smallobj_d2.engines.launch import launch
+from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_mask
 from smallobj_d2.engines.torchvision.mapper import (
     SmallObjectMapper,
@@ -31,9 +34,9 @@ from smallobj_d2.engines.torchvision.trainer import (
     Trainer,
     build_optimizer,
     build_schedule,
-    last_checkpoint,
 )
 from smallobj_d2.engines.torchvision.weights import convert_names, load_weights, read_weights
+from smallobj_d2.engines.weights import check_weights
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
 
@@ -44,7 +47,7 @@ needs_detectron2 = pytest.mark.skipif(not has_detectron2(), reason="Detectron2 i
 @pytest.fixture(autouse=True)
 def _closed_logs():
     yield
-    run.close_logging()
+    close_logging()
 
 
 # --- A tiny dataset and a tiny model
@@ -538,9 +541,9 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(cfg, tmp_path):
 
 
 def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
-    assert run.check_weights(cfg) is None
+    assert check_weights(cfg) is None
     with pytest.raises(SmallObjError, match=r"no file .*gone\.pkl.*Ways on"):
-        run.check_weights(changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "gone.pkl")))
+        check_weights(changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "gone.pkl")))
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
@@ -550,7 +553,35 @@ def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
     monkeypatch.setattr("iopath.common.file_io.get_cache_dir", lambda *a: str(tmp_path / "cache"))
     zoo = changed(cfg, "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
     with pytest.raises(SmallObjError, match=r"fbaipublicfiles.*R-50\.pkl cannot .*Ways on"):
-        run.check_weights(zoo)
+        check_weights(zoo)
+
+
+def test_weights_can_be_named_by_an_environment_variable(cfg, monkeypatch, tmp_path):
+    named = changed(cfg, "MODEL.WEIGHTS", "$SMALLOBJ_WEIGHTS_OF_A_TEST")
+    monkeypatch.delenv("SMALLOBJ_WEIGHTS_OF_A_TEST", raising=False)
+    with pytest.raises(SmallObjError, match="SMALLOBJ_WEIGHTS_OF_A_TEST is not set"):
+        check_weights(named)
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setenv("SMALLOBJ_WEIGHTS_OF_A_TEST", str(tmp_path / "w.pth"))
+    assert check_weights(named) == tmp_path / "w.pth"
+
+
+def test_a_run_records_the_commit_that_it_ran(monkeypatch, tmp_path):
+    def git(*arguments):
+        own = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    module = tmp_path / "package" / "engines" / "run.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("1")
+    monkeypatch.setattr(folder, "__file__", str(module))
+    assert folder.commit() is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert re.fullmatch("[0-9a-f]{40}", folder.commit())
+    module.write_text("2")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", folder.commit())
 
 
 def test_freezing_stops_gradients_and_statistics(cfg):
@@ -744,7 +775,7 @@ def test_a_run_leaves_what_detectron2s_does(unbroken):
         "model_0000005.pth",
         "model_final.pth",
     }
-    assert not list(output.glob("*.tmp"))
+    assert not list(output.glob(".smallobj-*"))
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     training = next(line for line in lines if "total_loss" in line)
     assert {"iteration", "lr", "time", "data_time", "eta_seconds", "loss_cls"} <= set(training)
@@ -759,6 +790,7 @@ def test_a_run_leaves_what_detectron2s_does(unbroken):
     record = json.loads((output / "run.json").read_text())
     assert record["seed"] == 5
     assert record["engine"] == "torchvision"
+    assert record["commit"] == folder.commit()
     assert {"python", "torch", "torchvision", "numpy"} <= set(record["versions"])
     assert list(output.glob("events.out.tfevents.*"))
     assert "iter 6/6" in (output / "log.txt").read_text()
@@ -797,6 +829,61 @@ def test_a_killed_run_resumes_bit_for_bit(unbroken, cfg, monkeypatch):
     assert len(record["earlier"]) == 1
 
 
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """As on a CPU that has bfloat16; one that has not is only slow."""
+    monkeypatch.setattr(seed_and_device, "has_bfloat16", lambda: True)
+
+
+def test_bfloat16_on_a_cpu_resumes_bit_for_bit_and_keeps_weights_whole(
+    data, tmp_path, monkeypatch, bfloat16, unbroken
+):
+    seen = []
+    step = Trainer._step
+
+    def watched(self, *args):
+        def note(module, inputs, output):
+            seen.extend(level.dtype for level in output.values())
+
+        hook = self.model.backbone.fpn.register_forward_hook(note)
+        losses = step(self, *args)
+        hook.remove()
+        return losses
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    amp = ("SOLVER.AMP.ENABLED", "True")
+    row = engine.main(tiny_cfg(data, tmp_path / "whole", *amp))
+    assert set(seen) == {torch.bfloat16}
+
+    engine.main(tiny_cfg(data, tmp_path / "cut", *amp, "DATASETS.TEST", "()"))
+    (tmp_path / "cut" / "last_checkpoint").write_text("model_0000002.pth")
+    assert engine.main(tiny_cfg(data, tmp_path / "cut", *amp), resume=True) == row
+
+    whole, cut = (weights_of(tmp_path / name / "model_final.pth") for name in ("whole", "cut"))
+    full = weights_of(unbroken[0] / "model_final.pth")
+    floating = [k for k, v in whole.items() if v.is_floating_point()]
+    assert all(whole[k].dtype == torch.float32 for k in floating)
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    assert any(not torch.equal(whole[k], full[k]) for k in floating)
+
+    alone = ("MODEL.WEIGHTS", str(tmp_path / "whole" / "model_final.pth"))
+    assert engine.main(tiny_cfg(data, tmp_path / "alone", *alone), eval_only=True) == row
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32_and_says_so(cfg, monkeypatch, caplog):
+    monkeypatch.setattr(seed_and_device, "has_bfloat16", lambda: False)
+    asked = changed(cfg, "SOLVER.AMP.ENABLED", True)
+    assert not seed_and_device.settle_precision(asked, "torchvision").SOLVER.AMP.ENABLED
+    assert "no instructions for bfloat16" in caplog.text
+
+
+def test_detectron2s_mixed_precision_on_a_cpu_is_refused(cfg, bfloat16):
+    asked = changed(cfg, "SOLVER.AMP.ENABLED", True)
+    with pytest.raises(SmallObjError, match="Detectron2 has mixed precision on a GPU only"):
+        seed_and_device.settle_precision(asked, "detectron2")
+    assert seed_and_device.settle_precision(asked, "torchvision").SOLVER.AMP.ENABLED
+
+
 def test_evaluation_alone_gives_the_row_of_the_run(unbroken, cfg):
     cfg = changed(cfg, "MODEL.WEIGHTS", str(unbroken[0] / "model_final.pth"))
     assert engine.main(cfg, eval_only=True) == unbroken[1]
@@ -824,9 +911,9 @@ def test_a_new_run_cannot_resume_an_older_ones_checkpoint(cfg, monkeypatch):
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir()
     (output / "last_checkpoint").write_text("model_old.pth")
-    with pytest.raises(SmallObjError, match=r"names model_old\.pth, which is not there"):
+    with pytest.raises(SmallObjError, match=r"names 'model_old\.pth', which is not there"):
         engine.main(cfg, resume=True)
-    with run.running(cfg, "torchvision"):
+    with run.running(cfg, "torchvision", overwrite=True):
         assert last_checkpoint(output) is None
 
 
@@ -876,10 +963,10 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         "from pathlib import Path; from smallobj_d2.engines import run\n"
         "from smallobj_d2.errors import SmallObjError\n"
         "try:\n"
-        f"    with run.locked(Path({str(tmp_path)!r})): print('held')\n"
+        f"    with locked(Path({str(tmp_path)!r})): print('held')\n"
         "except SmallObjError as e: print(e)\n"
     )
-    with run.locked(tmp_path):
+    with locked(tmp_path):
         said = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
         )
@@ -892,40 +979,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(cfg, tmp_path):
         engine.main(changed(cfg, "OUTPUT_DIR", str(tmp_path / "file" / "out")))
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    run.write_json(path, {"a": 1})
-
-    class Stop(Exception):
-        pass
-
-    def stops_half_way():
-        with run.writing(path) as temporary:
-            temporary.write_text("half")
-            raise Stop
-
-    with pytest.raises(Stop):
-        stops_half_way()
-    assert json.loads(path.read_text()) == {"a": 1}
-    with pytest.raises(SmallObjError, match="disk is full"), run.writing(path):
-        raise OSError(28, "No space left on device")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
 def test_a_negative_seed_is_a_fresh_one_and_is_logged(cfg, caplog):
     cfg = changed(cfg, "SEED", -1)
     with caplog.at_level(logging.INFO):
-        seeds = {run.settle_seed(cfg).SEED for _ in range(3)}
+        seeds = {settle_seed(cfg).SEED for _ in range(3)}
     assert len(seeds) == 3
     assert all(s >= 0 for s in seeds)
     assert f"seed {min(seeds)}" in caplog.text
-    assert run.settle_seed(changed(cfg, "SEED", 3)).SEED == 3
+    assert settle_seed(changed(cfg, "SEED", 3)).SEED == 3
 
 
 def test_without_a_gpu_it_is_the_cpu(cfg, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.INFO):
-        assert run.settle_device(changed(cfg, "MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
+        assert settle_device(changed(cfg, "MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
     assert "no GPU here" in caplog.text
 
 

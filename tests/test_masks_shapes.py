@@ -258,3 +258,9 @@ def test_an_annotation_without_what_is_needed_is_refused_by_its_index(key):
     del bad[key]
     with pytest.raises(SmallObjError, match=f"Annotation 1 has no {key}"):
         Scene([rectangle(5, 5, 5, 5), bad], SIZE, SIZE)
+
+
+def test_boxes_are_floats_for_detectron2_moves_them_in_the_type_they_have():
+    box = Bitmap(np.ones((2, 3), np.uint8), 4, 5).bounds()
+    assert box == (4, 5, 7, 7)
+    assert {type(v) for v in box} == {float}

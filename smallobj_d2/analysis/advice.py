@@ -242,13 +242,10 @@ def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[st
         f"A small object is {np.median(sides):.0f} pixels wide (median; the root of its area), and "
         f"{np.median(seen):.0f} in the input of the configured network"
     )
-    if np.median(seen) >= SMALL_AREA**0.5:
-        text += (
-            f". At {SMALL_AREA**0.5:.0f} and more they are not small for it any more; a smaller "
-            "INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST may do as well and costs less"
-        )
-    elif np.median(seen) < np.median(sides):
-        text += ". Images are shrunk, so a larger INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST come first"
+    side = SMALL_AREA**0.5
+    text += f". {percent((seen < side).mean())} of the small objects are below {side:.0f} there"
+    if (seen < sides).mean() > 0.5:
+        text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN shrink most of them"
     return [f"{text}."]
 
 
@@ -280,7 +277,7 @@ def _on_anchors(tables: Sequence[Table]) -> list[str]:
         text += f", a large one by {large.mean_max_iou:.2f}"
     if small.mean_max_iou < 0.4:
         text += (
-            ". That is little: smaller MODEL.ANCHOR_GENERATOR.SIZES or a larger "
-            "INPUT.MIN_SIZE_TRAIN would bring the anchors closer to these objects"
+            ". That is little; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
+            "INPUT.MIN_SIZE_TRAIN to see what it would be with them"
         )
     return [f"{text}."]

@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,7 +18,8 @@ from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.protocols import Protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, percent, side_by_side
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.datasets.images import read_rgb
+from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 
 def write_report(
@@ -389,7 +389,7 @@ def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) 
 
 def read_picture(record: dict[str, Any]) -> NDArray[np.uint8] | None:
     """The image of a record (H, W, 3) RGB, or None where it cannot be had."""
-    picture: NDArray[Any] | None = cv2.imread(record["file_name"])
-    if picture is None or picture.shape[:2] != (record["height"], record["width"]):
+    try:
+        return read_rgb(record)
+    except UnreadableImage:
         return None
-    return picture[..., ::-1].astype(np.uint8)

@@ -17,8 +17,9 @@ from smallobj_d2.analysis.report import figure5_images, markdown, text_table, wr
 from smallobj_d2.analysis.table2 import layouts
 from smallobj_d2.commands import ROOT
 from smallobj_d2.config import load_cfg
-from smallobj_d2.datasets import check
+from smallobj_d2.datasets.check import check_dataset
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
+from smallobj_d2.datasets.findings import exit_code, report
 from smallobj_d2.errors import SmallObjError
 
 BASE = ROOT / "configs" / "base.yaml"
@@ -103,11 +104,9 @@ def run(args: argparse.Namespace) -> int:
         json_file, images = info.json_file, args.images or info.image_root
         name = stem = info.name
     if args.check or args.check_images:
-        findings = check.check_dataset(
-            json_file, images or json_file.parent, images=args.check_images
-        )
-        print(check.report(findings, notes=args.notes))
-        return check.exit_code(findings)
+        findings = check_dataset(json_file, images or json_file.parent, images=args.check_images)
+        print(report(findings, notes=args.notes))
+        return exit_code(findings)
     data = CocoFile(json_file, images or json_file.parent)
     if args.layouts:
         print(text_table(*layouts(data.objects, progress=True)))

@@ -50,7 +50,10 @@ def main() -> int:
     print("3. Training and evaluation", flush=True)
     run = args.out / "run"
     code = train_net.main(
-        ["--config", str(CONFIG), "--engine", args.engine, "OUTPUT_DIR", str(run), *args.opts]
+        [
+            *("--config", str(CONFIG), "--engine", args.engine, "--overwrite"),
+            *("OUTPUT_DIR", str(run), *args.opts),
+        ]
     )
     if code:
         return code

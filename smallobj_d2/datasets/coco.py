@@ -5,7 +5,8 @@ from that, and from keys of the user's own being carried along, the dicts are th
 """
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.datasets.check import Checked, log_findings, stop_on_errors, without_gc
+from smallobj_d2.datasets.categories import require_same_categories
+from smallobj_d2.datasets.check import Checked
+from smallobj_d2.datasets.findings import log_findings, stop_on_errors
 from smallobj_d2.datasets.measure import usable
+from smallobj_d2.datasets.reading import without_gc
 from smallobj_d2.errors import SmallObjError
 
 XYWH = 1
@@ -40,6 +44,13 @@ class CocoDataset:
     """Category names, by contiguous id."""
     category_ids: list[int]
     """The JSON's category id of each contiguous id."""
+    repaired: Counter[str]
+    """How many annotations lacked something that was filled in, by what it was."""
+
+    @property
+    def categories(self) -> dict[Any, str]:
+        """Names by the JSON's category id, in the order of the contiguous ids."""
+        return dict(zip(self.category_ids, self.thing_classes, strict=True))
 
 
 # As Detectron2 lays them out under DETECTRON2_DATASETS.
@@ -53,6 +64,7 @@ _BUILTIN = {
 }
 _registered: dict[str, DatasetInfo] = {}
 _logged: set[tuple[str, int, int]] = set()
+_categories: dict[tuple[str, int, int], dict[Any, str]] = {}  # of files that have been read
 
 
 def datasets_root() -> Path:
@@ -105,9 +117,9 @@ def dataset_info(name: str) -> DatasetInfo:
             f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
-    if not info.json_file.is_file():
+    if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
-    if not info.image_root.is_dir():
+    if not os.path.isdir(info.image_root):
         raise SmallObjError(f"Dataset {name}: there is no image folder {info.image_root}. {remedy}")
     return info
 
@@ -115,7 +127,15 @@ def dataset_info(name: str) -> DatasetInfo:
 def load_dataset(name: str) -> CocoDataset:
     """Load a named dataset; see `load_coco`."""
     info = dataset_info(name)
-    return load_coco(info.json_file, info.image_root)
+    dataset = load_coco(info.json_file, info.image_root)
+    _categories[_state(info.json_file)] = dataset.categories
+    return dataset
+
+
+def categories_of(name: str) -> dict[Any, str]:
+    """The categories of a named dataset; its file is read if it has not been as it is now."""
+    known = _categories.get(_state(dataset_info(name).json_file))
+    return load_dataset(name).categories if known is None else known
 
 
 def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -125,9 +145,7 @@ def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
         SmallObjError: if they do not agree on their categories.
     """
     datasets = {name: load_dataset(name) for name in names}
-    classes = {name: tuple(d.thing_classes) for name, d in datasets.items()}
-    if len(set(classes.values())) > 1:
-        raise SmallObjError(f"Datasets {', '.join(classes)} do not have the same categories.")
+    require_same_categories({name: d.categories for name, d in datasets.items()})
     return list(chain.from_iterable(d.records for d in datasets.values()))
 
 
@@ -147,16 +165,26 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
     file in a process.
 
     Raises:
-        SmallObjError: naming the first defects that `smallobj_d2.datasets.check` calls errors.
+        SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
     """
     with without_gc():
-        checked = Checked(json_file)
-        stop_on_errors(checked.findings)
-        _log_once(checked)
-        return _dataset(checked, str(image_root))
+        return dataset_of(read_coco(json_file), str(image_root))
 
 
-def _dataset(checked: Checked, image_root: str) -> CocoDataset:
+def read_coco(json_file: str | Path) -> Checked:
+    """Read and check a COCO instance JSON; the log says what is harmless.
+
+    Raises:
+        SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
+    """
+    checked = Checked(json_file)
+    stop_on_errors(checked.findings)
+    _log_once(checked)
+    return checked
+
+
+def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
+    """What `read_coco` gives as dataset dicts; see `load_coco`."""
     categories = sorted(checked.categories, key=lambda c: c["id"])
     contiguous = {c["id"]: i for i, c in enumerate(categories)}
     images: dict[Any, dict[str, Any]] = {
@@ -169,13 +197,10 @@ def _dataset(checked: Checked, image_root: str) -> CocoDataset:
         }
         for image in checked.images
     }
-    counts = dict.fromkeys(
-        ("no iscrowd", "no area", "no valid polygon", "box does not hold mask"), 0
-    )
-    label = str(checked.path)
+    repaired: Counter[str] = Counter()
     for annotation in checked.annotations:
         record = images[annotation["image_id"]]
-        instance = _instance(annotation, record, label, counts)
+        instance = _instance(annotation, record, repaired)
         if instance is not None:
             instance["category_id"] = contiguous[annotation["category_id"]]
             record["annotations"].append(instance)
@@ -183,76 +208,94 @@ def _dataset(checked: Checked, image_root: str) -> CocoDataset:
         [images[i] for i in sorted(images)],
         [c["name"] for c in categories],
         [c["id"] for c in categories],
+        repaired,
     )
 
 
 def _log_once(checked: Checked) -> None:
     """Say what is harmless, unless this file has been read before as it is now."""
-    stat = checked.path.stat()
-    state = (str(checked.path), stat.st_mtime_ns, stat.st_size)
+    state = _state(checked.path)
     if state not in _logged:
         _logged.add(state)
         log_findings(checked.findings)
 
 
+def _state(path: Path) -> tuple[str, int, int]:
+    """A file as it is now."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
 def _instance(
-    annotation: dict[str, Any], record: dict[str, Any], label: str, counts: dict[str, int]
+    annotation: dict[str, Any], record: dict[str, Any], repaired: Counter[str]
 ) -> dict[str, Any] | None:
     """One annotation in Detectron2's form, or None if nothing of its mask is left."""
     instance = {k: v for k, v in annotation.items() if k != "image_id"}
     instance["bbox_mode"] = XYWH
     if "iscrowd" not in instance:
         instance["iscrowd"] = 0
-        counts["no iscrowd"] += 1
-    if len(instance["bbox"]) != 4:
-        raise SmallObjError(f"{label}: bbox {instance['bbox']} is not [x, y, width, height].")
+        repaired["no iscrowd"] += 1
     # Detectron2 moves boxes in the type they have, and would round whole numbers after a resize.
     instance["bbox"] = [float(v) for v in instance["bbox"]]
-    segmentation = instance.pop("segmentation", None)
+    segmentation = repaired_mask(instance.pop("segmentation", None), record)
     if isinstance(segmentation, dict):
-        size = (record["height"], record["width"])
-        if tuple(segmentation.get("size", ())) != size:
-            raise SmallObjError(
-                f"{label}: its RLE is for an image of size {segmentation.get('size')}, "
-                f"but image {record['image_id']} has height and width {list(size)}."
-            )
-        if isinstance(segmentation["counts"], list):
-            segmentation = coco_mask.frPyObjects(segmentation, *size)
         instance["segmentation"] = segmentation
         x, y, w, h = coco_mask.toBbox(segmentation).tolist()
         if not w or not h:
-            counts["no valid polygon"] += 1
+            repaired["no valid polygon"] += 1
             return None
-        _hold_mask(instance, (x, y, x + w, y + h), counts)
+        _hold_mask(instance, (x, y, x + w, y + h), repaired)
     elif segmentation:
-        parts = [p for p in segmentation if usable(p)]
-        if not parts:
-            counts["no valid polygon"] += 1
-            return None
-        # Detectron2 would resize a polygon of whole numbers to whole numbers.
-        parts = [[float(v) for v in p] if isinstance(p[0], int) else p for p in parts]
-        instance["segmentation"] = parts
-        xs, ys = list(chain(*(p[::2] for p in parts))), list(chain(*(p[1::2] for p in parts)))
-        _hold_mask(instance, (min(xs), min(ys), max(xs), max(ys)), counts)
+        instance["segmentation"] = segmentation
+        xs, ys = (list(chain(*(p[i::2] for p in segmentation))) for i in range(2))
+        _hold_mask(instance, (min(xs), min(ys), max(xs), max(ys)), repaired)
+    elif segmentation is not None:
+        repaired["no valid polygon"] += 1
+        return None
     if instance.get("keypoints"):
         instance["keypoints"] = [
             k if i % 3 == 2 else k + 0.5 for i, k in enumerate(instance["keypoints"])
         ]
     if not instance.get("area"):
-        counts["no area"] += "area" not in instance
+        repaired["no area"] += "area" not in instance
         instance["area"] = mask_area(instance, record["height"], record["width"])
     return instance
 
 
+def repaired_mask(segmentation: Any, image: Mapping[str, Any]) -> Any:
+    """A ``segmentation`` that has been checked, as everything that trains and evaluates takes it.
+
+    Args:
+        segmentation: as the JSON has it.
+        image: with ``height`` and ``width``.
+
+    Returns:
+        Compressed RLE of whole numbers; or the polygons of three points and more, of floats, which
+        may be none; or None where there is no mask.
+    """
+    if isinstance(segmentation, dict):
+        rle = {
+            "size": [int(image["height"]), int(image["width"])],
+            "counts": segmentation["counts"],
+        }
+        return coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
+    if not segmentation:
+        return None
+    # Detectron2 would resize a polygon of whole numbers to whole numbers.
+    return [
+        [float(v) for v in p] if isinstance(p[0], int) else p for p in segmentation if usable(p)
+    ]
+
+
 def _hold_mask(
-    instance: dict[str, Any], mask: tuple[float, float, float, float], counts: dict[str, int]
+    instance: dict[str, Any], mask: tuple[float, float, float, float], repaired: Counter[str]
 ) -> None:
     """Give an instance the box of its mask (XYXY), if its own leaves out a pixel or more of it."""
     x, y, width, height = instance["bbox"]
     x0, y0, x1, y1 = mask
     if x0 < x - 1 or y0 < y - 1 or x1 > x + width + 1 or y1 > y + height + 1:
         instance["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        counts["box does not hold mask"] += 1
+        repaired["box does not hold mask"] += 1
 
 
 def mask_area(annotation: dict[str, Any], height: int, width: int) -> float:

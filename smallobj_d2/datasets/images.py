@@ -12,7 +12,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from smallobj_d2.datasets.reading import require_regular
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
@@ -48,7 +49,7 @@ _KINDS = {
 Pixels = NDArray[np.uint8]
 
 Defects = list[tuple[str, str]]
-"""Kind, a key of `smallobj_d2.datasets.check.KINDS`, and what is wrong."""
+"""Kind, a key of `smallobj_d2.datasets.findings.KINDS`, and what is wrong."""
 
 
 @contextmanager
@@ -68,6 +69,7 @@ def opened(
     """
     label = f"{record['file_name']} (image {record.get('image_id')})"
     try:
+        require_regular(record["file_name"])
         with open_file(record["file_name"], "rb") as file:
             image = _open(file)
             if "height" in record and "width" in record:
@@ -102,6 +104,8 @@ def _open(file: Any) -> Image.Image:
 def _why(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it claims to be larger than memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -150,9 +154,7 @@ def require_files(records: Iterable[Mapping[str, Any]]) -> None:
     for record in records:
         folder, name = os.path.split(record["file_name"])
         if folder not in there:
-            there[folder] = (
-                set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
-            )
+            there[folder] = _files_in(folder or ".")
         if name not in there[folder]:
             missing.append(f"{record['file_name']} (image {record.get('image_id')})")
     if missing:
@@ -161,6 +163,38 @@ def require_files(records: Iterable[Mapping[str, Any]]) -> None:
             f"{', '.join(missing[:3])}{more} cannot be read: not there. Put the files there, or "
             "remove the images from the JSON."
         )
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {e.name for e in entries if e.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as e:
+        raise UnreadableImage(
+            f"The image folder {folder} cannot be read: {e.strerror}. Correct its permissions."
+        ) from e
+
+
+def require_readable(records: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse dataset dicts whose image files cannot be read to their end.
+
+    Raises:
+        UnreadableImage: naming the first file and what is wrong with it.
+    """
+
+    def read(record: Mapping[str, Any]) -> None:
+        with opened(record) as image:
+            image.load()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        try:
+            for _ in pool.map(read, records):
+                pass
+        except UnreadableImage:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 # --- Looking at all of them
@@ -203,6 +237,7 @@ def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
     """What is wrong with one image file."""
     path, height, width = image
     try:
+        require_regular(path)
         if os.path.getsize(path) == 0:
             return [("image-zero-bytes", "the file has no bytes")]
         with open(path, "rb") as file:

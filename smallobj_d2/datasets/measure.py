@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from smallobj_d2.errors import shown
 from smallobj_d2.masks.rle import read_numbers, undo_differences
 
 Floats = NDArray[np.float64]
@@ -29,7 +30,7 @@ class Defect(NamedTuple):
     number: int
     """Which of the masks."""
     kind: str
-    """A key of `smallobj_d2.datasets.check.KINDS`."""
+    """A key of `smallobj_d2.datasets.findings.KINDS`."""
     what: str
 
 
@@ -67,14 +68,6 @@ def measure(segmentations: Sequence[Any], sizes: Ints) -> Masks:
         found += _rles(given, rles, sizes[part], bounds[part], area[part])
         defects += [Defect(d.number + start, d.kind, d.what) for d in found]
     return Masks(bounds, area, defects)
-
-
-def shown(value: Any) -> str:
-    """A value on one short line that any terminal can print."""
-    if isinstance(value, list) and len(value) > 8:
-        return f"[{', '.join(shown(v) for v in value[:3])}, ... {len(value)} in all]"
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def numbers(value: Any) -> Floats | None:
@@ -157,10 +150,13 @@ def _flatten(parts: list[Any], owners: list[int]) -> tuple[Floats, Ints, list[De
             is_good = numbers(part) is not None
             good.append(part if is_good else [])
             if not is_good:
-                defects.append(Defect(owner, "polygon-form", f"a polygon is {shown(part)}"))
+                kind = "polygon-pairs" if _is_points(part) else "polygon-form"
+                defects.append(Defect(owner, kind, f"a polygon is {shown(part)}"))
     counts = np.fromiter(map(len, good), dtype=np.int64, count=len(good))
+    pairs = _all_pairs(counts, owners)
+    defects += [Defect(i, "polygon-pairs", "its polygon is a list of points") for i in pairs]
     for i in np.flatnonzero((counts < 6) | (counts % 2 == 1)).tolist():
-        if good[i] is parts[i]:
+        if good[i] is parts[i] and owners[i] not in pairs:
             odd = len(good[i]) % 2 == 1
             kind = "polygon-odd" if odd else "polygon-short"
             number = f"{len(good[i])} numbers" if odd else f"{len(good[i]) // 2} points"
@@ -172,6 +168,25 @@ def _flatten(parts: list[Any], owners: list[int]) -> tuple[Floats, Ints, list[De
     except OverflowError:
         flat = np.concatenate([n for p in kept if (n := numbers(p)) is not None])
     return flat, counts, defects
+
+
+def _is_points(part: Any) -> bool:
+    """Whether a polygon is [[x, y], [x, y], ...] or [{"x": x, "y": y}, ...]."""
+    return (
+        type(part) is list
+        and len(part) > 0
+        and all(type(p) in (list, dict) and len(p) == 2 for p in part)
+    )
+
+
+def _all_pairs(counts: Ints, owners: list[int]) -> set[int]:
+    """The masks with three polygons or more that are each of two numbers: points, it seems."""
+    if not (counts == 2).any():
+        return set()
+    masks, first = np.unique(np.array(owners, dtype=np.int64), return_index=True)
+    both = np.maximum.reduceat(counts, first) == np.minimum.reduceat(counts, first)
+    found = both & (counts[first] == 2) & (np.diff(first, append=len(counts)) >= 3)
+    return set(masks[found].tolist())
 
 
 def _renumbered(groups: Ints) -> Ints:

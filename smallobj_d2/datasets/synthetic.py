@@ -846,7 +846,7 @@ def make_dataset(
     if round(0.75 * size) < _MIN_SIDE:
         raise SmallObjError(f"size must be at least {math.ceil(_MIN_SIDE / 0.75)} px, got {size}")
     recipe = {
-        "generator": "smallobj_d2.datasets.synthetic",
+        "generator": "smallobj_d2.scenes",
         "version": _RECIPE_VERSION,
         "num_images": num_images,
         "seed": seed,

@@ -32,7 +32,13 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.datasets.categories import (
+    Categories,
+    check_categories,
+    require_same_categories,
+)
 from smallobj_d2.datasets.coco import (
+    categories_of,
     dataset_info,
     is_registered,
     load_dataset,
@@ -40,9 +46,17 @@ from smallobj_d2.datasets.coco import (
     register_from_config,
 )
 from smallobj_d2.datasets.images import opened, require_size, resize
-from smallobj_d2.engines import run
+from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.engines.weights import (
+    NOTHING_TO_EVALUATE,
+    check_weights,
+    read_file,
+    require_whole,
+    write_file,
+)
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import (
     Row,
@@ -52,6 +66,7 @@ from smallobj_d2.evaluation.ap import (
     load_ground_truth,
     table,
 )
+from smallobj_d2.files import write_json, writing
 from smallobj_d2.registry import Registry, import_modules
 from smallobj_d2.sampling import Draw, factors_from_config, repeat_factors
 from smallobj_d2.sizes import SMALL_AREA
@@ -356,14 +371,34 @@ def register_datasets(cfg: CfgNode) -> None:
         )
 
 
+def catalog_categories(name: str) -> Categories | None:
+    """Categories of one of our datasets, or of one in Detectron2's catalog that names its own."""
+    if is_registered(name) or name not in DatasetCatalog:
+        return categories_of(name)
+    metadata = MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        return None
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    known = {i: number for number, i in ids.items()}
+    return {known.get(i, i): str(c) for i, c in enumerate(classes)}
+
+
 def read_records(names: Iterable[str]) -> Records:
-    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog."""
+    """Dataset dicts with ``area``, of our own datasets and of any in Detectron2's catalog.
+
+    Raises:
+        SmallObjError: if they do not agree on their categories.
+    """
+    names = tuple(names)
     records: Records = []
     for name in names:
         if is_registered(name) or name not in DatasetCatalog:
             records += load_dataset(name).records
             continue
         records += with_areas(DatasetCatalog.get(name))
+    lists = {name: catalog_categories(name) for name in names}  # a catalog's after its records
+    require_same_categories({n: c for n, c in lists.items() if c is not None})
     return records
 
 
@@ -383,12 +418,14 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
             with opened(record, PathManager.open) as file:
                 width, height = utils._apply_exif_orientation(file).size
             record = {**record, "height": height, "width": width}
-        annotations = [
-            {"iscrowd": 0, **a}
-            if "area" in a
-            else {"iscrowd": 0, **a, "area": _area(a, record["height"], record["width"])}
-            for a in record["annotations"]
-        ]
+        annotations = []
+        for annotation in record["annotations"]:
+            # Whole numbers would stay whole numbers after a resize.
+            box = [float(v) for v in annotation["bbox"]]
+            annotation = {"iscrowd": 0, **annotation, "bbox": box}
+            if "area" not in annotation:
+                annotation["area"] = _area(annotation, record["height"], record["width"])
+            annotations.append(annotation)
         records.append({**record, "annotations": annotations})
     return records
 
@@ -505,15 +542,18 @@ class Checkpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        with run.writing(path) as temporary:
-            torch.save(data, temporary)
+        write_file(path, data)
         self.logger.info("Saved %s", path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint is the last."""
-        with run.writing(Path(self.save_dir) / "last_checkpoint") as temporary:
+        with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """As the stock method, but a checkpoint that is gone is named."""
+        return str(last_checkpoint(Path(self.save_dir)) or "")
 
     def _load_file(self, filename: str) -> Any:
         """As the stock methods, for files that hold no more than weights and basic types."""
@@ -533,7 +573,7 @@ class Checkpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if self.whole:
             others = (name for name, _, _ in incompatible.incorrect_shapes)
-            run.require_whole(self.model, {*incompatible.missing_keys, *others})
+            require_whole(self.model, {*incompatible.missing_keys, *others})
         return incompatible
 
 
@@ -599,11 +639,11 @@ class Trainer(DefaultTrainer):
 
         Each process has batch norm statistics of its own, and evaluates a part of the images.
         """
-        run.share_statistics(model)
+        processes.share_statistics(model)
         try:
             return super().test(cfg, model, evaluators)
         except UnreadableImage as e:  # torch has put a worker's traceback before what it says
-            raise UnreadableImage(str(e).strip().rsplit("UnreadableImage: ")[-1]) from e
+            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
@@ -665,45 +705,53 @@ class _SeedEachStep(HookBase):
         self.seed = seed
 
     def before_step(self) -> None:
-        run.seed_step(self.seed, self.trainer.iter)
+        seed_step(self.seed, self.trainer.iter)
 
 
-def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: CfgNode, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
     register_from_config(cfg)
-    with run.running(cfg, "detectron2", resume=resume, eval_only=eval_only) as cfg:
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "detectron2", **how) as cfg:
         for name in ("fvcore", "detectron2"):
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
         if comm.get_world_size() > 1:
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
-        check_test_data(cfg)
+        check_test_data(cfg, DatasetCatalog.list())
+        check_categories(cfg, cfg.DATASETS.TEST, catalog_categories)
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
-        run.seed_step(cfg.SEED, -1)
+        seed_step(cfg.SEED, -1)
         if eval_only:
             model = Trainer.build_model(cfg)
             checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
             checkpointer.whole = True
             if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-                raise SmallObjError(run.NOTHING_TO_EVALUATE)
+                raise SmallObjError(NOTHING_TO_EVALUATE)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
             results = Trainer.test(cfg, model)
         else:
             trainer = Trainer(cfg)
+            names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+            check_categories(cfg, names, catalog_categories)
             trainer.resume_or_load(resume)
-            trainer.train()
+            with run.telling_where_it_stops(lambda: trainer.iter, cfg.SOLVER.MAX_ITER):
+                trainer.train()
             run.report_losses(Path(cfg.OUTPUT_DIR), trainer._trainer.data_loader)
             results = trainer.results
         if not comm.is_main_process() or not cfg.DATASETS.TEST:
@@ -720,7 +768,7 @@ def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
     """The config with MODEL.WEIGHTS on this machine, unless a checkpoint takes their place."""
     if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return cfg
-    weights = run.check_weights(cfg)
+    weights = check_weights(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(weights or "")
@@ -737,7 +785,7 @@ def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
         rows[name] = from_detectron2(metrics, count_objects(truth))
         logger.info("%s:\n%s", name, table(rows[name]))
     first = cfg.DATASETS.TEST[0]
-    run.write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
+    write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
     return rows[first]
 
 

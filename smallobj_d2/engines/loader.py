@@ -7,6 +7,7 @@ batch, so its draws do not depend on how many there are either.
 """
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -21,7 +22,7 @@ from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.copy_paste.bank import ReadImage
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.records import PackedRecords
-from smallobj_d2.engines import run
+from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sampling import Stream
@@ -159,6 +160,8 @@ def build_train_loader(
         skip_unreadable: replace unreadable images instead of stopping.
 
     """
+    if images_per_batch < 1:
+        raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
     if images_per_batch % world_size:
         raise SmallObjError(
             f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
@@ -193,7 +196,7 @@ def loader_from_config(
     import_modules(cfg.SMALLOBJ.IMPORTS)
     register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
-    progress = run.rank() == 0
+    progress = processes.rank() == 0
     augmentation = build_augmentation(cfg, cfg.SEED, records, read_image, progress=progress)
     mapper = build_mapper(cfg, True, augmentation=augmentation)
     return build_train_loader(
@@ -202,8 +205,8 @@ def loader_from_config(
         mapper,
         seed=cfg.SEED,
         images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-        rank=run.rank(),
-        world_size=run.world_size(),
+        rank=processes.rank(),
+        world_size=processes.world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         start_iter=start_iter,
@@ -233,6 +236,7 @@ class TrainLoader:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_list,
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
 
@@ -263,6 +267,11 @@ class _Guarded(Dataset[Any]):
             return self.dataset[position]
         except SmallObjError as e:
             return e
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_list(samples: list[Any]) -> list[Any]:

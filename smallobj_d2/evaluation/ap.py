@@ -12,8 +12,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smallobj_d2.datasets.coco import mask_area
-from smallobj_d2.datasets.measure import usable
+from smallobj_d2.datasets.coco import mask_area, read_coco, repaired_mask
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import BANDS
 
@@ -47,26 +46,33 @@ def load_ground_truth(json_file: str | Path) -> COCO:
 
     Annotations are numbered from 1: COCO's tools take an id of 0 for "not found", and cannot count
     with strings. Polygons of under three points go, and so do instances left without any.
+
+    Raises:
+        SmallObjError: as `smallobj_d2.datasets.coco.load_coco`, which reads and checks it as well.
     """
+    checked = read_coco(json_file)
+    images = {i["id"]: _whole(i) for i in checked.images}
+    kept = []
+    for annotation in checked.annotations:
+        image = images[annotation["image_id"]]
+        mask = repaired_mask(annotation.get("segmentation"), image)
+        if mask == []:
+            continue
+        entry = {"iscrowd": 0, **annotation, "id": len(kept) + 1}
+        if mask is not None:
+            entry["segmentation"] = mask
+        if not entry.get("area"):
+            entry["area"] = mask_area(entry, image["height"], image["width"])
+        kept.append(entry)
+    truth = COCO()
+    truth.dataset = {**checked.data, "images": list(images.values()), "annotations": kept}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(json_file))
-        for image in truth.dataset["images"]:
-            image["height"], image["width"] = int(image["height"]), int(image["width"])
-        kept = []
-        for annotation in truth.dataset["annotations"]:
-            if annotation.get("segmentation") and isinstance(annotation["segmentation"], list):
-                annotation["segmentation"] = [p for p in annotation["segmentation"] if usable(p)]
-                if not annotation["segmentation"]:
-                    continue
-            annotation.setdefault("iscrowd", 0)
-            if not annotation.get("area"):
-                image = truth.imgs[annotation["image_id"]]
-                annotation["area"] = mask_area(annotation, image["height"], image["width"])
-            annotation["id"] = len(kept) + 1
-            kept.append(annotation)
-        truth.dataset["annotations"] = kept
         truth.createIndex()
     return truth
+
+
+def _whole(image: dict[str, Any]) -> dict[str, Any]:
+    return {**image, "height": int(image["height"]), "width": int(image["width"])}
 
 
 def count_objects(ground_truth: COCO) -> dict[str, int]:

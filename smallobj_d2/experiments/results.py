@@ -99,6 +99,8 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         if record.is_file():
             about = json.loads(record.read_bytes())
             devices.add(about["device"])
+            if about.get("commit"):
+                entry["commit"] = about["commit"]
             for package, version in about["versions"].items():
                 versions.setdefault(package, set()).add(version)
         if not dataset:

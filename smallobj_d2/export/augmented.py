@@ -29,6 +29,7 @@ from tqdm import tqdm
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
 from smallobj_d2.datasets.images import read_rgb
+from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw, Stream
@@ -140,7 +141,7 @@ class _Source:
         self.root = image_root
         content = json_file.read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.data: dict[str, Any] = json.loads(content)
+        self.data: dict[str, Any] = parse_json(content)
         self.images: dict[int, Entry] = {i["id"]: i for i in self.data["images"]}
         self.by_id: dict[int, Entry] = {a.get("id"): a for a in self.data["annotations"]}
         ids = [*self.images, *self.by_id]
@@ -159,7 +160,7 @@ def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
     for elsewhere in ("DATASETS", "IMPORTS", "MAPPER"):
         settings.pop(elsewhere)
     return {
-        "generator": "smallobj_d2.export.augmented",
+        "generator": "smallobj_d2.offline",
         "format": _FORMAT,
         "source_sha256": source.sha256,
         "seed": cfg.SEED,

@@ -282,7 +282,8 @@ class Bitmap:
     def bounds(self) -> tuple[float, float, float, float]:
         tight = self.trimmed()
         height, width = tight.mask.shape
-        return tight.x, tight.y, tight.x + width, tight.y + height
+        # Floats: Detectron2 moves a box in the type it has, and would round whole numbers.
+        return float(tight.x), float(tight.y), float(tight.x + width), float(tight.y + height)
 
     def moved(self, x: int, y: int) -> "Bitmap":
         return Bitmap(self.mask, self.x + x, self.y + y)

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from smallobj_d2.datasets.categories import check_categories
 from smallobj_d2.datasets.coco import (
+    categories_of,
     dataset_info,
     get_records,
     load_dataset,
     register_from_config,
 )
-from smallobj_d2.engines import run
+from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
+from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.inference import detect, write_results
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
@@ -31,8 +35,9 @@ from smallobj_d2.engines.torchvision.mapper import (
 )
 from smallobj_d2.engines.torchvision.model import build_model
 from smallobj_d2.engines.torchvision.support import check_supported
-from smallobj_d2.engines.torchvision.trainer import Trainer, last_checkpoint
+from smallobj_d2.engines.torchvision.trainer import Trainer
 from smallobj_d2.engines.torchvision.weights import load_weights
+from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import (
     Row,
@@ -44,6 +49,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
+from smallobj_d2.files import write_json
 from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
@@ -66,13 +72,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
+def main(
+    cfg: Any, resume: bool = False, eval_only: bool = False, overwrite: bool = False
+) -> Row | None:
     """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
 
     Args:
         cfg: a config with ``SMALLOBJ``.
         resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
 
     Returns:
         The table row of the first test set in process 0, which is also in row.json; None in other
@@ -80,18 +89,18 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
     """
     check_supported(cfg)
     register_from_config(cfg)
-    with run.running(cfg, "torchvision", resume=resume, eval_only=eval_only) as cfg:
-        for name in cfg.DATASETS.TEST:
-            dataset_info(name)
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with run.running(cfg, "torchvision", **how) as cfg:
         check_test_data(cfg)
+        check_categories(cfg, cfg.DATASETS.TEST, categories_of)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
-        weights = checkpoint or run.check_weights(cfg)
+        weights = checkpoint or check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
-        run.seed_step(cfg.SEED, -1)
+        seed_step(cfg.SEED, -1)
         model = build_model(cfg).to(_device(cfg))
         if eval_only:
             if weights is None:
-                raise SmallObjError(run.NOTHING_TO_EVALUATE)
+                raise SmallObjError(NOTHING_TO_EVALUATE)
             load_weights(model, weights, whole=True)
             return _first(cfg, evaluate(cfg, model)[0])
 
@@ -115,6 +124,7 @@ def main(cfg: Any, resume: bool = False, eval_only: bool = False) -> Row | None:
             return numbers
 
         loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
+        check_categories(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], categories_of)
         trainer.train(
             loader,
             eval_period=cfg.TEST.EVAL_PERIOD,
@@ -158,12 +168,6 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
     several = len(cfg.DATASETS.TEST) > 1
     for name in cfg.DATASETS.TEST:
         dataset = load_dataset(name)
-        if len(dataset.category_ids) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise SmallObjError(
-                f"{name} has {len(dataset.category_ids)} categories, but the model has "
-                f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. "
-                f"Set MODEL.ROI_HEADS.NUM_CLASSES {len(dataset.category_ids)}."
-            )
         results = detect(
             model,
             dataset.records,
@@ -171,7 +175,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
             dataset.category_ids,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
-        if run.rank() != 0:
+        if processes.rank() != 0:
             continue
         write_results(output / "inference" / (name if several else ""), results)
         truth = load_ground_truth(dataset_info(name).json_file)
@@ -182,7 +186,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
     if rows:
-        run.write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
+        write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
     return rows, numbers
 
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from smallobj_d2.datasets.records import PackedRecords
-from smallobj_d2.engines import run
+from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def detect(
         All detections in process 0, sorted by image and score; none in the others.
     """
     device = next(model.parameters()).device
-    mine = range(run.rank(), len(records), run.world_size())
+    mine = range(processes.rank(), len(records), processes.world_size())
     loader = DataLoader(_Images(records, mapper, mine), batch_size=None, num_workers=num_workers)
     found: list[dict[str, Any]] = []
     model.eval()
@@ -59,7 +60,7 @@ def detect(
             detections = model([sample["image"].to(device).float()])[0]
             size = sample["image"].shape[-2:]
             found += coco_results(detections, size, sample, category_ids)
-    everything = [r for part in run.gather(found) for r in part]
+    everything = [r for part in processes.gather(found) for r in part]
     order = {record["image_id"]: i for i, record in enumerate(records)}
     return sorted(everything, key=lambda r: (order[r["image_id"]], -r["score"]))
 
@@ -86,7 +87,7 @@ class _Images(Dataset[Any]):
 
 
 def _progress(loader: Any, total: int) -> Iterator[Any]:
-    if run.rank() != 0:
+    if processes.rank() != 0:
         yield from loader
     elif sys.stderr.isatty():
         yield from tqdm(loader, total=total, unit="img", desc="evaluate", leave=False)
@@ -164,5 +165,5 @@ def paste_mask(
 
 def write_results(output: Path, results: list[dict[str, Any]]) -> None:
     """Write coco_instances_results.json into a folder, as Detectron2 does."""
-    with run.writing(output / "coco_instances_results.json") as temporary:
+    with writing(output / "coco_instances_results.json") as temporary:
         temporary.write_text(json.dumps(results))

@@ -1,6 +1,6 @@
 """Initial weights: files of Caffe2, Detectron2 or torchvision naming into our model.
 
-Nothing in a file is executed; see `smallobj_d2.engines.safe`.
+Nothing in a file is executed; see `smallobj_d2.engines.weights`.
 """
 
 import logging
@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smallobj_d2.engines import run
-from smallobj_d2.engines.safe import read_file
+from smallobj_d2.engines.weights import read_file, require_whole
 from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def load_weights(model: nn.Module, path: Path, *, whole: bool = False) -> None:
             "Is it for this MODEL.RESNETS.DEPTH, and in Detectron2's or torchvision's naming?"
         )
     if whole:
-        run.require_whole(model, own.keys() - fitting.keys())
+        require_whole(model, own.keys() - fitting.keys())
     other_shape = sorted(k for k in given if k in own and own[k].shape != given[k].shape)
     absent = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
     model.load_state_dict(fitting, strict=False)

@@ -1,0 +1,115 @@
+"""What would end a run at its end is said before it begins."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from smallobj_d2.config import get_cfg
+from smallobj_d2.datasets.coco import load_coco, register_dataset
+from smallobj_d2.datasets.images import opened, require_files
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.evaluation.ap import ap_row, load_ground_truth
+from smallobj_d2.training_set import check_test_data
+
+pytestmark = pytest.mark.usefixtures("forget_datasets")
+
+
+def dataset(root: Path, **changes) -> dict:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(root / "a.jpg")
+    box = {"bbox": [10, 10, 20, 20], "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 60, "width": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "area": 400, **box}],
+        "categories": [{"id": 1, "name": "one"}],
+        **changes,
+    }
+
+
+def registered(root: Path, data: dict):
+    path = root / "a.json"
+    path.write_text(json.dumps(data))
+    register_dataset("it", path, root)
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("it",)
+    return cfg
+
+
+def test_a_good_test_set_passes(tmp_path):
+    check_test_data(registered(tmp_path, dataset(tmp_path)))
+
+
+def test_a_test_set_that_does_not_exist(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    cfg.DATASETS.TEST = ("it", "other")
+    with pytest.raises(SmallObjError, match="no dataset 'other'"):
+        check_test_data(cfg)
+    check_test_data(cfg, known=["other"])
+
+
+def test_a_test_set_named_twice(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    cfg.DATASETS.TEST = ("it", "it")
+    with pytest.raises(SmallObjError, match="it twice"):
+        check_test_data(cfg)
+
+
+def test_a_test_set_without_images(tmp_path):
+    with pytest.raises(SmallObjError, match="no image to evaluate"):
+        check_test_data(registered(tmp_path, dataset(tmp_path, images=[], annotations=[])))
+
+
+def test_a_truncated_test_image(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    path = tmp_path / "a.jpg"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UnreadableImage, match=r"a\.jpg \(image 1\) cannot be read"):
+        check_test_data(cfg)
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    (tmp_path / "a.jpg").unlink()
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableImage, match=r"a\.jpg"):
+        check_test_data(cfg)
+    record = load_coco(tmp_path / "a.json", tmp_path).records[0]
+    with pytest.raises(UnreadableImage, match="it is a pipe or a device"), opened(record):
+        pass
+
+
+def test_an_image_folder_without_permission(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    cfg = registered(tmp_path, dataset(tmp_path))
+    records = load_coco(tmp_path / "a.json", tmp_path).records
+    monkeypatch.setattr(os, "scandir", refuse)
+    for check in (lambda: require_files(records), lambda: check_test_data(cfg)):
+        with pytest.raises(UnreadableImage, match=r"folder .* cannot be read: Permission denied"):
+            check()
+
+
+@pytest.mark.parametrize("area", [{}, {"area": 0}], ids=["no area", "area 0"])
+@pytest.mark.parametrize("form", [int, float], ids=["whole", "floats"])
+def test_run_lengths_as_a_list_can_be_evaluated_and_trained_on(tmp_path, area, form):
+    """Also of sizes as floats, which COCO's tools refuse."""
+    runs = [610, *[20, 40] * 19, 20]
+    rle = {"size": [form(60), form(80)], "counts": [*runs, 4800 - sum(runs)]}
+    one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], **area}
+    data = dataset(tmp_path, annotations=[{**one, "segmentation": rle}])
+    cfg = registered(tmp_path, data)
+    check_test_data(cfg)
+    (annotation,) = load_coco(tmp_path / "a.json", tmp_path).records[0]["annotations"]
+    assert annotation["segmentation"]["size"] == [60, 80]
+    assert coco_mask.area(annotation["segmentation"]) == annotation["area"] == 400
+    truth = load_ground_truth(tmp_path / "a.json")
+    assert truth.anns[1]["area"] == 400
+    found = {k: one[k] for k in ("image_id", "category_id", "bbox")}
+    found |= {"score": 1.0, "segmentation": coco_mask.frPyObjects(rle, 60, 80)}
+    assert ap_row(truth, [found])["segm"]["small"] == pytest.approx(1.0)
