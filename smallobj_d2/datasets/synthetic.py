@@ -38,7 +38,7 @@ from tqdm import tqdm
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import MEDIUM_AREA, SMALL_AREA
 
-__all__ = ["CATEGORIES", "Scene", "make_dataset", "make_scene", "make_splits"]
+__all__ = ["CATEGORIES", "SyntheticScene", "make_dataset", "make_scene", "make_splits"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 ByteArray = npt.NDArray[np.uint8]
@@ -63,7 +63,7 @@ _LIGHT = np.array([-0.45, -0.6, 0.66], dtype=np.float32)  # from the upper left,
 
 
 @dataclass(frozen=True)
-class Scene:
+class SyntheticScene:
     """One image and its annotations.
 
     Attributes:
@@ -118,7 +118,7 @@ def make_scene(
     *,
     empty_probability: float = 0.01,
     crowd_probability: float = 0.04,
-) -> Scene:
+) -> SyntheticScene:
     """Draw one scene.
 
     Args:
@@ -162,7 +162,7 @@ def make_scene(
         annotations.append(_instance(thing, height, width))
     if crowd:
         annotations.insert(0, _crowd_annotation(labels == 1, crowd[0].category))
-    return Scene(_develop(canvas, rng), annotations, labels)
+    return SyntheticScene(_develop(canvas, rng), annotations, labels)
 
 
 # ---------------------------------------------------------------------------------------------
