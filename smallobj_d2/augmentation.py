@@ -91,7 +91,7 @@ class DrawAugmentation:
         if not self.may_augment(annotations):
             return None
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
-        # The chance is drawn in both readings, so that they paste the same where they agree.
+        # The chance is taken in both readings, so that they paste the same where they agree.
         chance = rng.random() < self.probability
         if self.paired and draw.epoch >= 0:
             turns = np.random.default_rng((self.seed, _TURNS, draw.epoch, draw.index))

@@ -221,8 +221,8 @@ def check_cfg(cfg: CfgNode) -> None:
         )
     if not 1 <= s.OVERSAMPLING_FACTOR <= 1000:
         raise SmallObjError(
-            f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be from 1 (off) to "
-            "1000."
+            f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be 1 (off) or more, "
+            "and at most 1000."
         )
     if not s.BANK_IMAGES >= 1:
         raise SmallObjError(f"SMALLOBJ.BANK_IMAGES is {s.BANK_IMAGES}; it must be 1 or more.")

@@ -56,7 +56,12 @@ def repeat_factors(
     Returns:
         (N,) float64.
     """
-    require(1 <= factor <= 1000, "OVERSAMPLING_FACTOR", factor, "must be from 1 (off) to 1000")
+    require(
+        1 <= factor <= 1000,
+        "OVERSAMPLING_FACTOR",
+        factor,
+        "must be 1 (off) or more, and at most 1000",
+    )
     small = [has_small(r["annotations"], small_area) for r in records]
     return np.where(small, float(factor), 1.0)
 

@@ -16,12 +16,10 @@ from shapely import Polygon
 
 from smallobj_d2.datasets.synthetic import (
     CATEGORIES,
+    SyntheticScene,
     make_dataset,
     make_scene,
     make_splits,
-)
-from smallobj_d2.datasets.synthetic import (
-    SyntheticScene as Scene,
 )
 from smallobj_d2.datasets.synthetic.layout import polygons_of
 from smallobj_d2.errors import SmallObjError
@@ -35,28 +33,28 @@ def scene_shape(rng: np.random.Generator, longest: int) -> tuple[int, int]:
     return (shorter, longest) if rng.random() < 0.5 else (longest, shorter)
 
 
-def many_scenes(longest: int, count: int) -> list[Scene]:
+def many_scenes(longest: int, count: int) -> list[SyntheticScene]:
     generators = [np.random.default_rng((7, i)) for i in range(count)]
     return [make_scene(rng, scene_shape(rng, longest)) for rng in generators]
 
 
 @pytest.fixture(scope="module")
-def at_256() -> list[Scene]:
+def at_256() -> list[SyntheticScene]:
     return many_scenes(256, NUM_SCENES)
 
 
 @pytest.fixture(scope="module")
-def at_480() -> list[Scene]:
+def at_480() -> list[SyntheticScene]:
     return many_scenes(480, 150)
 
 
 @pytest.fixture(scope="module")
-def crowded() -> list[Scene]:
+def crowded() -> list[SyntheticScene]:
     generators = [np.random.default_rng((8, i)) for i in range(20)]
     return [make_scene(rng, (220, 256), crowd_probability=1) for rng in generators]
 
 
-def instances(scene: Scene) -> list[tuple[int, dict[str, Any]]]:
+def instances(scene: SyntheticScene) -> list[tuple[int, dict[str, Any]]]:
     """(label in the label map, annotation) of all that are not crowds."""
     return [(i, a) for i, a in enumerate(scene.annotations, 1) if not a["iscrowd"]]
 
@@ -69,7 +67,7 @@ def decode(annotation: dict[str, Any], shape: tuple[int, ...]) -> Any:
     return mask_util.decode(rles) > 0
 
 
-def areas_of(some: list[Scene]) -> list[np.ndarray]:
+def areas_of(some: list[SyntheticScene]) -> list[np.ndarray]:
     return [np.array([a["area"] for _, a in instances(s)]) for s in some]
 
 
@@ -79,7 +77,7 @@ def share(areas: np.ndarray, band: str) -> Any:
 
 
 class TestMasks:
-    def test_polygons_are_what_was_painted(self, at_256: list[Scene]) -> None:
+    def test_polygons_are_what_was_painted(self, at_256: list[SyntheticScene]) -> None:
         ious = []
         for scene in at_256[:200]:
             for label, annotation in instances(scene):
@@ -101,15 +99,17 @@ class TestMasks:
                 annotation = scene.annotations[-1]
                 assert (decode(annotation, (300, 400)) == (scene.labels == front)).all()
 
-    def test_most_small_objects_are_whole(self, at_256: list[Scene]) -> None:
+    def test_most_small_objects_are_whole(self, at_256: list[SyntheticScene]) -> None:
         small = [a for s in at_256 for _, a in instances(s) if share(a["area"], "small")]
         assert np.mean([len(a["segmentation"]) == 1 for a in small]) > 0.9
 
-    def test_some_objects_are_cut_in_parts(self, at_256: list[Scene]) -> None:
+    def test_some_objects_are_cut_in_parts(self, at_256: list[SyntheticScene]) -> None:
         parts = [len(a["segmentation"]) for s in at_256 for _, a in instances(s)]
         assert 0.03 < np.mean(np.array(parts) > 1) < 0.3
 
-    def test_every_polygon_can_train(self, at_256: list[Scene], at_480: list[Scene]) -> None:
+    def test_every_polygon_can_train(
+        self, at_256: list[SyntheticScene], at_480: list[SyntheticScene]
+    ) -> None:
         for scene in at_256 + at_480:
             height, width = scene.labels.shape
             for _, annotation in instances(scene):
@@ -130,7 +130,7 @@ class TestMasks:
         assert len(polygons_of(needle.union(square), 60, 60)) == 1
 
     def test_area_is_that_of_the_mask_and_the_box_that_of_the_outline(
-        self, at_256: list[Scene]
+        self, at_256: list[SyntheticScene]
     ) -> None:
         for scene in at_256[:100]:
             for annotation in scene.annotations:
@@ -157,12 +157,14 @@ class TestMasks:
 
 
 class TestCrowds:
-    def test_a_few_images_have_one(self, at_256: list[Scene]) -> None:
+    def test_a_few_images_have_one(self, at_256: list[SyntheticScene]) -> None:
         crowds = [sum(a["iscrowd"] for a in s.annotations) for s in at_256]
         assert max(crowds) == 1
         assert 0.01 < np.mean(crowds) < 0.08
 
-    def test_runs_are_plain_numbers_that_cover_the_image(self, crowded: list[Scene]) -> None:
+    def test_runs_are_plain_numbers_that_cover_the_image(
+        self, crowded: list[SyntheticScene]
+    ) -> None:
         found = [(s, a) for s in crowded for a in s.annotations if a["iscrowd"]]
         assert len(found) >= 10
         for scene, crowd in found:
@@ -170,7 +172,7 @@ class TestCrowds:
             assert sum(crowd["segmentation"]["counts"]) == scene.labels.size
             json.dumps(crowd)
 
-    def test_region_is_what_was_painted(self, crowded: list[Scene]) -> None:
+    def test_region_is_what_was_painted(self, crowded: list[SyntheticScene]) -> None:
         for scene in crowded:
             for label, annotation in enumerate(scene.annotations, 1):
                 if annotation["iscrowd"]:
@@ -181,34 +183,38 @@ class TestCrowds:
 class TestStatistics:
     """Table 2 of the paper: 41/34/24% of the objects, in 52/70/82% of the images."""
 
-    def test_objects_by_size(self, at_256: list[Scene], at_480: list[Scene]) -> None:
+    def test_objects_by_size(
+        self, at_256: list[SyntheticScene], at_480: list[SyntheticScene]
+    ) -> None:
         for some in (at_256, at_480):
             areas = np.concatenate(areas_of(some))
             found = [share(areas, band).mean() for band in BANDS]
             assert found == pytest.approx([0.414, 0.343, 0.242], abs=0.07)
 
-    def test_images_by_size(self, at_256: list[Scene], at_480: list[Scene]) -> None:
+    def test_images_by_size(
+        self, at_256: list[SyntheticScene], at_480: list[SyntheticScene]
+    ) -> None:
         for some in (at_256, at_480):
             found = [np.mean([share(a, band).any() for a in areas_of(some)]) for band in BANDS]
             assert found == pytest.approx([0.518, 0.701, 0.823], abs=0.09)
 
-    def test_large_objects_own_most_of_the_area(self, at_480: list[Scene]) -> None:
+    def test_large_objects_own_most_of_the_area(self, at_480: list[SyntheticScene]) -> None:
         areas = np.concatenate(areas_of(at_480))
         found = [areas[share(areas, band)].sum() / areas.sum() for band in BANDS]
         assert found[0] < 0.04
         assert found[2] > 0.75
 
-    def test_counts_are_skewed(self, at_256: list[Scene]) -> None:
+    def test_counts_are_skewed(self, at_256: list[SyntheticScene]) -> None:
         counts = np.array([len(instances(s)) for s in at_256])
         assert 5 < counts.mean() < 8
         assert np.median(counts) < counts.mean() < counts.max() / 2.5
         assert 0 < (counts == 0).mean() < 0.03
 
-    def test_small_objects_come_several_at_once(self, at_256: list[Scene]) -> None:
+    def test_small_objects_come_several_at_once(self, at_256: list[SyntheticScene]) -> None:
         small = np.array([share(a, "small").sum() for a in areas_of(at_256)])
         assert small[small > 0].mean() > 4
 
-    def test_no_category_is_rare(self, at_256: list[Scene]) -> None:
+    def test_no_category_is_rare(self, at_256: list[SyntheticScene]) -> None:
         ids = [a["category_id"] for s in at_256 for a in s.annotations]
         for category in CATEGORIES:
             assert np.mean(np.array(ids) == category["id"]) > 0.1
@@ -237,7 +243,7 @@ class TestScene:
         make_scene(np.random.default_rng(0), (100, 140))
         assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
 
-    def test_objects_stand_out_from_the_background(self, at_256: list[Scene]) -> None:
+    def test_objects_stand_out_from_the_background(self, at_256: list[SyntheticScene]) -> None:
         contrast = []
         for scene in at_256[:100]:
             for label, _ in instances(scene):

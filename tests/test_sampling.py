@@ -208,7 +208,7 @@ def test_no_global_random_state_is_read_or_changed():
         ([1, float("inf")], 0, "finite"),
         ([float("nan")], 0, "finite"),
         ([0, 0], 0, "not all zero"),
-        ([1], -1, "-1 is no seed"),
+        ([1], -1, "The seed is -1"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_refused(factors, seed, message):
@@ -222,7 +222,7 @@ def test_there_is_nothing_before_the_first_draw():
 
 
 def test_an_epoch_longer_than_memory_is_refused():
-    with pytest.raises(SmallObjError, match=r"OVERSAMPLING_FACTOR is .*to 1000"):
+    with pytest.raises(SmallObjError, match=r"OVERSAMPLING_FACTOR is .*at most 1000"):
         repeat_factors([SMALL], 1e12)
     with pytest.raises(SmallObjError, match=r"An epoch would have 1e.12 draws"):
         Stream([1e12], 0)

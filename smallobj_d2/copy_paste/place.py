@@ -5,7 +5,9 @@ pixels lie between any pixel that it covers and any that another instance covers
 outlines can be turned into pixels in ways that differ by one: so with a gap of 0 masks are apart
 in all of them, and COCO's masks are apart by ``gap`` pixels at least.
 
-`Placer.find` draws uniformly from the valid positions, and finds one whenever there is one.
+`Placer.find` chooses uniformly among the valid positions, and finds one whenever there is one.
+The rule is the same for RLE, so a place that touches a neighbour without sharing a pixel is not
+valid.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,17 +22,17 @@ from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.masks.shapes import Bitmap, Mask
 
 _TRIES = 256
-"""Positions tried before all valid ones are listed instead."""
+"""Random positions tried before all valid ones are listed instead."""
 _BATCH = 16
-"""Positions drawn at once."""
+"""Random positions generated at once."""
 
 
 class Placer:
-    """Finds room for copies in one image, and remembers what it has given away.
+    """Finds free places for copies in one image, and remembers which are taken.
 
     Where a candidate position is near no instance's box it is valid. Otherwise the instances that
-    it is near are drawn on a map of taken pixels, and looked up there. Most instances are never
-    drawn, and the cost of a copy does not depend on the size of the image.
+    it is near are rasterized on a map of taken pixels, and looked up there. Most instances never
+    are, and the cost of a copy does not depend on the size of the image.
 
     Args:
         scene: the image's instances.
@@ -49,7 +51,7 @@ class Placer:
         self._boxes[:2] = np.floor(scene.boxes[:, :2].T) + reach - 1
         self._boxes[2:] = np.ceil(scene.boxes[:, 2:].T) + reach + 1
         self._copies: list[Bitmap] = []
-        self._drawn: set[int] = set()
+        self._rasterized: set[int] = set()
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
@@ -77,7 +79,7 @@ class Placer:
         return x + self._margin, y + self._margin
 
     def take(self, covered: Mask, x: int, y: int) -> None:
-        """Give a position away: no later copy may come near this one.
+        """Take a position: no later copy may come near this one.
 
         Args:
             covered: as for `find`.
@@ -86,10 +88,10 @@ class Placer:
         height, width = covered.shape
         box = np.array([[x], [y], [x + width], [y + height]]) + self._reach
         self._boxes = np.concatenate([self._boxes, box], axis=1)
-        crowded = len(self._drawn) == len(self._scene.boxes) + len(self._copies)
+        crowded = len(self._rasterized) == len(self._scene.boxes) + len(self._copies)
         self._copies.append(Bitmap(covered, x, y))
         if crowded:
-            self._draw([len(self._drawn)])
+            self._rasterize([len(self._rasterized)])
 
     def _corners(
         self, columns: int, rows: int, rng: np.random.Generator
@@ -111,12 +113,12 @@ class Placer:
         """Whether a grown mask hits no instance."""
         height, width = grown.shape
         x0, y0, x1, y1 = self._boxes
-        if len(self._drawn) < len(x0):
+        if len(self._rasterized) < len(x0):
             near = (x0 < x + width) & (y0 < y + height) & (x1 > x) & (y1 > y)
             indices = near.nonzero()[0].tolist()
             if not indices:
                 return True
-            self._draw(indices)
+            self._rasterize(indices)
         return not (self._framed[y : y + height, x : x + width] & grown).any()
 
     @cached_property
@@ -125,17 +127,17 @@ class Placer:
         frame = 2 * self._reach
         return np.zeros((self._scene.height + frame, self._scene.width + frame), np.uint8)
 
-    def _draw(self, wanted: Iterable[int]) -> None:
+    def _rasterize(self, wanted: Iterable[int]) -> None:
         r, originals = self._reach, len(self._scene.boxes)
         for i in wanted:
-            if i not in self._drawn:
+            if i not in self._rasterized:
                 shape = self._copies[i - originals] if i >= originals else self._scene.shape(i)
                 shape.cover(self._framed[r:-r, r:-r])
-                self._drawn.add(i)
+                self._rasterized.add(i)
 
     def _all_free(self, grown: Mask, columns: int, rows: int) -> NDArray[np.int64]:
         """All valid positions as ``row * columns + column``, counted from the margin."""
-        self._draw(range(self._boxes.shape[1]))
+        self._rasterize(range(self._boxes.shape[1]))
         height, width = grown.shape
         inner = self._framed[self._margin :, self._margin :]
         inner = inner[: rows + height - 1, : columns + width - 1]

@@ -32,7 +32,7 @@ class SameImage:
         rule: which of them may be copied; the paper's rule unless given.
     """
 
-    rule: SourceRule = SourceRule()
+    rule: SourceRule = SourceRule()  # noqa: RUF009 - frozen, too
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None

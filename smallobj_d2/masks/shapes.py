@@ -30,7 +30,7 @@ FARTHEST = 1e5
 _SHIFT = 6
 """Fractional bits of a coordinate handed to OpenCV."""
 _FINE = 2
-"""Of these bits, those of the finer grid on which `Centres` are drawn."""
+"""Of these bits, those of the finer grid on which `Centres` are rasterized."""
 
 
 class Window(NamedTuple):
