@@ -577,6 +577,11 @@ def main(cfg: CfgNode, resume: bool = False, eval_only: bool = False) -> Row | N
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise SmallObjError(
+            f"SOLVER.AMP.ENABLED is True and MODEL.DEVICE {cfg.MODEL.DEVICE}; Detectron2 has mixed "
+            "precision on a GPU only. Set SOLVER.AMP.ENABLED False."
+        )
     register_from_config(cfg)
     with run.running(cfg, "detectron2", resume=resume, eval_only=eval_only) as cfg:
         for name in ("fvcore", "detectron2"):
