@@ -4,6 +4,7 @@ Every key is documented where it is added, below. ``docs/fidelity.md`` says whic
 paper each one stands for, and which test holds it.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -148,8 +149,18 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         raise SmallObjError(printable(f"{path}: {_explain(e)}")) from e
     merge_opts(cfg, opts)
     check_cfg(cfg)
+    _expand_home(cfg)
     cfg.freeze()
     return cfg
+
+
+def _expand_home(cfg: CfgNode) -> None:
+    """Let paths begin with ``~``, as in a shell."""
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = os.path.expanduser(cfg.MODEL.WEIGHTS)
+    cfg.SMALLOBJ.DATASETS = [
+        [name, *map(os.path.expanduser, paths)] for name, *paths in cfg.SMALLOBJ.DATASETS
+    ]
 
 
 _LARGEST_FILE = 1 << 18

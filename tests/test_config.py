@@ -206,7 +206,13 @@ def test_anchors_and_aliases_of_ordinary_use_are_read(engine, tmp_path):
 def test_a_path_may_begin_at_home(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "VERSION: 2\nSEED: 5")
-    assert load_cfg("~/a.yaml").SEED == 5
+    datasets = str([["mine", "~/a.json", "~/images"]])
+    opts = ["OUTPUT_DIR", "~/out", "MODEL.WEIGHTS", "~/w.pth", "SMALLOBJ.DATASETS", datasets]
+    cfg = load_cfg("~/a.yaml", opts)
+    assert cfg.SEED == 5
+    assert f"{tmp_path}/out" == cfg.OUTPUT_DIR
+    assert f"{tmp_path}/w.pth" == cfg.MODEL.WEIGHTS
+    assert [["mine", f"{tmp_path}/a.json", f"{tmp_path}/images"]] == cfg.SMALLOBJ.DATASETS
 
 
 WRONG_VALUES = [

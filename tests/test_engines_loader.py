@@ -278,9 +278,7 @@ def owning_pixels(instances: Any) -> torch.Tensor:
 @pytest.mark.parametrize("sources", ["image", "bank"])
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("masks", ["polygons", "rle"])
-def test_both_engines_see_the_same_images_and_boxes(
-    cfg, scenes, tmp_path, masks, overlap, sources
-):
+def test_both_engines_see_the_same_images_and_boxes(cfg, scenes, tmp_path, masks, overlap, sources):
     for engine in sorted(MAPPERS):
         pytest.importorskip(engine, reason=f"{engine} is not installed")
     if masks == "rle":
@@ -289,9 +287,7 @@ def test_both_engines_see_the_same_images_and_boxes(
     cfg = changed(cfg, "DATALOADER.NUM_WORKERS", 0)
     fractions = []
     for sampling, sizes in (("choice", (60, 90)), ("range", (130, 190))):
-        cfg = changed(
-            cfg, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, "INPUT.MIN_SIZE_TRAIN", sizes
-        )
+        cfg = changed(cfg, "INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, "INPUT.MIN_SIZE_TRAIN", sizes)
         theirs, ours = (iter(load_engine(name).build_train_loader(cfg)) for name in sorted(MAPPERS))
         for _ in range(10):
             for a, b in zip(next(theirs), next(ours), strict=True):

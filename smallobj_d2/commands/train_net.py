@@ -6,18 +6,17 @@ tools/train_net.py --config configs/baseline.yaml --eval-only MODEL.WEIGHTS mode
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from smallobj_d2.commands import command, command_line, parse
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import choose_engine, load_engine
-from smallobj_d2.errors import SmallObjError
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_line(__doc__)
     p.add_argument("--config-file", "--config", required=True, metavar="FILE")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
     p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
@@ -30,7 +29,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dist-url", default="auto", help="tcp://host:port of machine 0, for several machines"
     )
-    p.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return p
 
 
@@ -39,29 +37,31 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool) -> Any:
     return load_engine(engine).main(cfg, resume, eval_only)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        engine = choose_engine(args.engine)
-        why = "as asked" if args.engine == engine else "chosen by --engine auto"
-        print(f"Engine: {engine} ({why}).", flush=True)
-        cfg = load_cfg(args.config_file, args.opts)
-        from smallobj_d2.engines.launch import launch
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(parser(), argv)
+    engine = choose_engine(args.engine)
+    why = "as asked" if args.engine == engine else "chosen by --engine auto"
+    print(f"Engine: {engine} ({why}).", flush=True)
+    cfg = load_cfg(args.config_file, args.opts)
+    from smallobj_d2.engines.launch import launch
 
-        if args.num_machines > 1:
-            which = f"Machine {args.machine_rank} of {args.num_machines}"
-            print(f"{which}: meeting the others at {args.dist_url}.", flush=True)
-        launch(
-            run,
-            args.num_gpus,
-            args.num_machines,
-            args.machine_rank,
-            args.dist_url,
-            device=cfg.MODEL.DEVICE,
-            args=(engine, cfg, args.resume, args.eval_only),
-        )
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print(f"The run is in {cfg.OUTPUT_DIR}: row.json, metrics.json, log.txt, model_final.pth.")
-    return 0
+    if args.num_machines > 1:
+        which = f"Machine {args.machine_rank} of {args.num_machines}"
+        print(f"{which}: meeting the others at {args.dist_url}.", flush=True)
+    launch(
+        run,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        device=cfg.MODEL.DEVICE,
+        args=(engine, cfg, args.resume, args.eval_only),
+    )
+    print(f"The run is in {cfg.OUTPUT_DIR}: {', '.join(_results(Path(cfg.OUTPUT_DIR)))}.")
+
+
+def _results(output: Path) -> list[str]:
+    """What a reader looks for in a run's folder, as far as it is there."""
+    names = ("row.json", "metrics.json", "log.txt", "model_final.pth")
+    return [name for name in names if (output / name).is_file()]
