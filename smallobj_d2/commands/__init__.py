@@ -72,7 +72,8 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags and ``KEY VALUE`` overrides in any order; the overrides become ``opts``."""
     parser.epilog = "KEY VALUE pairs, before, after or between the options, override the config."
-    args, args.opts = parser.parse_known_args(argv)
+    args, opts = parser.parse_known_args(argv)
+    args.opts = opts
     for word in args.opts:
         if word.startswith("--"):
             parser.error(f"there is no option {word.partition('=')[0]}")
