@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["smallobj_d2", "smallobj_d2.*"]),
     package_data={"smallobj_d2": ["py.typed"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "fvcore>=0.1.5",
         "iopath>=0.1.7",
@@ -20,11 +20,15 @@ setup(
         "opencv-python-headless>=4.8",
         "pillow>=10.1",
         "pycocotools>=2.0.7",
+        "pyyaml>=6.0",
         "shapely>=2.0",
         "tensorboard",
         "torch>=2.1",
         "torchvision>=0.16",
         "tqdm",
     ],
-    extras_require={"slurm": ["submitit"]},
+    extras_require={
+        "slurm": ["submitit"],
+        "test": ["hypothesis", "import-linter", "mypy", "pytest", "ruff", "scipy", "types-PyYAML"],
+    },
 )

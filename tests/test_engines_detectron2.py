@@ -569,3 +569,10 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
             load(part, whole=True)
     load(expected, whole=True)
     assert all((model.state_dict()[k] == v).all() for k, v in expected.items())
+
+
+def test_mixed_precision_without_a_gpu_is_refused():
+    from smallobj_d2.engines.detectron2 import main
+
+    with pytest.raises(SmallObjError, match=r"on a GPU only\. Set SOLVER\.AMP\.ENABLED False"):
+        main(config("baseline", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"))

@@ -730,6 +730,11 @@ def main(
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise SmallObjError(
+            f"SOLVER.AMP.ENABLED is True and MODEL.DEVICE {cfg.MODEL.DEVICE}; Detectron2 has mixed "
+            "precision on a GPU only. Set SOLVER.AMP.ENABLED False."
+        )
     register_from_config(cfg)
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
     with run.running(cfg, "detectron2", **how) as cfg:
