@@ -15,6 +15,7 @@ from pathlib import Path
 from smallobj_d2.commands import ROOT
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import load_paper
+from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import distil, load_results, together, write_results
 from smallobj_d2.experiments.scales import load_scale
@@ -53,7 +54,13 @@ def main(argv: list[str] | None = None) -> int:
         if not paths:
             raise SmallObjError(f"There are no results in {args.results}; name --runs.")
         paper = load_paper(EXPERIMENTS / "paper.yaml")
-        for path in build_report(paper, [*map(load_results, paths)]).write(args.results, "report"):
+        configs = {
+            p.relative_to(ROOT / "configs").with_suffix("").as_posix()
+            for p in (ROOT / "configs").rglob("*.yaml")
+        }
+        plan = load_plan(EXPERIMENTS / "plan.yaml")
+        document = build_report(paper, [*map(load_results, paths)], plan, configs)
+        for path in document.write(args.results, "report"):
             print(path)
     except SmallObjError as e:
         print(f"error: {e}", file=sys.stderr)
