@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 from smallobj_d2.commands import ROOT, train_net
+from smallobj_d2.commands.visualize import sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
 from smallobj_d2.visualization.detections import detection_sheet
-from smallobj_d2.visualization.draws import augmented_positions, training_sheet
+from smallobj_d2.visualization.draws import augmented_positions
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
@@ -42,7 +43,7 @@ def main() -> int:
     cfg = load_cfg(CONFIG, args.opts)
     dataset = engine.build_train_loader(cfg).dataset
     positions = augmented_positions(dataset, args.num)
-    training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
+    sheet_of_draws(engine, cfg, dataset, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)
     if args.pictures_only:
         return 0

@@ -5,7 +5,13 @@ tools/visualize.py --config configs/aug.yaml --positions 17 20 23 SEED 7
 """
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from PIL import Image
 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import load_engine
@@ -40,10 +46,22 @@ def main() -> None:
         positions = args.positions or augmented_positions(dataset, args.num)
         if not positions:
             raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
-        sheet = training_sheet(engine, cfg, dataset, positions, width=args.width)
+        sheet = sheet_of_draws(engine, cfg, dataset, positions, width=args.width)
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)
     except SmallObjError as e:
         parser.exit(2, f"error: {e}\n")
     print(f"{len(positions)} draws of seed {cfg.SEED}: {out}")
+
+
+def sheet_of_draws(
+    engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
+) -> Image.Image:
+    """The draws of a config, with its engine; see `training_sheet`."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.SMALLOBJ.COPY_PASTE = False
+    originals = engine.build_train_loader(plain).dataset
+    view = partial(engine.view, cfg=cfg)
+    return training_sheet(dataset, originals, view, positions, width=width)
