@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from smallobj_d2.analysis.table2 import PUBLISHED
-from smallobj_d2.datasets.synthetic import make_splits
+from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import SIZES
+from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
 from smallobj_d2.experiments.claims import Status, decide, judge
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.report import build_report, seed_by_seed
@@ -28,6 +28,7 @@ from smallobj_d2.experiments.results import (
     write_results,
 )
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
+from tests.detections import result, run_folder
 from tests.pages import HOSTILE, Page, assert_inert
 
 ROOT = Path(__file__).parents[1]
@@ -389,6 +390,29 @@ def test_sentences_on_all_seeds_are_true(results):
                     - results.numbers["baseline", seed][f"segm.{size}"]
                 )
                 assert (change > 0) == (word == "above")
+
+
+def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
+    json_file = make_dataset(tmp_path, "boot_scenes", 6, seed=3, size=128, progress=False)
+    truth = load_ground_truth(json_file)
+    for row, score in (("baseline", 0.4), ("orig_aug", 0.9)):
+        for seed in range(3):
+            run = runs / row / f"seed{seed}"
+            kept = [a for i, a in enumerate(truth.anns.values()) if score > 0.5 or i % 2]
+            found = [
+                result(a["image_id"], a["category_id"], truth.annToMask(a), score) for a in kept
+            ]
+            about = json.loads((run / "run.json").read_text())
+            content = json.loads((run / "row.json").read_text())
+            run_folder(run, json_file, found, name="boot_scenes")
+            config = json.loads((run / "run.json").read_text())
+            (run / "run.json").write_text(json.dumps(about | config))
+            (run / "row.json").write_text(json.dumps(content | {"dataset": "boot_scenes"}))
+    content = distil(SCALE, runs, resamples=50)
+    (entry,) = [e for e in content["over_images"] if e["base"] == "baseline"]
+    assert (entry["row"], entry["seeds"]) == ("orig_aug", [0, 1, 2])
+    assert 0 <= entry["low"] < entry["high"] <= 1
+    assert f" to {100 * entry['high']:+.1f} |" in markdown_of(parse_results(content))
 
 
 # --- What others wrote

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
@@ -27,6 +26,7 @@ from smallobj_d2.visualization.sheets import (
     outlines_of_box,
     zoom,
 )
+from tests.detections import result, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -52,46 +52,19 @@ def noisy(truth):
         mask = truth.annToMask(annotation)
         for _ in range(1 + (rng.random() < 0.2)):
             moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
-            results.append(_result(image["id"], annotation["category_id"], moved, rng.random()))
+            results.append(result(image["id"], annotation["category_id"], moved, rng.random()))
         if rng.random() < 0.2:
             other = rng.choice([c for c in truth.cats if c != annotation["category_id"]])
-            results.append(_result(image["id"], int(other), mask, rng.random()))
+            results.append(result(image["id"], int(other), mask, rng.random()))
     return results
-
-
-def _result(image, category, mask, score):
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    rle["counts"] = rle["counts"].decode()
-    box = coco_mask.toBbox(rle).tolist()
-    return {
-        "image_id": image,
-        "category_id": category,
-        "segmentation": rle,
-        "bbox": box,
-        "score": float(score),
-    }
 
 
 def perfect(truth):
     return [
-        _result(a["image_id"], a["category_id"], truth.annToMask(a), 0.9)
+        result(a["image_id"], a["category_id"], truth.annToMask(a), 0.9)
         for a in truth.anns.values()
         if not a["iscrowd"]
     ]
-
-
-def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
-    """What a run leaves behind, as far as its detections go."""
-    images = str(scenes.parent / "images")
-    config = {
-        "SMALLOBJ": {"DATASETS": [[name, str(scenes), images]]},
-        "TEST": {"DETECTIONS_PER_IMAGE": limit},
-    }
-    (folder / "inference").mkdir(parents=True)
-    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
-    (folder / "row.json").write_text(json.dumps({"dataset": name}))
-    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
-    return folder
 
 
 def settings(**changes):
@@ -159,14 +132,14 @@ def test_parts_of_a_crowd_are_not_wrong(tmp_path):
     mask = np.zeros((100, 100), np.uint8)
     mask[20:40, 20:40] = 1
     truth = load_ground_truth(tmp_path / "a.json")
-    outcomes = match_detections(truth, [_result(1, 1, mask, 0.9)], **settings())
+    outcomes = match_detections(truth, [result(1, 1, mask, 0.9)], **settings())
     assert (len(outcomes[1].found), outcomes[1].wrong, outcomes[1].missed) == (1, [], [])
 
 
 def test_only_the_best_of_an_image_count(truth):
     all_of_them = perfect(truth)
-    for i, result in enumerate(all_of_them):
-        result["score"] = 0.6 + 0.001 * i
+    for i, found in enumerate(all_of_them):
+        found["score"] = 0.6 + 0.001 * i
     outcomes = match_detections(truth, all_of_them, **settings(detections=1))
     for image, outcome in outcomes.items():
         categories = {a["category_id"] for a in all_of_them if a["image_id"] == image}

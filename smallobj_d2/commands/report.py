@@ -1,10 +1,12 @@
 """The report on what tools/reproduce.py has run so far, as Markdown and HTML.
 
 tools/report.py                                             # of what is in experiments/results
-tools/report.py --runs output/reproduce/tiny/torchvision    # take up the runs of this folder first
-tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those taken up before
+tools/report.py --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
+tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those added before
 
-Works on partial results: rows that are missing are left out, and so said.
+Works on partial results: rows that are missing are named.
+
+With --resamples N, intervals over the validation images stand beside those over seeds.
 """
 
 import argparse
@@ -34,6 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         "--add", action="store_true", help="keep results of runs that are not in the folder"
     )
     parser.add_argument(
+        "--resamples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the validation images, for intervals over them; 2000 take some time for each run",
+    )
+    parser.add_argument(
         "--results",
         type=Path,
         default=EXPERIMENTS / "results",
@@ -45,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in args.runs:
             scale = load_scale(EXPERIMENTS / "scales" / f"{folder.absolute().parent.name}.yaml")
             path = args.results / f"{scale.name}_{folder.name}.json"
-            found = distil(scale, folder.absolute())
+            found = distil(scale, folder.absolute(), resamples=args.resamples)
             if args.add and path.is_file():
                 found = together(found, json.loads(path.read_bytes()))
             write_results(path, found)

@@ -395,7 +395,7 @@ class _Experiment:
             document.text(f"Planned, and without runs since the plan: {'; '.join(absent)}.")
 
     def _judged(self, name: str, change: Difference, pair: tuple[str, str]) -> list[str]:
-        over = self.results.over_images.get(pair)
+        over = self.results.over_images.get((*pair, change.seeds))
         mean = _signed(change.mean)
         return [
             name,

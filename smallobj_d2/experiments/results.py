@@ -4,23 +4,28 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
 
 from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, table2
 from smallobj_d2.config import load_cfg
-from smallobj_d2.datasets.coco import load_coco
+from smallobj_d2.datasets.coco import dataset_info, load_coco, register_from_config
 from smallobj_d2.errors import SmallObjError, reading
-from smallobj_d2.evaluation.ap import SIZES
+from smallobj_d2.evaluation.ap import SIZES, counted_detections, load_ground_truth
+from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
+from smallobj_d2.visualization.detections import config_of_run, dataset_of_run, results_of_run
 
 KINDS = ("segm", "bbox")
 
@@ -41,8 +46,10 @@ class Results:
     """The training images by Table 2; none where they are COCO."""
     speed: dict[tuple[str, int], float] = field(default_factory=dict)
     """Median seconds of an iteration, where it was kept."""
-    over_images: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    """By (row, base): 95% interval over validation images of the difference in mask AP_S."""
+    over_images: dict[tuple[str, str, tuple[int, ...]], tuple[float, float]] = field(
+        default_factory=dict
+    )
+    """By (row, base, seeds): 95% interval over validation images of the difference in mask AP_S."""
     commits: dict[tuple[str, int], str] = field(default_factory=dict)
     """Of the code of each run, where it was kept."""
 
@@ -90,12 +97,13 @@ class Results:
         return replace(self, numbers=numbers, seconds=seconds, speed=speed)
 
 
-def distil(scale: Scale, folder: Path) -> dict[str, Any]:
+def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
     """Everything worth keeping of the runs in a folder, for a results file.
 
     Args:
         scale: of the runs.
         folder: ``<out>/<scale>/<engine>`` of ``tools/reproduce.py``.
+        resamples: of the validation images, for intervals over them; 0 leaves these out.
 
     Raises:
         SmallObjError: if no run is finished.
@@ -132,6 +140,8 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
             with reading(record):
                 about = json.loads(record.read_bytes())
                 devices.add(str(about["device"]))
+                if about.get("commit"):
+                    entry["commit"] = about["commit"]
                 for package, version in about["versions"].items():
                     versions.setdefault(package, set()).add(str(version))
         if not dataset:
@@ -156,7 +166,49 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         "table2": [t.as_json() for t in tables],
         "failed": failed,
         "runs": runs,
+        "over_images": _over_images(folder, runs, resamples) if resamples else [],
     }
+
+
+def _over_images(
+    folder: Path, runs: Sequence[dict[str, Any]], resamples: int
+) -> list[dict[str, Any]]:
+    """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
+
+    The resamples are the same for all runs; a row counts if all seeds that it has in common with
+    the base kept their detections.
+    """
+    truths: dict[str, tuple[COCO, NDArray[np.int64]]] = {}
+    aps: dict[tuple[str, int], NDArray[np.float64]] = {}
+    for run in runs:
+        path = folder / run["config"] / f"seed{run['seed']}"
+        if "dataset" in run or not (path / "inference").is_dir():
+            continue
+        cfg, name = config_of_run(path), dataset_of_run(path)
+        detections = results_of_run(path, name)
+        if not detections or "segmentation" not in detections[0]:
+            continue
+        if name not in truths:
+            register_from_config(cfg)
+            truth = load_ground_truth(dataset_info(name).json_file)
+            truths[name] = truth, resampled_images(len(truth.imgs), resamples)
+        truth, counts = truths[name]
+        aps[run["config"], run["seed"]] = resampled_ap(
+            truth, detections, counts, detections=counted_detections(cfg)
+        )
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        if "dataset" not in run:
+            seeds.setdefault(run["config"], set()).add(run["seed"])
+    found = []
+    for base, row in product(("baseline", "orig_aug"), seeds):
+        common = sorted(seeds.get(base, set()) & seeds[row])
+        if row == base or not common or any((r, s) not in aps for r in (row, base) for s in common):
+            continue
+        change = np.mean([aps[row, s] - aps[base, s] for s in common], axis=0)
+        low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
+        found.append({"row": row, "base": base, "seeds": common, "low": low, "high": high})
+    return found
 
 
 def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
@@ -216,6 +268,7 @@ def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         "table2": new["table2"] or old["table2"],
         "failed": [f for f in new["failed"] if (f["config"], f["seed"]) not in finished],
         "runs": [runs[key] for key in sorted(runs)],
+        "over_images": new.get("over_images") or old.get("over_images", []),
     }
 
 
@@ -296,7 +349,10 @@ def parse_results(data: dict[str, Any]) -> Results:
         for t in data["table2"]
     ]
     over_images = {
-        (str(d["row"]), str(d["base"])): (float(d["low"]), float(d["high"]))
+        (str(d["row"]), str(d["base"]), tuple(map(int, d["seeds"]))): (
+            float(d["low"]),
+            float(d["high"]),
+        )
         for d in data.get("over_images", [])
     }
     about = data["about"]

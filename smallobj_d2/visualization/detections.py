@@ -110,7 +110,7 @@ def detection_sheet(
     configs = {name: config_of_run(folder) for name, folder in folders.items()}
     for cfg in configs.values():
         register_from_config(cfg)
-    datasets = {_dataset_of(folder) for folder in folders.values()}
+    datasets = {dataset_of_run(folder) for folder in folders.values()}
     if len(datasets) > 1:
         raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
     dataset = datasets.pop()
@@ -143,7 +143,8 @@ def detection_sheet(
     return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
 
 
-def _dataset_of(folder: Path) -> str:
+def dataset_of_run(folder: Path) -> str:
+    """What a run was evaluated on."""
     path = folder / "row.json"
     with reading(path):
         return str(json.loads(path.read_bytes())["dataset"])
