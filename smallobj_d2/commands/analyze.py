@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.report import figure5_images, markdown, text_table, write_report
+from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
 from smallobj_d2.commands import ROOT, command, command_line, path, writable_folder
 from smallobj_d2.config import load_cfg
@@ -21,6 +21,7 @@ from smallobj_d2.datasets.check import check_dataset
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.visualization.document import Table
 
 BASE = ROOT / "configs" / "base.yaml"
 
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         return exit_code(findings)
     data = CocoFile(json_file, images or json_file.parent)
     if args.layouts:
-        print(text_table(*layouts(data.objects, progress=True)))
+        print(Table(*layouts(data.objects, progress=True)).markdown())
         return 0
     if args.show and not images:
         raise SmallObjError("--show needs --images, the folder that the images are in.")
@@ -125,6 +126,6 @@ def run(args: argparse.Namespace) -> int:
         progress=True,
     )
     files = write_report(analysis, folder, data if images else None, args.show)
-    print(markdown(analysis))
+    print(files[1].read_text(encoding="utf-8"))
     print(f"Report: {files[0]}, and {len(files) - 1} files of tables and pictures beside it.")
     return 0

@@ -17,11 +17,12 @@ from smallobj_d2.commands import (
     train_net,
     writable_folder,
 )
+from smallobj_d2.commands.visualize import sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
 from smallobj_d2.visualization.detections import detection_sheet
-from smallobj_d2.visualization.draws import augmented_positions, training_sheet
+from smallobj_d2.visualization.draws import augmented_positions
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine = load_engine(args.engine)
     dataset = engine.build_train_loader(cfg).dataset
     positions = augmented_positions(dataset, args.num)
-    training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
+    sheet_of_draws(engine, cfg, dataset, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)
     if args.pictures_only:
         return 0

@@ -1,10 +1,12 @@
 """The report on what tools/reproduce.py has run so far, as Markdown and HTML.
 
 tools/report.py                                             # of what is in experiments/results
-tools/report.py --runs output/reproduce/tiny/torchvision    # take up the runs of this folder first
-tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those taken up before
+tools/report.py --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
+tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those added before
 
-Works on partial results: rows that are missing are left out, and so said.
+Works on partial results: rows that are missing are named.
+
+With --resamples N, intervals over the validation images stand beside those over seeds.
 """
 
 import json
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from smallobj_d2.commands import ROOT, command, command_line, path, scale_file
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import load_paper
+from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import distil, load_results, together, write_results
 from smallobj_d2.experiments.scales import load_scale
@@ -33,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--scale", type=scale_file, metavar="FILE", help="of --runs at a scale of your own"
     )
     parser.add_argument(
+        "--resamples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the validation images, for intervals over them; 2000 take some time for each run",
+    )
+    parser.add_argument(
         "--results",
         type=path,
         default=EXPERIMENTS / "results",
@@ -43,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in args.runs:
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
         result = args.results / f"{scale.name}_{folder.name}.json"
-        found = distil(scale, folder.absolute())
+        found = distil(scale, folder.absolute(), resamples=args.resamples)
         if args.add and result.is_file():
             found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
@@ -52,5 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not paths:
         raise SmallObjError(f"There are no results in {args.results}; name --runs.")
     paper = load_paper(EXPERIMENTS / "paper.yaml")
-    for file in build_report(paper, [*map(load_results, paths)]).write(args.results, "report"):
+    configs = {
+        p.relative_to(ROOT / "configs").with_suffix("").as_posix()
+        for p in (ROOT / "configs").rglob("*.yaml")
+    }
+    plan = load_plan(EXPERIMENTS / "plan.yaml")
+    document = build_report(paper, [*map(load_results, paths)], plan, configs)
+    for file in document.write(args.results, "report"):
         print(file)

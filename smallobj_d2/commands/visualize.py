@@ -5,6 +5,11 @@ tools/visualize.py --config configs/aug.yaml SEED 7 --positions 17 20 23
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from PIL import Image
 
 from smallobj_d2.commands import command, command_line, parse, path, writable
 from smallobj_d2.config import load_cfg
@@ -38,6 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     positions = args.positions or augmented_positions(dataset, args.num)
     if not positions:
         raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
-    sheet = training_sheet(engine, cfg, dataset, positions, width=args.width)
+    sheet = sheet_of_draws(engine, cfg, dataset, positions, width=args.width)
     sheet.save(out)
     print(f"{len(positions)} draws of seed {cfg.SEED}: {out}")
+
+
+def sheet_of_draws(
+    engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
+) -> Image.Image:
+    """The draws of a config, with its engine; see `training_sheet`."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.SMALLOBJ.COPY_PASTE = False
+    originals = engine.build_train_loader(plain).dataset
+    view = partial(engine.view, cfg=cfg)
+    return training_sheet(dataset, originals, view, positions, width=width)
