@@ -8,6 +8,7 @@ batch, so its draws do not depend on how many there are either.
 
 import logging
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -270,8 +271,13 @@ class _Guarded(Dataset[Any]):
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others."""
+    """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others.
+
+    What goes wrong in a sample travels to the parent; only threads that share memory with it use
+    the hook, to complain that it has gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None
 
 
 def _as_list(samples: list[Any]) -> list[Any]:
