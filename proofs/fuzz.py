@@ -3,10 +3,11 @@
 python -m proofs.fuzz --num 20000
 python -m proofs.fuzz --replay json:17 images:90210
 
-Each mutation goes through the check, the loader, copy-paste and a mapper. It must end in a result
-that obeys the laws of copy-paste, or in the project's own error, and the loader must stop exactly
-where the check finds an error. Mutation k is a function of k, so its number is all that is needed
-to see it again. What fails is listed with its number and kept in the output folder.
+Each mutation goes through the check, the loader, the analysis, COCO's evaluation, copy-paste and
+the mappers. It must end in a result that obeys the laws of copy-paste, or in the project's own
+error, and whatever reads the JSON must stop exactly where the check finds an error, in the same
+words. Mutation k is a function of k, so its number is all that is needed to see it again. What
+fails is listed with its number and kept in the output folder.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from proofs.copy_paste_laws import check as check_laws
 from proofs.random_scenes import raster
+from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.config import has_detectron2
 from smallobj_d2.copy_paste import CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.datasets import images
@@ -43,6 +45,7 @@ from smallobj_d2.datasets.findings import KINDS, exit_code, report
 from smallobj_d2.datasets.synthetic import make_scene
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.evaluation.ap import coco_metrics, load_ground_truth
 from smallobj_d2.sampling import Draw
 
 SIZE = 96
@@ -63,7 +66,7 @@ NASTY: list[Any] = [
 
 @cache
 def scenes() -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Three made scenes as COCO JSON, and their pictures."""
+    """Three synthetic scenes as COCO JSON, and their pictures."""
     rng = np.random.default_rng(11)
     pictures, entries, annotations = [], [], []
     for i in range(1, 4):
@@ -214,7 +217,11 @@ def try_json(number: int, folder: Path) -> str:
     rng = np.random.default_rng((1, number))
     data, pictures = scenes()
     path = folder / "a.json"
-    path.write_text(mutate_json(data, rng), encoding="utf-8", errors="surrogatepass")
+    text = mutate_json(data, rng)
+    encoding = (
+        "utf-8" if rng.random() < 0.95 else str(rng.choice(["utf-8-sig", "utf-16", "utf-32"]))
+    )
+    path.write_text(text, encoding=encoding, errors="surrogatepass")
     findings = check_coco(path)
     report(findings).encode()
     errors = exit_code(findings) == 2
@@ -225,9 +232,19 @@ def try_json(number: int, folder: Path) -> str:
         error = str(e)
     assert bool(error) == errors, f"the check finds {findings}, but the loader says: {error!r}"
     assert len(error) < 3000
+    for read in (load_ground_truth, partial(CocoFile, image_root=folder)):
+        says = ""
+        try:
+            read(path)
+        except SmallObjError as e:
+            says = str(e)
+        assert says == error, f"{read} says {says!r}, and the loader {error!r}"
     if records is None:
         return "stopped by an error"
 
+    assert CocoFile(path, folder)[:] == records
+    try_evaluation(path)
+    json.dumps(copy.deepcopy(records), default=bytes.decode)  # as the export does
     copy_paste = CopyPaste(
         strategy=str(rng.choice(["single", "multiple", "all"])),
         copies=int(rng.integers(1, 4)),
@@ -256,6 +273,15 @@ def try_json(number: int, folder: Path) -> str:
     if rounded:
         return "loaded, a pixel rounded"
     return "loaded with remarks" if findings else "loaded"
+
+
+def try_evaluation(path: Path) -> None:
+    """COCO's evaluation takes what the loader takes, and its own annotations as detections."""
+    truth = load_ground_truth(path)
+    found = [{**a, "score": 1.0} for a in copy.deepcopy(list(truth.anns.values()))]
+    for iou_type in ("bbox", "segm"):
+        if iou_type == "bbox" or all(a.get("segmentation") for a in found):
+            assert coco_metrics(truth, found, iou_type).keys()
 
 
 def obeys_laws(picture: np.ndarray, annotations: Any, copy_paste: CopyPaste, seed: int) -> bool:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,10 +85,27 @@ class Run(NamedTuple):
 # --- Training
 
 
-def train(engine: str, layout: Layout, scenes: Path, output: Path, *, resume: bool = False) -> Run:
-    """Launch a training on each of its machines, and wait for all."""
+def train(
+    engine: str,
+    layout: Layout,
+    scenes: Path,
+    output: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    environments: Sequence[Mapping[str, str]] = ({},),
+) -> Run:
+    """Launch a training on each of its machines, and wait for all.
+
+    Args:
+        engine, layout, output, resume: of the training.
+        scenes: what `make_scenes` made.
+        device: MODEL.DEVICE.
+        environments: more variables for the machines' launches, in turn.
+    """
     opts = small_options(scenes, output, ITERATIONS)
     opts += ["SOLVER.IMS_PER_BATCH", str(BATCH), "DATALOADER.NUM_WORKERS", "0"]
+    opts += ["MODEL.DEVICE", device]
     run = Run(engine, layout, output, opts)
     run._record.unlink(missing_ok=True)
     command = [*COMMAND, "--config", CONFIG, "--engine", engine, *(["--resume"] * resume)]
@@ -101,7 +118,7 @@ def train(engine: str, layout: Layout, scenes: Path, output: Path, *, resume: bo
         subprocess.Popen(
             [*command, "--machine-rank", str(machine), *opts],
             cwd=ROOT,
-            env=environment,
+            env={**environment, **environments[machine % len(environments)]},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,14 +4,18 @@ Every key is documented where it is added, below. ``docs/fidelity.md`` says whic
 paper each one stands for, and which test holds it.
 """
 
+import os
 import re
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sizes import SMALL_AREA
 
@@ -132,34 +136,100 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str | Path, opts: list[str] | None = None) -> CfgNode:
+def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then ``KEY VALUE`` pairs over that, and freeze.
 
     Raises:
-        SmallObjError: no such file, a key that does not exist, a value of the wrong type.
+        SmallObjError: no such file, a key that does not exist, a value of the wrong type or size.
     """
     cfg = get_cfg()
-    path = Path(config_file)
+    path = Path(config_file).expanduser()
     if not path.is_file():
         raise SmallObjError(f"There is no config file {path}.")
+    _require_plain(path, ())
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
-    except FileNotFoundError as e:
-        raise SmallObjError(f"{path}: its _BASE_ is not there: {e.filename}.") from e
-    except (KeyError, ValueError, AssertionError, OSError, AttributeError, TypeError) as e:
-        raise SmallObjError(f"{path}: {_explain(e)}") from e
-    except Exception as e:  # PyYAML's errors share no base with anything above
-        if type(e).__module__.startswith("yaml"):
-            raise SmallObjError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
-        raise
-    merge_opts(cfg, opts or [])
+    except Exception as e:  # whatever the content made yaml, yacs, fvcore or Detectron2 do
+        raise SmallObjError(printable(f"{path}: {_explain(e)}")) from e
+    merge_opts(cfg, opts)
     check_cfg(cfg)
+    _expand_home(cfg)
     import_modules(cfg.SMALLOBJ.IMPORTS)
     cfg.freeze()
     return cfg
 
 
-def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+def _expand_home(cfg: CfgNode) -> None:
+    """Let paths begin with ``~``, as in a shell."""
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    cfg.MODEL.WEIGHTS = os.path.expanduser(cfg.MODEL.WEIGHTS)
+    cfg.SMALLOBJ.DATASETS = [
+        [name, *map(os.path.expanduser, paths)] for name, *paths in cfg.SMALLOBJ.DATASETS
+    ]
+
+
+_LARGEST_FILE = 1 << 18
+_MOST_VALUES = 10_000
+_DEEPEST = 20
+
+
+def _require_plain(path: Path, above: tuple[Path, ...]) -> None:
+    """Refuse a config file, or a ``_BASE_`` of one, that the readers below could not end with."""
+    label = str(above[0]) if above else str(path)
+    label += f": its _BASE_ {path}" if above else ""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise SmallObjError(f"{label} is larger than a config file can be (256 KiB).")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise SmallObjError(f"{label} is not there.") from e
+    except OSError as e:
+        raise SmallObjError(f"{label} cannot be read: {e.strerror}.") from e
+    except UnicodeDecodeError as e:
+        raise SmallObjError(f"{label} is not text in UTF-8 (byte {e.start}).") from e
+    except RecursionError as e:
+        raise SmallObjError(f"{label} is nested too deeply.") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise SmallObjError(f"{label} is not valid YAML: {_one_line(e)}") from e
+    if not isinstance(content, dict):
+        raise SmallObjError(f"{label}: a config file is a mapping of keys to values, not this.")
+    _require_small(content, label)
+    bases = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise SmallObjError(f"{label}: _BASE_ is {base!r:.80}; it must be the name of a file.")
+        if base.startswith(("http://", "https://")):
+            continue
+        below = path.parent / Path(base).expanduser()
+        if below.resolve() in (p.resolve() for p in (*above, path)):
+            raise SmallObjError(f"{label}: _BASE_ {base} leads back to itself.")
+        if len(above) == _DEEPEST:
+            raise SmallObjError(f"{label}: a chain of more than {_DEEPEST} files by _BASE_.")
+        _require_plain(below, (*above, path))
+
+
+def _require_small(content: dict[Any, Any], label: str) -> None:
+    """Count what aliases stand for, without ever writing it out."""
+    count = 0
+    waiting: list[tuple[Any, int]] = [(content, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, dict):
+            for key in node:
+                if not isinstance(key, str):
+                    raise SmallObjError(f"{label}: {key!r:.80} is not a key; keys are words.")
+            node = list(node.values())
+        if isinstance(node, list | tuple | set):
+            count += len(node)
+            if depth == _DEEPEST or count > _MOST_VALUES:
+                raise SmallObjError(
+                    f"{label} holds more than a config can: values more than {_DEEPEST} deep or "
+                    f"over {_MOST_VALUES}, or an alias of YAML that repeats itself."
+                )
+            waiting.extend((value, depth + 1) for value in node)
+
+
+def merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     """Merge ``KEY VALUE`` pairs from a command line, in place."""
     if len(opts) % 2:
         raise SmallObjError(
@@ -167,9 +237,18 @@ def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
+            node = cfg
+            for part in key.split("."):
+                if not isinstance(node, CfgNode) or part not in node:
+                    raise SmallObjError(_no_key(key))
+                node = node[part]
+            if isinstance(node, CfgNode):
+                raise SmallObjError(f"{key} is a group of keys and cannot be {value:.80}.")
             cfg.merge_from_list([key, value])
-        except (KeyError, ValueError, AssertionError, AttributeError) as e:
-            raise SmallObjError(f"Override {key} {value}: {_explain(e)}") from e
+        except SmallObjError as e:
+            raise SmallObjError(printable(f"Override {key} {value:.80}: {e}")) from e
+        except Exception as e:  # whatever a value made Python's own reader of literals do
+            raise SmallObjError(printable(f"Override {key} {value:.80}: {_explain(e)}")) from e
 
 
 _MISMATCH = re.compile(
@@ -179,68 +258,197 @@ _MISMATCH = re.compile(
 )
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: Exception) -> str:
     text = str(error.args[0] if error.args else error)
     if mismatch := _MISMATCH.search(text):
         wanted, given, default, value, key = mismatch.groups()
         if wanted.endswith("CfgNode"):
-            return f"{key} is a group of keys and cannot be {value}."
-        return f"{key} must be of type {wanted}, like {default}; {value} is of type {given}."
-    if "Non-existent" in text or (isinstance(error, AssertionError) and "Attribute" not in text):
-        key = text.rsplit(":", 1)[-1].strip()
-        more = "" if has_detectron2() else " (without Detectron2, only keys torchvision can honour)"
-        return f"there is no key {key}{more}. The keys of SMALLOBJ are listed in config.py."
-    if (isinstance(error, AttributeError | TypeError) and "object" in text) or "NoneType" in text:
-        return "a config file is a mapping of keys to values, and this is not."
-    return " ".join(text.split())
+            return f"{key} is a group of keys and cannot be {value:.80}."
+        return f"{key} must be of type {wanted}, like {default}; {value:.80} is of type {given}."
+    if "Non-existent" in text:
+        return _no_key(text.rsplit(":", 1)[-1].strip())
+    if "not a valid type" in text:  # yacs names the types that are
+        return _one_line(text.partition("; valid types")[0]) + "."
+    if isinstance(error, MemoryError | RecursionError):
+        return "it is nested too deeply."
+    named = text if isinstance(error, SmallObjError | AssertionError) else repr(error)
+    return f"it cannot be used as a config: {_one_line(named)}"
 
 
-_CHOICES = {
-    "AUGMENTATION_READING": ("probability", "paired"),
-    "COVERED_LABELS": ("visible", "untouched"),
-    "UNREADABLE_IMAGES": ("stop", "skip"),
-    "SOURCES": ("image", "bank"),
-    "AUGMENTED_IMAGES": ("small", "all"),
+def _no_key(key: str) -> str:
+    more = "" if has_detectron2() else " (without Detectron2, only keys torchvision can honour)"
+    return f"there is no key {key}{more}. The keys of SMALLOBJ are listed in config.py."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
+
+
+# --- What values mean something
+
+
+class Rule(NamedTuple):
+    """What values a key may have."""
+
+    holds: Callable[[Any], object]
+    words: str
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _whole(least: int, most: float = 2**31) -> Rule:
+    def holds(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+    return Rule(holds, f"must be a whole number, {least} or more")
+
+
+def _from(least: float, most: float = 1e30, words: str = "") -> Rule:
+    words = words or f"must be a number, {least:g} or more"
+    return Rule(lambda value: _number(value) and least <= value <= most, words)
+
+
+def _each(rule: Rule, length: int | None = None, *, empty: bool = False) -> Rule:
+    def holds(value: object) -> bool:
+        if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+            return False
+        return bool(value or empty) and all(rule.holds(v) for v in value)
+
+    number = "a list" if length is None else f"{length} values"
+    return Rule(holds, f"must be {number}; each {rule.words}")
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(lambda value: value in choices, f"must be one of {choices}")
+
+
+_SHARE = _from(0, 1, "must be a share, from 0 to 1")
+_SIDE = _whole(0, 1 << 15)
+_POSITIVE = _from(1e-9, words="must be a number above 0")
+_SIZES = _whole(1, 1 << 16)
+_WORDS = Rule(lambda value: isinstance(value, str), "must be a word")
+_NAMES = _each(_WORDS, empty=True)
+
+RULES: dict[str, Rule] = {
+    "SEED": _from(-(2**63), 2**63 - 1, "must be a whole number of 64 bits; below 0 draws one"),
+    "OUTPUT_DIR": Rule(lambda value: isinstance(value, str) and value, "must name a folder"),
+    "DATASETS.TRAIN": _NAMES,
+    "DATASETS.TEST": _NAMES,
+    "DATALOADER.NUM_WORKERS": _whole(0, 1024),
+    "INPUT.MIN_SIZE_TRAIN": Rule(
+        lambda value: _SIDE.holds(value) or _each(_SIDE).holds(value),
+        "must be whole numbers of pixels, at least one of them (0 is no resizing)",
+    ),
+    "INPUT.MAX_SIZE_TRAIN": _SIZES,
+    "INPUT.MIN_SIZE_TEST": _SIDE,
+    "INPUT.MAX_SIZE_TEST": _SIZES,
+    "MODEL.PIXEL_MEAN": _each(_from(-1e30, words="must be a number")),
+    "MODEL.PIXEL_STD": _each(_POSITIVE),
+    "MODEL.BACKBONE.FREEZE_AT": _whole(0),
+    "MODEL.RESNETS.DEPTH": _whole(1),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": _SIZES,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": _SIZES,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": _SIZES,
+    "MODEL.FPN.OUT_CHANNELS": _SIZES,
+    "MODEL.ANCHOR_GENERATOR.SIZES": _each(_each(_POSITIVE)),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _each(_each(_POSITIVE)),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": _from(0, 1, "must be from 0 to 1"),
+    "MODEL.RPN.IOU_THRESHOLDS": _each(_SHARE),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _whole(1),
+    "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
+    "MODEL.RPN.SMOOTH_L1_BETA": _from(0),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _whole(1),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": _whole(1),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": _whole(1),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": _whole(1),
+    "MODEL.RPN.NMS_THRESH": _SHARE,
+    "MODEL.ROI_HEADS.NUM_CLASSES": _SIZES,
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": _each(_SHARE),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _whole(1),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _from(-1e30, words="must be a number"),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": _whole(0),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": _SIZES,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _from(0),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": _SIZES,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": _whole(0),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": _whole(0),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": _SIZES,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _SIZES,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": _whole(0),
+    "SOLVER.MAX_ITER": _whole(0),
+    "SOLVER.BASE_LR": _from(0),
+    "SOLVER.MOMENTUM": _from(0),
+    "SOLVER.WEIGHT_DECAY": _from(0),
+    "SOLVER.GAMMA": _from(0),
+    "SOLVER.STEPS": _each(_whole(0), empty=True),
+    "SOLVER.WARMUP_FACTOR": _from(0),
+    "SOLVER.WARMUP_ITERS": _whole(0),
+    "SOLVER.CHECKPOINT_PERIOD": _whole(1),
+    "SOLVER.IMS_PER_BATCH": _whole(1),
+    "SOLVER.BIAS_LR_FACTOR": _from(0),
+    "TEST.EVAL_PERIOD": _whole(0),
+    "TEST.DETECTIONS_PER_IMAGE": _whole(1),
+    "SMALLOBJ.DATASETS": Rule(
+        _each(_each(_WORDS, 3), empty=True).holds,
+        "must be a list; each entry is [name, json file, image folder]",
+    ),
+    "SMALLOBJ.IMPORTS": Rule(
+        _each(_WORDS, empty=True).holds,
+        "must be a list; each entry is the name of a module or the path of a .py file",
+    ),
+    "SMALLOBJ.SMALL_AREA": _from(0),
+    "SMALLOBJ.OVERSAMPLING_FACTOR": _from(1, 1000, "must be from 1 (off) to 1000"),
+    "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
+    "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),
+    "SMALLOBJ.SCALE": Rule(
+        _each(_from(-1e30, words="must be a number"), 2).holds, "must be two numbers"
+    ),
+    "SMALLOBJ.ROTATION": Rule(
+        _each(_from(-1e30, words="must be a number"), 2).holds, "must be two numbers"
+    ),
+    "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
+    "SMALLOBJ.SOURCES": _one_of("image", "bank"),
+    "SMALLOBJ.BANK_IMAGES": _whole(1),
+    "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
+    "SMALLOBJ.UNREADABLE_IMAGES": _one_of("stop", "skip"),
 }
+"""What is checked when a config is read. Copy-paste itself checks the numbers of its own keys."""
+
+_MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM",)
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Refuse values of ``SMALLOBJ`` that mean nothing.
+    """Refuse values that mean nothing.
 
     Raises:
         SmallObjError: naming the key, its value, and what it may be.
     """
-    s = cfg.SMALLOBJ
-    for key, choices in _CHOICES.items():
-        if s[key] not in choices:
-            raise SmallObjError(f"SMALLOBJ.{key} is {s[key]!r}; it must be one of {choices}.")
-    if not 0 <= s.AUGMENTATION_PROBABILITY <= 1:
-        raise SmallObjError(
-            f"SMALLOBJ.AUGMENTATION_PROBABILITY is {s.AUGMENTATION_PROBABILITY}; "
-            "it is a share, from 0 to 1."
-        )
-    if not 1 <= s.OVERSAMPLING_FACTOR <= 1000:
-        raise SmallObjError(
-            f"SMALLOBJ.OVERSAMPLING_FACTOR is {s.OVERSAMPLING_FACTOR}; it must be 1 (off) or more, "
-            "and at most 1000."
-        )
-    if not s.BANK_IMAGES >= 1:
-        raise SmallObjError(f"SMALLOBJ.BANK_IMAGES is {s.BANK_IMAGES}; it must be 1 or more.")
-    for key in ("SCALE", "ROTATION"):
-        if len(s[key]) != 2 or not all(isinstance(v, int | float) for v in s[key]):
-            raise SmallObjError(f"SMALLOBJ.{key} is {s[key]}; it must be two numbers.")
-    for entry in s.IMPORTS:
-        if not isinstance(entry, str):
+    values = flatten(cfg)
+    for key, default in flatten(get_cfg()).items():
+        if values.get(key, default) is None and default is not None and key not in _MAY_BE_NONE:
             raise SmallObjError(
-                f"SMALLOBJ.IMPORTS holds {entry!r}; each entry is the name of a module or the path "
-                "of a .py file."
+                f"{key} is None; it must be of type {type(default).__name__}, like {default!r}."
             )
-    for entry in s.DATASETS:
-        whole = isinstance(entry, list | tuple) and len(entry) == 3
-        if not whole or not all(isinstance(e, str) for e in entry):
-            raise SmallObjError(
-                f"SMALLOBJ.DATASETS holds {entry!r}; each entry is [name, json file, image folder]."
-            )
+    for key, rule in RULES.items():
+        if key in values and not rule.holds(values[key]):
+            raise SmallObjError(f"{key} is {values[key]!r:.80}; it {rule.words}.")
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise SmallObjError("SOLVER.NESTEROV is True; it needs a SOLVER.MOMENTUM above 0.")
+
+
+def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """All values of a config, by their full keys."""
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def torchvision_cfg() -> CfgNode:

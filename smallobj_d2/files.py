@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from smallobj_d2.errors import SmallObjError
 
 _PREFIX = ".smallobj-"
@@ -66,6 +68,19 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """
     for path in (folder.rglob if recursive else folder.glob)(f"{_PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a damaged file does to those who read it into one line that names the file."""
+    try:
+        yield
+    except SmallObjError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+            AssertionError, YAMLError) as e:  # fmt: skip
+        what = f"{type(e).__name__}: {e}"[:300]
+        raise SmallObjError(f"{path} is damaged, or another kind of file ({what}).") from e
 
 
 @contextmanager

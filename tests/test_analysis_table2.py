@@ -110,7 +110,7 @@ def test_tables_stand_side_by_side():
 def test_layouts_has_a_row_for_each_reading():
     header, rows = layouts(objects_of([record(100, 2000), record(300)]))
     assert len({len(r) for r in (header, *rows)}) == 1
-    assert rows[0][0] == "**published**"
+    assert rows[0][0] == "<strong>published</strong>"
     assert rows[1][4].startswith("1.00")
     assert rows[1][3] == "-"  # no large object
 

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import analysis
 from smallobj_d2.commands.analyze import main
 from smallobj_d2.datasets.synthetic import make_dataset
+from tests.pages import HOSTILE, Page, assert_inert
 
 ROOT = Path(__file__).parents[1]
 AUGMENT = str(ROOT / "configs" / "orig_aug_multi3x.yaml")
@@ -134,6 +135,24 @@ def test_one_protocol_and_overrides(analyze, write, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "resized to 400 pixels" in shown
     assert "the paper, for COCO" not in shown
+
+
+def test_names_of_a_dataset_are_text_in_every_output(analyze, write, tmp_path, capsys):
+    path = Path(write([10], [200]))
+    data = json.loads(path.read_text())
+    for image, name in zip(data["images"], HOSTILE, strict=False):
+        image["file_name"] = f"{name}.png".replace("\x1b", "")
+    data["categories"][0]["name"] = HOSTILE[0]
+    hostile = path.with_name("[x](" + '" onmouseover="alert(1)) <script>.json')
+    hostile.write_text(json.dumps(data))
+    out = tmp_path / "out"
+    args = ["--json", str(hostile), "--images", str(tmp_path), "--output", str(out)]
+    assert analyze(args) == 0
+    page = Page((out / "report.html").read_text())
+    assert HOSTILE[1] in page.text
+    assert hostile.name in page.text
+    assert_inert((out / "tables.md").read_text())
+    assert "<script>" not in capsys.readouterr().out
 
 
 def test_layouts_are_printed(analyze, write, capsys):

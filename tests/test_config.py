@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smallobj_d2 import config
 from smallobj_d2.config import (
     add_smallobj_config,
+    check_cfg,
     get_cfg,
     has_detectron2,
     load_cfg,
+    merge_opts,
     torchvision_cfg,
 )
 from smallobj_d2.errors import SmallObjError
@@ -128,27 +132,153 @@ WRONG_FILES = [
     ("SMALLOBJ: {COPIES: two}", "SMALLOBJ.COPIES must be of type int, like 1; two is"),
     ("SMALLOBJ: {OVERSAMPLING_FACTOR: 2}", "must be of type float, like 1.0; 2 is of type int"),
     ("SMALLOBJ: 3", "SMALLOBJ is a group of keys"),
-    ("SMALLOBJ: {OVERSAMPLING_FACTOR: 0.5}", "OVERSAMPLING_FACTOR is 0.5; it must be 1 "),
+    (
+        "SMALLOBJ: {OVERSAMPLING_FACTOR: 0.5}",
+        "OVERSAMPLING_FACTOR is 0.5; it must be from 1 (off) to",
+    ),
     ("SMALLOBJ: {AUGMENTATION_PROBABILITY: 1.5}", "AUGMENTATION_PROBABILITY is 1.5"),
     ("SMALLOBJ: {AUGMENTATION_READING: both}", "AUGMENTATION_READING is 'both'; it must be one of"),
     ("SMALLOBJ: {COVERED_LABELS: hidden}", "COVERED_LABELS is 'hidden'; it must be one of"),
     ("SMALLOBJ: {UNREADABLE_IMAGES: ignore}", "UNREADABLE_IMAGES is 'ignore'; it must be one of"),
     ("SMALLOBJ: {SCALE: [0.8, 1.0, 1.2]}", "SCALE is (0.8, 1.0, 1.2); it must be two numbers"),
-    ("SMALLOBJ: {DATASETS: [[a, b]]}", "['a', 'b']; each entry is [name, json file, image folder]"),
-    ("SMALLOBJ: {DATASETS: [3]}", "holds 3; each entry is"),
+    (
+        "SMALLOBJ: {DATASETS: [[a, b]]}",
+        "DATASETS is [['a', 'b']]; it must be a list; each entry is [name,",
+    ),
+    ("SMALLOBJ: {DATASETS: [3]}", "DATASETS is [3]; it must be a list; each entry is [name,"),
     ('_BASE_: "gone.yaml"', "gone.yaml"),
     ("", "mapping of keys to values"),
     ("- a\n- b", "mapping of keys to values"),
     ("a: [", "is not valid YAML"),
+    ('_BASE_: "a.yaml"', "_BASE_ a.yaml leads back to itself"),
+    ("_BASE_: 3", "_BASE_ is 3; it must be the name of a file"),
+    ('_BASE_: "."', "cannot be read: Is a directory"),
+    ("21: 3", "21 is not a key; keys are words"),
+    ("SOLVER: {21: 3}", "21 is not a key"),
+    ("a: &a [*a]", "an alias of YAML that repeats itself"),
+    ("a: &a {b: *a}", "an alias of YAML that repeats itself"),
+    (
+        "a0: &a0 [1]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 19)),
+        "an alias of YAML that repeats itself",
+    ),
+    ("a: " + "[" * 5000, "is nested too deeply"),
+    ("a: " + "[" * 50 + "]" * 50, "values more than 20 deep"),
+    ("SOLVER: {MAX_ITER: 2020-01-01}", "datetime.date"),
+    ("SOLVER: {IMS_PER_BATCH: null}", "SOLVER.IMS_PER_BATCH is None; it must be of type int"),
+    ("DATASETS: {TEST: null}", "DATASETS.TEST is None; it must be of type tuple"),
+    ("SOLVER: {IMS_PER_BATCH: 0}", "IMS_PER_BATCH is 0; it must be a whole number, 1 or more"),
+    ("SOLVER: {IMS_PER_BATCH: -2}", "IMS_PER_BATCH is -2; it must be a whole number, 1 or more"),
+    ("SOLVER: {CHECKPOINT_PERIOD: 0}", "CHECKPOINT_PERIOD is 0; it must be a whole number, 1 or"),
+    ("DATALOADER: {NUM_WORKERS: -1}", "NUM_WORKERS is -1; it must be a whole number, 0 or more"),
+    ("INPUT: {MIN_SIZE_TRAIN: []}", "INPUT.MIN_SIZE_TRAIN is (); it must be whole numbers"),
+    ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan; it must be a number"),
+    ("SOLVER: {NESTEROV: True, MOMENTUM: 0.0}", "it needs a SOLVER.MOMENTUM above 0"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), WRONG_FILES)
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES, ids=range(len(WRONG_FILES)))
 def test_a_wrong_file_gives_one_clear_line(engine, tmp_path, text, message):
     with pytest.raises(SmallObjError, match=re.escape(message)) as e:
         load_cfg(write(tmp_path, text))
     assert "\n" not in str(e.value)
     assert len(str(e.value).replace(str(tmp_path), "")) < 250
+
+
+def test_files_that_lead_back_to_each_other_are_refused(engine, tmp_path):
+    write(tmp_path, '_BASE_: "a.yaml"', "b.yaml")
+    with pytest.raises(SmallObjError, match="leads back to itself"):
+        load_cfg(write(tmp_path, '_BASE_: ["b.yaml"]'))
+
+
+def test_a_file_that_is_no_text_is_named(engine, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"SOLVER: \xff\xfe")
+    with pytest.raises(SmallObjError, match=r"a\.yaml is not text in UTF-8 \(byte 8\)"):
+        load_cfg(path)
+
+
+def test_anchors_and_aliases_of_ordinary_use_are_read(engine, tmp_path):
+    path = write(tmp_path, "VERSION: 2\nSOLVER: {STEPS: &s [3, 4]}\nINPUT: {MIN_SIZE_TRAIN: *s}")
+    assert load_cfg(path).INPUT.MIN_SIZE_TRAIN == (3, 4)
+
+
+def test_a_path_may_begin_at_home(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "VERSION: 2\nSEED: 5")
+    datasets = str([["mine", "~/a.json", "~/images"]])
+    opts = ["OUTPUT_DIR", "~/out", "MODEL.WEIGHTS", "~/w.pth", "SMALLOBJ.DATASETS", datasets]
+    cfg = load_cfg("~/a.yaml", opts)
+    assert cfg.SEED == 5
+    assert f"{tmp_path}/out" == cfg.OUTPUT_DIR
+    assert f"{tmp_path}/w.pth" == cfg.MODEL.WEIGHTS
+    assert [["mine", f"{tmp_path}/a.json", f"{tmp_path}/images"]] == cfg.SMALLOBJ.DATASETS
+
+
+WRONG_VALUES = [
+    *(
+        "-1",
+        "0",
+        "1",
+        "-3",
+        "1e9",
+        "1e300",
+        "-2.5",
+        "float",
+        "'a'",
+        "None",
+        "True",
+        "[]",
+        "()",
+        "{}",
+    ),
+    *(
+        "[None]",
+        "(1,)",
+        "('a',)",
+        "[[]]",
+        "[[1]]",
+        "[-1, 5]",
+        "nan",
+        "10**9",
+        "99999999999999999999",
+    ),
+    *("{'a': 1}", "{[]: 1}", "[" * 300, "9" * 5000, "", "\0", "a\nb", "set()", "b'a'", "1j", "..."),
+]
+
+
+@given(data=st.data())
+@settings(max_examples=400)
+def test_any_value_of_any_key_is_refused_in_one_line_or_is_valid(data):
+    base = load_cfg(ROOT / "configs" / "baseline.yaml")
+    key = data.draw(st.sampled_from(sorted(config.flatten(base))))
+    value = data.draw(st.sampled_from(WRONG_VALUES))
+    cfg = base.clone()
+    cfg.defrost()
+    error = ""
+    try:
+        merge_opts(cfg, [key, value])
+        check_cfg(cfg)
+    except SmallObjError as e:
+        error = str(e)
+    assert len(error) < 500
+    assert error.isprintable()
+    values = config.flatten(cfg)
+    assert error or all(rule.holds(values[k]) for k, rule in config.RULES.items())
+
+
+def test_the_rules_hold_for_all_configs_and_name_keys_that_are_there():
+    known = config.flatten(get_cfg())
+    assert set(config.RULES) <= set(known)
+    numeric = {
+        k
+        for k, v in config.flatten(torchvision_cfg()).items()
+        if isinstance(v, int | float | tuple | list) and not isinstance(v, bool)
+    }
+    unruled = {"VERSION", "SOLVER.WEIGHT_DECAY_NORM"}
+    assert numeric - set(config.RULES) <= unruled | {
+        k for k in numeric if k.endswith(("IN_FEATURES", "OUT_FEATURES"))
+    }
 
 
 def test_a_missing_file_is_named(engine, tmp_path):
@@ -162,10 +292,12 @@ def test_a_missing_file_is_named(engine, tmp_path):
         (["SMALLOBJ.COPIS", "2"], "there is no key SMALLOBJ.COPIS"),
         (["SOLVER.MAX_ITR", "2"], "there is no key SOLVER.MAX_ITR"),
         (["SMALLOBJ.COPIES", "two"], "SMALLOBJ.COPIES must be of type int"),
+        (["SOLVER", "{}"], "SOLVER is a group of keys"),
+        (["MODEL.DEVICE.c", "2"], "there is no key MODEL.DEVICE.c"),
         (["SMALLOBJ.COPIES"], "pairs of KEY VALUE, but there are 1 words"),
-        (["SMALLOBJ.OVERSAMPLING_FACTOR", "0.0"], "it must be 1 (off) or more"),
+        (["SMALLOBJ.OVERSAMPLING_FACTOR", "0.0"], "it must be from 1 (off) to 1000"),
         (["SMALLOBJ.SOURCES", "banks"], "SOURCES is 'banks'; it must be one of ('image', 'bank')"),
-        (["SMALLOBJ.BANK_IMAGES", "0"], "BANK_IMAGES is 0; it must be 1 or more"),
+        (["SMALLOBJ.BANK_IMAGES", "0"], "BANK_IMAGES is 0; it must be a whole number, 1 or more"),
     ],
 )
 def test_a_wrong_override_gives_one_clear_line(engine, opts, message):

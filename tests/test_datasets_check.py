@@ -237,6 +237,7 @@ CORPUS: dict[str, tuple[Change, str, Any, Any]] = {
     "bbox of another": (annotation(bbox=[50, 5, 10, 10]), "bbox-mask", 1, 11),
     # Masks
     "polygon of two points": (polygons([1, 1, 5, 5]), "polygon-short", 1, 11),
+    "two points and a number": (polygons([1, 1, 5, 5], 5), "polygon-form", 1, 11),
     "empty polygon": (polygons([]), "polygon-short", 1, 11),
     "polygon of odd length": (polygons(square(10, 10, 20)[:-1]), "polygon-odd", 1, 11),
     "polygon with NaN": (polygons([NAN, *square(10, 10, 20)[1:]]), "polygon-not-finite", 1, 11),

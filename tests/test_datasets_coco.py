@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.coco import (
     dataset_info,
@@ -19,6 +19,7 @@ from smallobj_d2.datasets.coco import (
     load_dataset,
     register_dataset,
     register_from_config,
+    with_paths,
     without_empty,
 )
 from smallobj_d2.errors import SmallObjError
@@ -343,3 +344,15 @@ def test_datasets_that_are_trained_on_together_must_agree_on_categories(tmp_path
         register_dataset(name, tmp_path / f"{name}.json", tmp_path / name)
     with pytest.raises(SmallObjError, match="one and two do not have the same categories"):
         get_records(["one", "two"])
+
+
+def test_a_config_can_name_a_dataset_by_its_files_alone():
+    cfg = get_cfg()
+    one = with_paths(cfg, "x/a.json", "~/images")
+    assert one.DATASETS.TRAIN == ("a",)
+    assert [["a", "x/a.json", str(Path.home() / "images")]] == one.SMALLOBJ.DATASETS
+    assert list(cfg.SMALLOBJ.DATASETS) == []
+    assert with_paths(one, "x/a.json", "~/images").SMALLOBJ.DATASETS == one.SMALLOBJ.DATASETS
+    two = with_paths(one, "y/a.json", "images", "TEST")
+    assert (two.DATASETS.TRAIN, two.DATASETS.TEST) == (("a",), ("a_2",))
+    assert with_paths(cfg, "y/coco_2017_val.json", "").DATASETS.TRAIN == ("coco_2017_val_2",)

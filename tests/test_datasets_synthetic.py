@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 from pycocotools.coco import COCO
 from shapely import Polygon
 
-from smallobj_d2.datasets import synthetic as scenes
 from smallobj_d2.datasets.synthetic import (
     CATEGORIES,
     SyntheticScene,
@@ -21,6 +21,7 @@ from smallobj_d2.datasets.synthetic import (
     make_scene,
     make_splits,
 )
+from smallobj_d2.datasets.synthetic.layout import polygons_of
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import BANDS
 
@@ -125,8 +126,8 @@ class TestMasks:
     def test_a_part_without_pixels_is_left_out(self) -> None:
         needle = Polygon([(5, 5.1), (55, 5.1), (55, 5.16)])  # 1.5 px, between two rows
         square = Polygon([(10, 10), (50, 10), (50, 50), (10, 50)])
-        assert scenes._polygons(needle, 60, 60) == []
-        assert len(scenes._polygons(needle.union(square), 60, 60)) == 1
+        assert polygons_of(needle, 60, 60) == []
+        assert len(polygons_of(needle.union(square), 60, 60)) == 1
 
     def test_area_is_that_of_the_mask_and_the_box_that_of_the_outline(
         self, at_256: list[SyntheticScene]
@@ -146,7 +147,7 @@ class TestMasks:
     def test_a_hole_is_cut_without_losing_a_pixel(self) -> None:
         square = Polygon([(10, 10), (50, 10), (50, 50), (10, 50)])
         hole = Polygon([(25, 22), (33, 22), (33, 31), (25, 31)])
-        polygons = scenes._polygons(square.difference(hole), 60, 60)
+        polygons = polygons_of(square.difference(hole), 60, 60)
         assert len(polygons) == 2
         mask = decode({"segmentation": polygons}, (60, 60))
         expected = np.zeros((60, 60), bool)
@@ -324,7 +325,7 @@ class TestDataset:
         def die(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(scenes, "_write_jpeg", die)
+        monkeypatch.setattr("smallobj_d2.datasets.synthetic.dataset._write_jpeg", die)
         with pytest.raises(KeyboardInterrupt):
             make_dataset(tmp_path, "x", 2, seed=6, size=160, progress=False)
         assert not path.exists()
@@ -362,3 +363,15 @@ class TestDataset:
         train, val = (set(contents(p.parent / "images").values()) for p in paths.values())
         assert len(train) == len(val) == 3
         assert not train & val
+
+
+def test_a_pool_makes_the_same_bytes(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        for name, each in (("one", map), ("pool", pool.map)):
+            make_splits(
+                tmp_path / name, num_train=5, num_val=2, seed=1, size=96, progress=False, each=each
+            )
+    files = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*")]
+    assert len(files) == 9
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "pool" / file).read_bytes()

@@ -28,6 +28,7 @@ from detectron2.data import (
 from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as coco_mask
 
@@ -528,6 +529,28 @@ def test_a_step_at_the_very_end_of_training_changes_nothing():
     assert rates[0][4] < rates[0][3]
 
 
+def test_mixed_precisions_scale_goes_through_a_resume():
+    """With a scaler of the CPU's; a run that had none may go over to mixed precision."""
+
+    def trainer(**scaler):
+        model = torch.nn.Linear(1, 1)
+        parts = (model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+        made = Trainer.__new__(Trainer)
+        made._hooks, made.iter = [], 4
+        made._trainer = SimpleTrainer(*parts)
+        if scaler:
+            made._trainer = AMPTrainer(*parts, grad_scaler=torch.amp.GradScaler("cpu", **scaler))
+            made._trainer.grad_scaler.scale(torch.ones(1))
+        made._trainer.iter = 4
+        return made
+
+    for began, scale in ((trainer(init_scale=8.0), 8.0), (trainer(), 4.0)):
+        resumed = trainer(init_scale=4.0)
+        resumed.load_state_dict(began.state_dict())
+        assert resumed._trainer.grad_scaler.get_scale() == scale
+    trainer().load_state_dict(trainer(init_scale=8.0).state_dict())
+
+
 def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
     """Such as one of the other engine, which would end with an AP of 0."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
@@ -546,3 +569,10 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
             load(part, whole=True)
     load(expected, whole=True)
     assert all((model.state_dict()[k] == v).all() for k, v in expected.items())
+
+
+def test_mixed_precision_without_a_gpu_is_refused():
+    from smallobj_d2.engines.detectron2 import main
+
+    with pytest.raises(SmallObjError, match=r"on a GPU only\. Set SOLVER\.AMP\.ENABLED False"):
+        main(config("baseline", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"))

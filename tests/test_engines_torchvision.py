@@ -907,6 +907,35 @@ def test_a_resume_that_cannot_be_is_refused(unbroken, data):
             engine.main(tiny_cfg(data, unbroken[0], *opts), resume=True)
 
 
+def test_mixed_precisions_scale_goes_through_a_resume(tmp_path):
+    """With a scaler of the CPU's; a run that had none may go over to mixed precision."""
+
+    def trainer(**scaler):
+        model = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        made = Trainer(
+            model,
+            optimizer,
+            lambda _: 1.0,
+            seed=0,
+            max_iter=1,
+            output=tmp_path,
+            checkpoint_period=1,
+        )
+        if scaler:
+            made.scaler = torch.amp.GradScaler("cpu", **scaler)
+            made.scaler.scale(torch.ones(1))
+        return made
+
+    trainer(init_scale=8.0).save("with.pth")
+    trainer().save("without.pth")
+    for name, scale in (("with.pth", 8.0), ("without.pth", 4.0)):
+        resumed = trainer(init_scale=4.0)
+        resumed.resume(tmp_path / name)
+        assert resumed.scaler.get_scale() == scale
+    trainer().resume(tmp_path / "with.pth")
+
+
 def test_a_new_run_cannot_resume_an_older_ones_checkpoint(cfg, monkeypatch):
     output = Path(cfg.OUTPUT_DIR)
     output.mkdir()
@@ -960,7 +989,7 @@ def test_an_error_in_one_of_two_processes_is_the_launchers(cfg):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     code = (
-        "from pathlib import Path; from smallobj_d2.engines import run\n"
+        "from pathlib import Path; from smallobj_d2.engines.folder import locked\n"
         "from smallobj_d2.errors import SmallObjError\n"
         "try:\n"
         f"    with locked(Path({str(tmp_path)!r})): print('held')\n"
@@ -977,6 +1006,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(cfg, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SmallObjError, match=r"Cannot write .*OUTPUT_DIR"):
         engine.main(changed(cfg, "OUTPUT_DIR", str(tmp_path / "file" / "out")))
+
+
+def test_a_card_that_is_full_is_one_line(cfg):
+    full = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.00 GiB."
+    )
+    with (
+        pytest.raises(SmallObjError, match=r"Tried to allocate 2\.00 GiB.*SOLVER\.IMS_PER_BATCH"),
+        run.running(cfg, "torchvision"),
+    ):
+        raise full
 
 
 def test_a_negative_seed_is_a_fresh_one_and_is_logged(cfg, caplog):

@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import pytest
 import yaml
 
 from smallobj_d2.analysis.table2 import PUBLISHED
-from smallobj_d2.datasets.synthetic import make_splits
+from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import SIZES
-from smallobj_d2.experiments.claims import Status, decide, interval, judge, t_quantile
+from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
+from smallobj_d2.experiments.claims import Status, decide, judge
 from smallobj_d2.experiments.paper import load_paper
-from smallobj_d2.experiments.report import build_report
+from smallobj_d2.experiments.report import build_report, seed_by_seed
 from smallobj_d2.experiments.results import (
     distil,
     load_results,
@@ -27,6 +28,8 @@ from smallobj_d2.experiments.results import (
     write_results,
 )
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
+from tests.detections import result, run_folder
+from tests.pages import HOSTILE, Page, assert_inert
 
 ROOT = Path(__file__).parents[1]
 PAPER = load_paper(ROOT / "experiments" / "paper.yaml")
@@ -38,7 +41,7 @@ def row_of(config: str, shift: float) -> dict:
     """What row.json says; numbers follow the paper's, moved a little."""
     published = {**PAPER.numbers[config.partition("@")[0]], **PAPER.numbers.get(config, {})}
     return {
-        "dataset": "x",
+        "dataset": "scenes_val",
         **{k: {s: published[f"{k}.{s}"] + shift for s in SIZES} for k in ("segm", "bbox")},
         "ground_truth": dict.fromkeys(SIZES, 7),
     }
@@ -66,6 +69,15 @@ def runs(tmp_path):
     (failed / "attempts.json").write_text('[{"started": 1.0, "seconds": 2.0, "code": 2}]')
     (failed / "output.txt").write_text("Engine: torchvision\nerror: the disk is full\n")
     return folder
+
+
+def markdown_of(results, plan=None) -> str:
+    """The report as Markdown, without the spaces that line its tables up."""
+    return squeezed(build_report(PAPER, [results], plan).markdown("pictures"))
+
+
+def squeezed(text: str) -> str:
+    return re.sub(" +", " ", text)
 
 
 @pytest.fixture
@@ -123,17 +135,17 @@ def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     assert both.about["device"] == ["cpu, 2 cores", "gpu"]
     assert both.about["versions"] == {"torch": "2.11.0, 2.12.0"}
     assert together(first, first) == first
-    text = build_report(PAPER, [both]).markdown("")
-    assert "against `orig_aug`, the paper's row with the highest" in text
+    text = markdown_of(both)
+    assert "Against `orig_aug`, the paper's row that gains" in text
     assert text.count("| `beyond/new` |") == 4
 
 
 def test_rows_without_a_baseline_are_set_against_the_first(runs):
     for config in ("baseline", "aug_oversample_2x", "aug"):
         shutil.rmtree(runs / config)
-    text = build_report(PAPER, [parse_results(distil(SCALE, runs))]).markdown("")
+    text = markdown_of(parse_results(distil(SCALE, runs)))
     overview = text.split("### Every row against `oversample_2x`")[1].split("###")[0]
-    assert "| `orig_aug` | 3 |" in overview
+    assert "| `orig_aug` | 0-2 |" in overview
 
 
 @pytest.mark.parametrize("key", ["scale", "engine", "schedule", "validation"])
@@ -142,23 +154,6 @@ def test_runs_of_another_experiment_are_not_mixed_in(runs, key):
     other = {**first, "about": {**first["about"], key: "another"}}
     with pytest.raises(SmallObjError, match=key):
         together(other, first)
-
-
-def test_quantiles_are_students():
-    # From the tables: 97.5% at 1, 2, 3, 4, 9, 30 degrees of freedom, 99.5% at 2 and 5.
-    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042}
-    for freedom, value in table.items():
-        assert t_quantile(0.975, freedom) == pytest.approx(value, abs=5e-4)
-    assert t_quantile(0.995, 2) == pytest.approx(9.925, abs=5e-4)
-    assert t_quantile(0.995, 5) == pytest.approx(4.032, abs=5e-4)
-
-
-def test_intervals_cover_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    inside = [
-        low < 3 < high for low, high in (interval(rng.normal(3, 2, size=3)) for _ in range(2000))
-    ]
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
 def test_one_seed_decides_nothing():
@@ -176,7 +171,7 @@ def test_holds_if_every_comparison_does():
 def test_many_comparisons_do_not_refute_by_chance():
     """Of conclusions that are just true, at most 2.5% are refuted, however many comparisons."""
     rng = np.random.default_rng(1)
-    drawn = (decide(rng.normal(0, 1, size=(4, 9))) for _ in range(2000))
+    drawn = (decide(rng.normal(0, 1, size=(4, 9))) for _ in range(1000))
     assert np.mean([v.status is Status.FAILS for v in drawn]) < 0.04
 
 
@@ -195,47 +190,21 @@ def test_a_gain_over_nothing_is_not_decided(results):
     assert judge(claim, "segm.small", results).status is Status.OPEN
 
 
-class Page(HTMLParser):
-    """Counts what is in a page, and checks that every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.counts: dict[str, int] = {}
-        self.links: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-        self.links += [v for k, v in attrs if k in ("src", "href") and v and v[0] != "#"]
-        if tag not in ("meta", "path", "use", "rect"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in ("meta", "path", "use", "rect"):
-            assert self.open.pop() == tag
-
-
 def test_shows_partial_results(results, tmp_path):
     markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
-    text = markdown.read_text()
-    assert "## Scale fake, engine torchvision" in text
+    text = squeezed(markdown.read_text())
+    assert "## scenes_val: scale fake, engine torchvision" in text
     assert "aug seed 0: error: the disk is full" in text
     line = next(x for x in text.splitlines() if x.startswith("| original+aug"))
     assert "12.4 (+1.1)" in line  # the paper's
-    assert "22.5 ±0.1 **(+1.1)**" in line  # measured, told from chance
+    assert "22.5 ±0.1 (+1.1)" in line  # measured, and not planned
     assert "### Table 4" in text
     assert "### Table 5" not in text  # nothing of it is measured but the baseline
     assert "conclusions wait for rows that were not run" in text
+    assert "**(" not in text  # nothing was planned
     page = Page(html.read_text())
-    assert page.counts["svg"] == 2
-    assert page.links == []  # nothing is loaded from elsewhere
+    assert len(page.links) == page.counts["img"] == 2
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
     for picture in (tmp_path / "report_files").iterdir():
         assert f"(report_files/{picture.name})" in text
 
@@ -249,9 +218,10 @@ def test_the_same_results_give_the_same_report(results, tmp_path):
 def test_one_run_is_enough(results):
     only = {("baseline", 0): results.numbers["baseline", 0]}
     one = type(results)(results.about, only, {("baseline", 0): 61.0})
-    text = build_report(PAPER, [one]).markdown("pictures")
+    text = markdown_of(one)
     assert "1 run of 1 row, 1 seed each" in text
     assert f"{len(PAPER.claims)} conclusions wait for rows" in text
+    assert "there is nothing to compare yet" in text
 
 
 def test_tool_says_what_is_wrong(tmp_path):
@@ -276,8 +246,8 @@ def test_compares_the_scenes_with_coco(runs):
     scale.prepare(ROOT / "configs", runs.parent, augmented_val=False)
     content = json.loads(json.dumps(distil(scale, runs)))
     assert [t["protocol"] for t in content["table2"]] == ["paper", "training"]
-    text = build_report(PAPER, [parse_results(content)]).markdown("pictures")
-    assert f"| small | {PUBLISHED.data} | 41.43%" in text
+    text = markdown_of(parse_results(content))
+    assert f"| small | *{PUBLISHED.data}* | *41.43%*" in text
     assert "| small | scenes_train, training protocol |" in text
     assert "made to resemble COCO" in text
 
@@ -299,25 +269,27 @@ def test_a_dataset_without_large_objects_breaks_nothing(runs, tmp_path):
     about_large = next(c for c in PAPER.claims if c.name == "oversampling_spares_medium")
     assert judge(about_large, "segm.medium", results).status is Status.UNMEASURED
     markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
-    text = markdown.read_text()
+    text = squeezed(markdown.read_text())
     assert "Validation: nuclei_val, with 7 small, 7 medium, 0 large objects." in text
     assert "4 conclusions about sizes that no validation object has" in text
+    assert "wait for rows" not in text
+    assert "Table 4" not in text  # it is a report on the user's data
     assert "The paper's conclusions are about COCO." in text
     assert "nan" not in text
     assert "trade_off" not in text  # small against large objects
-    assert Page(html.read_text()).counts["svg"] == 1
+    assert Page(html.read_text()).counts.get("img", 0) == text.count("_copies.svg)")
 
 
 def test_every_row_stands_beside_the_baseline(results):
-    text = build_report(PAPER, [results]).markdown("pictures")
+    text = markdown_of(results)
     overview = text.split("### Every row against the baseline")[1].split("###")[0]
-    assert "| `baseline` | 3 | 21.4 ±0.1 |" in overview
-    assert "| `orig_aug` | 3 | 22.5 ±0.1 **(+1.1)** |" in overview
+    assert "| `baseline` | 0-2 | 21.4 ±0.1 |" in overview
+    assert "| `orig_aug` | 0-2 | 22.5 ±0.1 (+1.1) |" in overview
     assert "12.4" not in overview  # the paper's numbers are for its tables
 
 
 def test_tables_name_the_rows_that_were_not_run(results):
-    table = build_report(PAPER, [results]).markdown("pictures").split("### Table 4")[1]
+    table = markdown_of(results).split("### Table 4")[1]
     assert "| aug |" not in table.split("###")[0]
     assert "Not run: aug." in table
 
@@ -337,7 +309,161 @@ def test_says_where_oversampling_has_nothing_to_change(runs, tmp_path, monkeypat
     request = scale.request(ROOT / "configs" / "baseline.yaml", runs.parent)
     for path in runs.glob("*/*/request.yaml"):
         path.write_text(yaml.safe_dump(request))
-    text = build_report(PAPER, [parse_results(distil(scale, runs))]).markdown("pictures")
+    text = markdown_of(parse_results(distil(scale, runs)))
     assert "| small | train, paper protocol |" in text
     assert "Of 3 images 3 have small objects, so oversampling them" in text
     assert "made to resemble COCO" not in text
+
+
+# --- The answer
+
+
+def test_the_report_opens_with_the_answer(results):
+    text = markdown_of(results).split("## ")[0]
+    assert "# The paper's tables, rerun" in text
+    assert "`orig_aug` is best for small objects, mask AP_S +1.1 points (95%: " in text
+    assert "against `baseline`. AP of medium objects +0.1 points" in text
+    assert "AP of large objects -0.8 points" in text
+    assert "3 seeds (0-2), not planned" in text
+    assert "Of the paper, found again on scenes_val: " in text
+
+
+def test_a_report_on_ones_own_data_is_about_them(results):
+    own = replace(results, about={**results.about, "validation": "my_val"})
+    document = build_report(PAPER, [own])
+    text = document.markdown("pictures")
+    assert text.startswith("# Copy-paste for the small objects of my_val")
+    assert "Table 4" not in text
+    assert "wait for rows" not in text
+    assert b"the paper (COCO" not in b"".join(
+        b.data for b in document.blocks if b.kind == "picture"
+    )
+
+
+def test_rows_without_a_config_are_left_out(results):
+    document = build_report(PAPER, [results], configs={"baseline", "oversample_2x"})
+    text = document.markdown("pictures")
+    assert "`oversample_2x` is best for small objects" in text
+    assert "orig_aug" not in text
+    document = build_report(PAPER, [results], configs={"baseline"})
+    assert "scenes_val" not in document.markdown("pictures")
+
+
+def test_where_seeds_differ_the_base_is_repeated_and_differences_are_over_common_seeds(results):
+    for row, seed in (("orig_aug", 0), ("oversample_2x", 1)):
+        del results.numbers[row, seed]
+    results.numbers["baseline", 0] = {k: v + 0.3 for k, v in results.numbers["baseline", 0].items()}
+    text = markdown_of(results).split("### Every row against")[1]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    below = {}
+    for name, seeds, small, *_ in rows[:6]:
+        if "baseline" in name:
+            below[seeds] = float(small.split(" ")[0])
+        else:
+            change = float(re.search(r"\((.*)\)", small)[1])
+            assert float(small.split(" ")[0]) - below[seeds] == pytest.approx(change, abs=0.11)
+    assert set(below) == {"0-2", "1-2", "0, 2"}
+
+
+def test_gains_on_pasted_objects_are_over_common_seeds(results):
+    config = ELSEWHERE.partition("@")[0]
+    del results.numbers[ELSEWHERE, 2]
+    results.numbers[config, 2]["segm.small"] = 0.9  # must not count
+    before, after = (
+        np.mean([results.numbers[row, seed]["segm.small"] for seed in (0, 1)])
+        for row in (config, ELSEWHERE)
+    )
+    line = next(x for x in markdown_of(results).splitlines() if x.startswith(f"| {config} | 0-1"))
+    assert line.endswith(f" {100 * (after / before - 1):+.0f} % |")
+
+
+def test_sentences_on_all_seeds_are_true(results):
+    results.numbers["orig_aug", 1]["segm.small"] = 0.01
+    said = seed_by_seed(results, results.rows, "baseline")
+    assert "orig_aug" not in said.partition(" below baseline")[0].partition("aug_over")[0]
+    for part in said.split("; "):
+        size, word, names = re.fullmatch(r"for (\w+) objects (\w+) baseline: (.*)", part).groups()
+        for row in names.split(", "):
+            for seed in range(3):
+                change = (
+                    results.numbers[row, seed][f"segm.{size}"]
+                    - results.numbers["baseline", seed][f"segm.{size}"]
+                )
+                assert (change > 0) == (word == "above")
+
+
+def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
+    json_file = make_dataset(tmp_path, "boot_scenes", 6, seed=3, size=128, progress=False)
+    truth = load_ground_truth(json_file)
+    for row, score in (("baseline", 0.4), ("orig_aug", 0.9)):
+        for seed in range(3):
+            run = runs / row / f"seed{seed}"
+            kept = [a for i, a in enumerate(truth.anns.values()) if score > 0.5 or i % 2]
+            found = [
+                result(a["image_id"], a["category_id"], truth.annToMask(a), score) for a in kept
+            ]
+            about = json.loads((run / "run.json").read_text())
+            content = json.loads((run / "row.json").read_text())
+            run_folder(run, json_file, found, name="boot_scenes")
+            config = json.loads((run / "run.json").read_text())
+            (run / "run.json").write_text(json.dumps(about | config))
+            (run / "row.json").write_text(json.dumps(content | {"dataset": "boot_scenes"}))
+    content = distil(SCALE, runs, resamples=50)
+    (entry,) = [e for e in content["over_images"] if e["base"] == "baseline"]
+    assert (entry["row"], entry["seeds"]) == ("orig_aug", [0, 1, 2])
+    assert 0 <= entry["low"] < entry["high"] <= 1
+    assert f" to {100 * entry['high']:+.1f} |" in markdown_of(parse_results(content))
+
+
+# --- What others wrote
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_results_that_carry_markup_are_shown_as_text(runs, text):
+    content = distil(SCALE, runs)
+    about = content["about"]
+    for key in ("scale", "text", "engine", "validation"):
+        about[key] = text
+    about["device"], about["versions"] = [text], {text: text}
+    content["failed"] = [{"config": text, "seed": text, "why": text}]
+    for run in content["runs"]:
+        if run["config"] == "oversample_2x":
+            run["config"] = text
+    document = build_report(PAPER, [parse_results(content)])
+    assert text in Page(document.html()).text
+    assert_inert(document.markdown("files"), pictures=True)
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"runs": 3}', "nan", "[" * 100_000, "\x00"])
+def test_a_damaged_results_file_is_named_in_one_line(tmp_path, damage):
+    path = tmp_path / "x.json"
+    path.write_text(damage)
+    with pytest.raises(SmallObjError, match=r"x.json is damaged, or another kind of file: .*") as e:
+        load_results(path)
+    assert "\n" not in str(e.value)
+
+
+DAMAGE = ("", "{", "[]", "{}", "3", '{"seconds": 3}', "null", "[" * 10_000)
+HARMLESS = {  # no attempt, or nothing logged
+    "attempts.json": ("[]", "{}"),
+    "metrics.json": ("", "{}", "[]", '{"seconds": 3}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["row.json", "run.json", "metrics.json", "attempts.json"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(runs, name, damage):
+    path = runs / "baseline" / "seed1" / name
+    path.write_text(damage)
+    if damage in HARMLESS.get(name, ()):
+        distil(SCALE, runs)
+        return
+    with pytest.raises(SmallObjError) as e:
+        distil(SCALE, runs)
+    assert str(e.value).startswith(f"{path} is damaged, or another kind of file: ")
+    assert "\n" not in str(e.value)
+
+
+def test_the_committed_results_can_be_read():
+    for path in (ROOT / "experiments" / "results").glob("*.json"):
+        assert load_results(path).rows

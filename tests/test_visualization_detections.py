@@ -1,10 +1,10 @@
 """Pictures of what runs found: who is matched with whom, and what a person gets to see."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
@@ -15,8 +15,18 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.evaluation.matches import match_detections
 from smallobj_d2.sizes import is_small
-from smallobj_d2.visualization.detections import detection_sheet
-from smallobj_d2.visualization.sheets import FOUND, MISSED, WRONG
+from smallobj_d2.visualization.detections import _label, detection_sheet
+from smallobj_d2.visualization.sheets import (
+    FOUND,
+    MISSED,
+    ORIGINAL,
+    WRONG,
+    View,
+    draw,
+    outlines_of_box,
+    zoom,
+)
+from tests.detections import result, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -42,46 +52,19 @@ def noisy(truth):
         mask = truth.annToMask(annotation)
         for _ in range(1 + (rng.random() < 0.2)):
             moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
-            results.append(_result(image["id"], annotation["category_id"], moved, rng.random()))
+            results.append(result(image["id"], annotation["category_id"], moved, rng.random()))
         if rng.random() < 0.2:
             other = rng.choice([c for c in truth.cats if c != annotation["category_id"]])
-            results.append(_result(image["id"], int(other), mask, rng.random()))
+            results.append(result(image["id"], int(other), mask, rng.random()))
     return results
-
-
-def _result(image, category, mask, score):
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    rle["counts"] = rle["counts"].decode()
-    box = coco_mask.toBbox(rle).tolist()
-    return {
-        "image_id": image,
-        "category_id": category,
-        "segmentation": rle,
-        "bbox": box,
-        "score": float(score),
-    }
 
 
 def perfect(truth):
     return [
-        _result(a["image_id"], a["category_id"], truth.annToMask(a), 0.9)
+        result(a["image_id"], a["category_id"], truth.annToMask(a), 0.9)
         for a in truth.anns.values()
         if not a["iscrowd"]
     ]
-
-
-def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
-    """What a run leaves behind, as far as its detections go."""
-    images = str(scenes.parent / "images")
-    config = {
-        "SMALLOBJ": {"DATASETS": [[name, str(scenes), images]]},
-        "TEST": {"DETECTIONS_PER_IMAGE": limit},
-    }
-    (folder / "inference").mkdir(parents=True)
-    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
-    (folder / "row.json").write_text(json.dumps({"dataset": name}))
-    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
-    return folder
 
 
 def settings(**changes):
@@ -149,14 +132,14 @@ def test_parts_of_a_crowd_are_not_wrong(tmp_path):
     mask = np.zeros((100, 100), np.uint8)
     mask[20:40, 20:40] = 1
     truth = load_ground_truth(tmp_path / "a.json")
-    outcomes = match_detections(truth, [_result(1, 1, mask, 0.9)], **settings())
+    outcomes = match_detections(truth, [result(1, 1, mask, 0.9)], **settings())
     assert (len(outcomes[1].found), outcomes[1].wrong, outcomes[1].missed) == (1, [], [])
 
 
 def test_only_the_best_of_an_image_count(truth):
     all_of_them = perfect(truth)
-    for i, result in enumerate(all_of_them):
-        result["score"] = 0.6 + 0.001 * i
+    for i, found in enumerate(all_of_them):
+        found["score"] = 0.6 + 0.001 * i
     outcomes = match_detections(truth, all_of_them, **settings(detections=1))
     for image, outcome in outcomes.items():
         categories = {a["category_id"] for a in all_of_them if a["image_id"] == image}
@@ -229,6 +212,56 @@ def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
     (run / "inference" / "coco_instances_results.json").unlink()
     with pytest.raises(SmallObjError, match="evaluate it with --eval-only"):
         detection_sheet({"run": run})
+
+
+def test_labels_tell_a_wrong_class_from_a_wrong_place(truth):
+    many = {"cats": {1: {"name": "leaf"}, 2: {"name": "star"}}}
+    thing = {"category_id": 2, "score": 0.736}
+    assert _label(SimpleNamespace(**many), thing) == "star 0.74"
+    assert _label(SimpleNamespace(**many), {"category_id": 1}) == "leaf"
+    assert _label(SimpleNamespace(cats={2: {"name": "nucleus"}}), thing) == "0.74"
+
+
+def test_labels_are_written_and_hostile_ones_break_nothing():
+    image = np.zeros((60, 90, 3), np.uint8)
+    box = outlines_of_box(20, 20, 40, 40)
+    plain, labelled = (
+        draw(View(image, [box], [FOUND], labels), width=90)
+        for labels in ([], ["<script>\n\x1b[31m \u202e\u4e00"])
+    )
+    assert (labelled != plain).any()
+    assert (labelled[22:39] == plain[22:39])[:, 22:39].all()
+
+
+def test_the_enlarged_part_shows_the_smallest_object_without_outlines():
+    image = np.full((100, 200, 3), 50, np.uint8)
+    image[10:90, 20:100] = 200
+    image[40:44, 150:154] = (9, 250, 9)
+    boxes = [outlines_of_box(20, 10, 100, 90), outlines_of_box(150, 40, 154, 44)]
+    framed, part = zoom(View(image, boxes, [ORIGINAL] * 2, ["a", "b"]), boxes)
+    assert part.outlines == []
+    assert part.image.shape == (25, 50, 3)
+    assert (part.image == (9, 250, 9)).all(axis=2).sum() == 16
+    (x0, y0), (x1, y1) = framed.outlines[-1][0][[0, 2]]
+    assert (x0, y0) < (150, 40) < (154, 44) < (x1, y1)
+    assert len(framed.outlines) == len(framed.styles) == len(framed.labels) == 3
+    assert zoom(View(image, [], []), [])[1].image.shape == (25, 50, 3)
+
+
+DAMAGE = ("", "{", "[]", "3", '[{"score": "x"}]', "null", "[" * 10_000)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["row.json", "run.json", "inference/coco_instances_results.json"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(scenes, tmp_path, name, damage):
+    run = run_folder(tmp_path / "run", scenes, [])
+    (run / name).write_text(damage)
+    if (name, damage) == ("inference/coco_instances_results.json", "[]"):
+        return
+    with pytest.raises(SmallObjError) as e:
+        detection_sheet({"run": run})
+    assert str(e.value).startswith(f"{run / name} is damaged, or another kind of file: ")
+    assert "\n" not in str(e.value)
 
 
 # --- The tool

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PatchCollection
@@ -17,30 +16,20 @@ from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.protocols import Protocol
 from smallobj_d2.analysis.table2 import Table
 from smallobj_d2.sizes import BANDS, MEDIUM_AREA, SMALL_AREA
+from smallobj_d2.visualization.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    panels,
+    styled,
+)
 
-# Okabe and Ito's colours, which people who see fewer colours can tell apart.
-COLOURS = {"small": "#D55E00", "medium": "#009E73", "large": "#0072B2"}
-_LINES = {"paper": ("#000000", "--"), "training": ("#CC79A7", "-")}
-_STYLE: Any = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
-
-def _figure(
-    width: float, height: float, columns: int = 1, rows: int = 1, **more: Any
-) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+COLOURS = {"small": ORANGE, "medium": GREEN, "large": BLUE}
+_LINES = {"paper": (BLACK, "--"), "training": (PINK, "-")}
 
 
 def _sides(objects: Objects) -> NDArray[np.float64]:
@@ -74,15 +63,15 @@ def _size_axis(axis: Axes, edges: NDArray[np.float64], small_area: float) -> Non
     for size, low, high in zip(BANDS, limits[:-1], limits[1:], strict=True):
         axis.axvspan(low, max(low, high), color=COLOURS[size], alpha=0.07, lw=0, zorder=0)
     for limit in limits[1:-1]:
-        axis.axvline(limit, color="#888888", lw=0.8, zorder=1)
+        axis.axvline(limit, color=GREY, lw=0.8, zorder=1)
 
 
-@matplotlib.rc_context(_STYLE)
+@styled
 def size_histogram(
     objects: Objects, after: Objects | None = None, small_area: float = SMALL_AREA
 ) -> Figure:
     """How many objects of each size there are, per image, before and after."""
-    figure, axes = _figure(8, 3.6)
+    figure, axes = panels(8, 3.6)
     axis = axes[0, 0]
     edges, sides = _bins(objects, small_area), _sides(objects)
     bands = objects.bands(small_area)
@@ -114,12 +103,12 @@ def size_histogram(
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@styled
 def matches_by_size(
     objects: Objects, matches: dict[str, Matches], small_area: float = SMALL_AREA
 ) -> Figure:
     """Matched anchors per object, and IoU with the best anchor, against the object's size."""
-    figure, axes = _figure(8, 6, rows=2)
+    figure, axes = panels(8, 6, rows=2)
     edges = _bins(objects, small_area)
     which = np.digitize(_sides(objects), edges) - 1
     middle = np.sqrt(edges[1:] * edges[:-1])
@@ -128,7 +117,7 @@ def matches_by_size(
     parts = np.split(order, np.cumsum(number)[:-1])
     seen = number > 0
     for name, found in matches.items():
-        colour, line = _LINES.get(name, ("#56B4E9", "-."))
+        colour, line = _LINES.get(name, (SKY, "-."))
         for axis, values in zip(axes[:, 0], (found.matched, found.max_iou), strict=True):
             groups = [values[part] for part in parts if len(part)]
             mean = [group.mean(dtype=np.float64) for group in groups]
@@ -145,13 +134,13 @@ def matches_by_size(
     axes[0, 0].set_title("Anchors matched to an object (mean; shade: 10% to 90% of objects)")
     axes[0, 0].legend(title="protocol", loc="upper center")
     axes[1, 0].set_ylim(0, 1)
-    axes[1, 0].axhline(0.7, color="#888888", lw=0.8, ls=":")
+    axes[1, 0].axhline(0.7, color=GREY, lw=0.8, ls=":")
     axes[1, 0].set_ylabel("IoU with the best anchor")
     axes[1, 0].set_title("Overlap with the best anchor")
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@styled
 def shares(before: Sequence[Table], after: Sequence[Table]) -> Figure:
     """Which sizes get the objects and the matched anchors, before and after (Figure 4)."""
     bars = [("objects", before[0], after[0], "object_share")]
@@ -164,7 +153,7 @@ def shares(before: Sequence[Table], after: Sequence[Table]) -> Figure:
         for what, old, new, column in bars
         for when, table in (("dataset", old), ("as presented", new))
     ]
-    figure, axes = _figure(8, 0.62 * len(rows) + 1.1)
+    figure, axes = panels(8, 0.62 * len(rows) + 1.1)
     axis = axes[0, 0]
     for i, (_, values) in enumerate(rows):
         left = 0.0
@@ -222,14 +211,14 @@ def spread(counts: NDArray[np.float64]) -> float:
     return float((np.searchsorted(ordered, ordered[-1] / 2) + 1) / ordered.size)
 
 
-@matplotlib.rc_context(_STYLE)
+@styled
 def locations(maps: dict[str, NDArray[np.float64]]) -> Figure:
     """Where small objects lie in the image (section 1).
 
     Args:
         maps: location maps by their titles.
     """
-    figure, axes = _figure(4.2 * len(maps) + 0.8, 4.2, columns=len(maps))
+    figure, axes = panels(4.2 * len(maps) + 0.8, 4.2, columns=len(maps))
     top = max(counts.max() for counts in maps.values()) or 1.0
     for axis, (title, counts) in zip(axes[0], maps.items(), strict=True):
         image = axis.imshow(
@@ -246,7 +235,7 @@ def locations(maps: dict[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@styled
 def anchor_overlay(
     pictures: Sequence[NDArray[np.uint8]],
     objects: Objects,
@@ -262,7 +251,7 @@ def anchor_overlay(
     """
     aspects = [p.shape[1] / p.shape[0] for p in pictures]
     height = min(11 / sum(aspects), 4.5)
-    figure, axes = _figure(
+    figure, axes = panels(
         height * sum(aspects) + 0.2 * len(pictures),
         (height + 0.35) * len(protocols) + 0.4,
         columns=len(pictures),

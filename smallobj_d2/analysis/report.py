@@ -1,15 +1,13 @@
 """The report of an analysis: tables, pictures and what they mean, in files that need no others."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -18,8 +16,11 @@ from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.protocols import Protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, percent, side_by_side
+from smallobj_d2.analysis.table2 import Table as Table2
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.visualization.document import Document, Items, Picture, Table, emphasis
+from smallobj_d2.visualization.plots import file_of
 
 
 def write_report(
@@ -36,21 +37,57 @@ def write_report(
     Returns:
         The files, the report itself first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    captions = {}
-    for stem, (figure, caption) in _figures(analysis, data, show).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pictures[stem], captions[stem] = buffer.getvalue(), caption
+    pictures = [
+        Picture(stem, file_of(figure, "png"), "png", caption)
+        for stem, (figure, caption) in _figures(analysis, data, show).items()
+    ]
+    document = build_report(analysis, pictures)
+    drawn = document.write_pictures(folder)
     files = [folder / "report.html", folder / "tables.md", folder / "tables.json"]
-    files[0].write_text(_html(analysis, pictures, captions), encoding="utf-8")
-    files[1].write_text(markdown(analysis), encoding="utf-8")
+    files[0].write_text(document.html(), encoding="utf-8")
+    files[1].write_text(document.markdown(None), encoding="utf-8")
     files[2].write_text(json.dumps(as_json(analysis), indent=1), encoding="utf-8")
-    for stem, png in pictures.items():
-        files.append(folder / f"{stem}.png")
-        files[-1].write_bytes(png)
-    return files
+    return files + drawn
+
+
+def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Document:
+    """The report: what the numbers mean, then the numbers."""
+    count = f"{analysis.objects.num_images:,} images, {len(analysis.objects):,} objects"
+    document = Document(f"{analysis.name}: {count}")
+    document.add(Items(analysis.advice, answer=True))
+    for i, table in enumerate(analysis.tables):
+        shown = [table, *analysis.after_tables[i : i + 1]]
+        if table.protocol == "paper":
+            shown.append(PUBLISHED)
+        document.heading(f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}")
+        document.text(_protocol_words(analysis.protocols[i]))
+        document.add(comparison(shown))
+    if analysis.gains:
+        document.heading("What the augmentation changes")
+        document.text(
+            "What training with the config shows of small objects, against the dataset itself."
+        )
+        header = ["", analysis.name, f"with {analysis.config}", "change"]
+        document.add(Table(header, [g.cells() for g in analysis.gains]))
+    for picture in pictures:
+        document.add(picture)
+    if analysis.notes:
+        document.heading("Notes")
+        document.add(analysis.notes)
+    document.heading("How to read this")
+    side = f"{analysis.small_area**0.5:.0f}"
+    small = {"small": f"{analysis.small_area:,.0f}", "side": side}
+    document.add(
+        [Markup("<strong>{}</strong>: {}").format(w, t.format(**small)) for w, t in _TERMS]
+    )
+    return document
+
+
+def comparison(tables: Sequence[Table2]) -> Table:
+    """One table that compares several by the paper's Table 2; the paper's numbers in italics."""
+    header, rows = side_by_side(tables)
+    rows = [[r[0], *map(emphasis, r[1:])] if PUBLISHED.data in r else r for r in rows]
+    return Table(header, rows, text=2, rules=range(0, len(rows), len(tables)))
 
 
 def _figures(
@@ -187,82 +224,6 @@ def _protocol_words(protocol: Protocol) -> str:
     )
 
 
-def _tables(analysis: Analysis) -> list[tuple[str, str, list[str], list[list[str]]]]:
-    """Title, explanation, header and rows of each table."""
-    found = []
-    for i, table in enumerate(analysis.tables):
-        shown = [table, *analysis.after_tables[i : i + 1]]
-        if table.protocol == "paper":
-            shown.append(PUBLISHED)
-        title = f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}"
-        found.append((title, _protocol_words(analysis.protocols[i]), *side_by_side(shown)))
-    if analysis.gains:
-        header = ["", analysis.name, f"with {analysis.config}", "change"]
-        rows = [g.cells() for g in analysis.gains]
-        words = "What training with the config shows of small objects, against the dataset itself."
-        found.append(("What the augmentation changes", words, header, rows))
-    return found
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, padded so that it can also be read as it is."""
-    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
-    left = [i == 0 or not any(r[i][:1].isdigit() for r in rows) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            c.ljust(w) if to_left else c.rjust(w)
-            for c, w, to_left in zip(row, widths, left, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join(
-        f"{'-' * (w + 2)}" if to_left else f"{'-' * (w + 1)}:"
-        for w, to_left in zip(widths, left, strict=True)
-    )
-    return "\n".join([line(header), f"|{rule}|", *map(line, rows)])
-
-
-def markdown(analysis: Analysis) -> str:
-    """The tables and the advice as Markdown, which is also what the terminal shows."""
-    parts = [
-        f"# {analysis.name}: {analysis.objects.num_images:,} images, "
-        f"{len(analysis.objects):,} objects"
-    ]
-    for title, words, header, rows in _tables(analysis):
-        parts += [f"## {title}", words, text_table(header, rows)]
-    parts += ["## What this means", "\n".join(f"- {a}" for a in analysis.advice)]
-    if analysis.notes:
-        parts += ["## Notes", "\n".join(f"- {n}" for n in analysis.notes)]
-    return "\n\n".join(parts) + "\n"
-
-
-_CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1c1c1c;
-  background: #fff; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; }
-.sub { color: #5a5a5a; margin: .2rem 0 1.5rem; }
-.advice { background: #f3f6f9; border-left: 4px solid #0072b2; padding: .7rem 1.2rem; }
-.advice ul, .terms { margin: 0; padding-left: 1.1rem; }
-li { margin: .35rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; width: 100%; }
-th, td { padding: .32rem .6rem; text-align: right; font-variant-numeric: tabular-nums; }
-th { border-bottom: 2px solid #1c1c1c; vertical-align: bottom; font-weight: 600; }
-td { border-bottom: 1px solid #e6e6e6; }
-th.left, td.left { text-align: left; white-space: nowrap; }
-td.size { font-weight: 600; }
-td:last-child { white-space: nowrap; }
-tr.group td { border-top: 2px solid #b4b4b4; }
-tr.published { color: #5a5a5a; font-style: italic; }
-figure { margin: 1.6rem 0; }
-figure img { max-width: 100%; height: auto; display: block; }
-figcaption { color: #3c3c3c; font-size: .93rem; margin-top: .3rem; }
-.notes { color: #5a5a5a; font-size: .9rem; }
-"""
-
 _TERMS = (
     (
         "Columns",
@@ -291,73 +252,6 @@ _TERMS = (
         "anchor of each object, however low its IoU is.",
     ),
 )
-
-
-def _html(analysis: Analysis, pictures: dict[str, bytes], captions: dict[str, str]) -> str:
-    """The report as one file that needs no other."""
-    title = f"Small objects in {analysis.name}"
-    count = f"{analysis.objects.num_images:,} images, {len(analysis.objects):,} objects"
-    if analysis.after:
-        count += f", compared with what {analysis.config} makes of them"
-    small = {"small": f"{analysis.small_area:,.0f}", "side": f"{analysis.small_area**0.5:.0f}"}
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="sub">{escape(count)}.</p>',
-        f'<div class="advice">{_list(analysis.advice)}</div>',
-        "<h2>How to read this</h2>",
-        '<ul class="terms">',
-        *(f"<li><b>{w}</b>: {escape(text.format(**small))}</li>" for w, text in _TERMS),
-        "</ul>",
-    ]
-    for name, words, header, rows in _tables(analysis):
-        body += [f"<h2>{escape(name)}</h2>", f"<p>{escape(words)}</p>", _table(header, rows)]
-    body.append("<h2>Pictures</h2>")
-    for stem, png in pictures.items():
-        source = base64.b64encode(png).decode()
-        caption = escape(captions[stem])
-        body.append(
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{source}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    if analysis.notes:
-        body += ["<h2>Notes</h2>", f'<div class="notes">{_list(analysis.notes)}</div>']
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def _list(texts: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(t)}</li>' for t in texts)}</ul>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    left = [i == 0 or not any(r[i][:1].isdigit() for r in rows) for i in range(len(header))]
-    kind = ["left" if to_left else "" for to_left in left]
-    heads = (f'<th class="{k}">{escape(h)}</th>' for k, h in zip(kind, header, strict=True))
-    lines = [f"<tr>{''.join(heads)}</tr>"]
-    before, by_size = None, header[0] == "Size"
-    for row in rows:
-        cells = list(row)
-        style = "published" if PUBLISHED.data in row else ""
-        if by_size:
-            if row[0] == before:
-                cells[0] = ""
-            elif before is not None:
-                style += " group"
-            before = row[0]
-        lines.append(
-            f'<tr class="{style.strip()}">'
-            + "".join(
-                f'<td class="{k}{" size" if i == 0 and by_size else ""}">{escape(c)}</td>'
-                for i, (k, c) in enumerate(zip(kind, cells, strict=True))
-            )
-            + "</tr>"
-        )
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
 def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) -> list[int]:

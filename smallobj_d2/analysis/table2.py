@@ -11,6 +11,7 @@ from smallobj_d2.analysis.matching import Matches, match
 from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.protocols import LAYOUTS
 from smallobj_d2.sizes import BANDS, SMALL_AREA
+from smallobj_d2.visualization.document import strong
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,11 @@ def layouts(objects: Objects, *, progress: bool = False) -> tuple[list[str], lis
     bands = objects.bands()
     header = ["Layout", *(f"{what}, {s}" for what in ("max IoU", "matched") for s in BANDS)]
     published = PUBLISHED.rows.values()
-    rows = [
+    rows: list[list[str]] = [
         [
-            "**published**",
-            *(f"**{r.mean_max_iou:.2f}**" for r in published),
-            *(f"**{r.mean_matched:.2f}**" for r in published),
+            strong("published"),
+            *(strong(f"{r.mean_max_iou:.2f}") for r in published),
+            *(strong(f"{r.mean_matched:.2f}") for r in published),
         ]
     ]
     for name, protocol in LAYOUTS.items():

@@ -1,6 +1,122 @@
 """What a user types: one module per command. The files under ``tools/`` call them."""
 
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+
+from smallobj_d2.errors import SmallObjError, printable
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, which holds ``configs/`` and ``experiments/``."""
+
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Make a function a command: whatever the outside does wrong is one line, and an exit code.
+
+    The function takes the words of the command line (None: this process's own), and returns its
+    exit code, or None for 0. Of what it raises, a `SmallObjError`, an error of a file that has a
+    name, text that is not UTF-8 and a full disk become a line ``error: ...`` and code 2; Ctrl-C
+    becomes 130, and a reader of the output that has left (``| head``) 141. All else is a bug and
+    keeps its traceback.
+    """
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            code = main(argv) or 0
+            sys.stdout.flush()
+        except KeyboardInterrupt as e:
+            print(f"\n{printable(e) or 'Interrupted.'}", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # Else Python would try to write the rest when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except (SmallObjError, UnicodeDecodeError, OSError) as e:
+            words = _words(e)
+            if words is None:
+                raise
+            print(f"error: {printable(words)}", file=sys.stderr)
+            return 2
+        return code
+
+    return run
+
+
+def _words(error: SmallObjError | UnicodeDecodeError | OSError) -> str | None:
+    """What is wrong, or None if it is a bug."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"What should be text in {error.encoding} is not: {error.reason}."
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.filename is not None and not isinstance(error.filename, int):
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{os.strerror(error.errno)}."
+    return None
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command, whose help begins with the module's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags and ``KEY VALUE`` overrides in any order; the overrides become ``opts``."""
+    parser.epilog = "KEY VALUE pairs, before, after or between the options, override the config."
+    args, opts = parser.parse_known_args(argv)
+    args.opts = opts
+    for word in args.opts:
+        if word.startswith("--"):
+            parser.error(f"there is no option {word.partition('=')[0]}")
+    return args
+
+
+def path(text: str) -> Path:
+    """A path as a user types it: ``~`` is the home folder."""
+    return Path(os.path.expanduser(text))
+
+
+def scale_file(text: str) -> Path:
+    """The file of a scale: a name of ``experiments/scales``, or the path of a YAML file."""
+    own = path(text)
+    named = ROOT / "experiments" / "scales" / f"{text}.yaml"
+    return own if own.suffix in (".yaml", ".yml") else named
+
+
+def writable(file: Path, suffixes: Sequence[str] = (".png", ".jpg", ".jpeg")) -> Path:
+    """A file that is to be written in the end, looked at before the work.
+
+    Raises:
+        SmallObjError: if it cannot be written, or has another suffix than those.
+    """
+    if file.suffix.lower() not in suffixes:
+        raise SmallObjError(f"--out {file}: its name must end in {' or '.join(suffixes)}.")
+    folder = writable_folder(file.parent)
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise SmallObjError(f"--out {file} cannot be written.")
+    return file
+
+
+def writable_folder(folder: Path) -> Path:
+    """A folder that is to be filled; it is made if it is not there.
+
+    Raises:
+        SmallObjError: if it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        why = "a file is in its place" if isinstance(e, FileExistsError) else e.strerror
+        raise SmallObjError(f"Cannot write to the folder {folder}: {why}.") from e
+    if not os.access(folder, os.W_OK):
+        raise SmallObjError(f"Cannot write to the folder {folder}: no permission.")
+    return folder

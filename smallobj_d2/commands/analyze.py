@@ -8,35 +8,36 @@ tools/analyze.py --check-images coco_2017_val
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.report import figure5_images, markdown, text_table, write_report
+from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
-from smallobj_d2.commands import ROOT
+from smallobj_d2.commands import ROOT, command, command_line, path, writable_folder
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.check import check_dataset
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.visualization.document import Table
 
 BASE = ROOT / "configs" / "base.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_line(__doc__)
     p.add_argument(
         "words",
         nargs="*",
         metavar="DATASET | KEY VALUE",
         help="a registered name, unless --json is given; then overrides of the config",
     )
-    p.add_argument("--json", metavar="FILE", help="COCO instance annotations, not registered")
-    p.add_argument("--images", metavar="FOLDER", help="their images, to draw anchors on")
+    p.add_argument(
+        "--json", type=path, metavar="FILE", help="COCO instance annotations, not registered"
+    )
+    p.add_argument("--images", type=path, metavar="FOLDER", help="their images, to draw anchors on")
     p.add_argument(
         "--config-file",
         "--config",
@@ -70,17 +71,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--notes", type=int, default=5, help="of each kind that --check lists (default 5)"
     )
-    p.add_argument("--output", metavar="FOLDER", help="instead of output/analysis/DATASET")
+    p.add_argument(
+        "--output", type=path, metavar="FOLDER", help="instead of output/analysis/DATASET"
+    )
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_intermixed_args(argv)
-    try:
-        return run(args)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(parser().parse_intermixed_args(argv))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if config is not None:
             register_from_config(config)
     if args.json:
-        json_file, images = Path(args.json), args.images
+        json_file, images = args.json, args.images
         name, stem = json_file.name, json_file.stem
     else:
         info = dataset_info(args.words[0])
@@ -109,11 +108,12 @@ def run(args: argparse.Namespace) -> int:
         return exit_code(findings)
     data = CocoFile(json_file, images or json_file.parent)
     if args.layouts:
-        print(text_table(*layouts(data.objects, progress=True)))
+        print(Table(*layouts(data.objects, progress=True)).markdown())
         return 0
     if args.show and not images:
         raise SmallObjError("--show needs --images, the folder that the images are in.")
     figure5_images(data, args.show)  # refuses unknown ones before the work
+    folder = writable_folder(args.output or Path("output", "analysis", stem))
     analysis = analyze(
         data,
         name,
@@ -125,8 +125,7 @@ def run(args: argparse.Namespace) -> int:
         draws=args.draws,
         progress=True,
     )
-    folder = Path(args.output or Path("output", "analysis", stem))
     files = write_report(analysis, folder, data if images else None, args.show)
-    print(markdown(analysis))
+    print(files[1].read_text(encoding="utf-8"))
     print(f"Report: {files[0]}, and {len(files) - 1} files of tables and pictures beside it.")
     return 0

@@ -7,25 +7,22 @@ Any framework can train on it. The second is the augmented validation set of sec
 that was cut off goes on when it is repeated.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
+from smallobj_d2.commands import command, command_line, parse, path
 from smallobj_d2.config import load_cfg
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.export.augmented import Summary, augment_dataset
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
     parser.add_argument("--dataset", metavar="NAME", help="in place of DATASETS.TRAIN")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
     parser.add_argument("--workers", type=int, help="processes; one per core if left out")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     try:
         opts = list(args.opts)
         if args.dataset:
@@ -36,18 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         if cfg.SEED < 0:
             cfg = load_cfg(args.config_file, [*opts, "SEED", "0"])
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
 
 
 def print_summary(done: Summary, seed: int) -> None:
     for skipped in done.skipped:
-        print(f"skipped: {skipped}")
+        print(f"skipped: {printable(skipped)}")
     print(
         f"Seed {seed}: {done.original:,} images as they were (links), {done.augmented:,} augmented "
         f"ones with {done.pastes:,} pastes; {done.given_up:,} found no free place.\n"

@@ -4,45 +4,52 @@ Makes the demo dataset, a contact sheet of what the augmentation does to it, tra
 of configs/demo.yaml, and prints its table row.
 """
 
-import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import ROOT, train_net
+from smallobj_d2.commands import (
+    ROOT,
+    command,
+    command_line,
+    parse,
+    path,
+    train_net,
+    writable_folder,
+)
+from smallobj_d2.commands.visualize import sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
 from smallobj_d2.visualization.detections import detection_sheet
-from smallobj_d2.visualization.draws import augmented_positions, training_sheet
+from smallobj_d2.visualization.draws import augmented_positions
 
 CONFIG = ROOT / "configs" / "demo.yaml"
 TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
 """Images to train on and to evaluate on, their longest side in pixels, and the scenes' seed."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("output/demo"), help="output folder")
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line(__doc__)
+    parser.add_argument("--out", type=path, default=Path("output/demo"), help="output folder")
     parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="draws on the contact sheet")
     parser.add_argument("--pictures-only", action="store_true", help="train nothing")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
-    args = parser.parse_args()
+    args = parse(parser, argv)
+    writable_folder(args.out)
     start = time.monotonic()
 
     scenes = Path("output/demo/scenes")
     print(f"1. The demo dataset: {scenes}", flush=True)
     make_splits(scenes, num_train=TRAIN, num_val=VAL, seed=SEED, size=SIZE)
 
-    args.out.mkdir(parents=True, exist_ok=True)
     sheet = args.out / "contact_sheet.png"
     cfg = load_cfg(CONFIG, args.opts)
     engine = load_engine(args.engine)
     dataset = engine.build_train_loader(cfg).dataset
     positions = augmented_positions(dataset, args.num)
-    training_sheet(engine, cfg, dataset, positions, width=384).save(sheet)
+    sheet_of_draws(engine, cfg, dataset, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)
     if args.pictures_only:
         return 0

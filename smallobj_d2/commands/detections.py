@@ -7,19 +7,18 @@ Found objects are outlined in green, missed ones in red, detections of nothing i
 are folders (OUTPUT_DIR) of finished runs with the same test set; of either engine.
 """
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from smallobj_d2.commands import command, command_line, path, writable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.detections import detection_sheet
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="FOLDER")
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--runs", required=True, nargs="+", type=path, metavar="FOLDER")
     parser.add_argument("--names", nargs="+", help="what to call the runs, in their order")
     parser.add_argument("--images", type=int, nargs="+", default=[], metavar="ID")
     parser.add_argument("--num", type=int, default=4, help="images with small objects, at random")
@@ -27,30 +26,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--score", type=float, default=0.5, help="leave out detections below")
     parser.add_argument("--iou", type=float, default=0.5, help="with an object, to have found it")
     parser.add_argument("--width", type=int, default=480, help="of one picture, in pixels")
-    parser.add_argument("--out", type=Path, default=Path("output/detections.png"), metavar="PNG")
+    parser.add_argument("--out", type=path, default=Path("output/detections.png"), metavar="PNG")
     args = parser.parse_args(argv)
     names = args.names or _names(args.runs)
-    try:
-        if len(set(names)) != len(args.runs):
-            raise SmallObjError(
-                f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
-            )
-        sheet, text = detection_sheet(
-            dict(zip(names, args.runs, strict=True)),
-            images=args.images,
-            num=args.num,
-            seed=args.seed,
-            score=args.score,
-            iou=args.iou,
-            width=args.width,
+    if len(set(names)) != len(args.runs):
+        raise SmallObjError(
+            f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
         )
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(args.out)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print(f"{text}\n{args.out}")
-    return 0
+    out = writable(args.out)
+    sheet, text = detection_sheet(
+        dict(zip(names, args.runs, strict=True)),
+        images=args.images,
+        num=args.num,
+        seed=args.seed,
+        score=args.score,
+        iou=args.iou,
+        width=args.width,
+    )
+    sheet.save(out)
+    print(f"{text}\n{out}")
 
 
 def _names(runs: list[Path]) -> list[str]:

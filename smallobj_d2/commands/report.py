@@ -1,20 +1,21 @@
 """The report on what tools/reproduce.py has run so far, as Markdown and HTML.
 
 tools/report.py                                             # of what is in experiments/results
-tools/report.py --runs output/reproduce/tiny/torchvision    # take up the runs of this folder first
-tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those taken up before
+tools/report.py --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
+tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those added before
 
-Works on partial results: rows that are missing are left out, and so said.
+Works on partial results: rows that are missing are named.
+
+With --resamples N, intervals over the validation images stand beside those over seeds.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from smallobj_d2.commands import ROOT
+from smallobj_d2.commands import ROOT, command, command_line, path, scale_file
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import load_paper
+from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import distil, load_results, together, write_results
 from smallobj_d2.experiments.scales import load_scale
@@ -22,40 +23,50 @@ from smallobj_d2.experiments.scales import load_scale
 EXPERIMENTS = ROOT / "experiments"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
     parser.add_argument(
-        "--runs", type=Path, nargs="+", default=[], metavar="FOLDER", help="OUT/SCALE/ENGINE"
+        "--runs", type=path, nargs="+", default=[], metavar="FOLDER", help="OUT/SCALE/ENGINE"
     )
     parser.add_argument(
         "--add", action="store_true", help="keep results of runs that are not in the folder"
     )
     parser.add_argument(
+        "--scale", type=scale_file, metavar="FILE", help="of --runs at a scale of your own"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the validation images, for intervals over them; 2000 take some time for each run",
+    )
+    parser.add_argument(
         "--results",
-        type=Path,
+        type=path,
         default=EXPERIMENTS / "results",
         metavar="FOLDER",
         help="of the small JSON files, one per scale and engine, and of the report",
     )
     args = parser.parse_args(argv)
-    try:
-        for folder in args.runs:
-            scale = load_scale(EXPERIMENTS / "scales" / f"{folder.absolute().parent.name}.yaml")
-            path = args.results / f"{scale.name}_{folder.name}.json"
-            found = distil(scale, folder.absolute())
-            if args.add and path.is_file():
-                found = together(found, json.loads(path.read_bytes()))
-            write_results(path, found)
-            print(path)
-        paths = sorted(args.results.glob("*.json"))
-        if not paths:
-            raise SmallObjError(f"There are no results in {args.results}; name --runs.")
-        paper = load_paper(EXPERIMENTS / "paper.yaml")
-        for path in build_report(paper, [*map(load_results, paths)]).write(args.results, "report"):
-            print(path)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    for folder in args.runs:
+        scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
+        result = args.results / f"{scale.name}_{folder.name}.json"
+        found = distil(scale, folder.absolute(), resamples=args.resamples)
+        if args.add and result.is_file():
+            found = together(found, json.loads(result.read_bytes()))
+        write_results(result, found)
+        print(result)
+    paths = sorted(args.results.glob("*.json"))
+    if not paths:
+        raise SmallObjError(f"There are no results in {args.results}; name --runs.")
+    paper = load_paper(EXPERIMENTS / "paper.yaml")
+    configs = {
+        p.relative_to(ROOT / "configs").with_suffix("").as_posix()
+        for p in (ROOT / "configs").rglob("*.yaml")
+    }
+    plan = load_plan(EXPERIMENTS / "plan.yaml")
+    document = build_report(paper, [*map(load_results, paths)], plan, configs)
+    for file in document.write(args.results, "report"):
+        print(file)

@@ -14,9 +14,12 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import ROOT
+from smallobj_d2.commands import ROOT, command, command_line, path, scale_file, writable_folder
+from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments import cluster
@@ -38,10 +41,10 @@ OUT = Path("output", "reproduce")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    p = command_line(__doc__)
+    p.add_argument(
+        "--scale", required=True, help="a name of experiments/scales, or a YAML file of your own"
     )
-    p.add_argument("--scale", required=True, help="a file of experiments/scales, without .yaml")
     which = p.add_mutually_exclusive_group()
     which.add_argument("--tables", type=int, nargs="+", help="3 to 8; all of them if left out")
     which.add_argument("--rows", nargs="+", metavar="NAME", help="files of configs/, without .yaml")
@@ -52,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, help="runs at the same time")
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="submit jobs, with submitit")
     p.add_argument("--dry-run", action="store_true", help="only list the runs and their cost")
-    p.add_argument("--out", type=Path, default=OUT, help=f"{OUT} by default")
+    p.add_argument("--out", type=path, default=OUT, help=f"{OUT} by default")
     return p
 
 
@@ -97,24 +100,51 @@ def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def missing_data(scale: Scale, folder: Path) -> str:
+    """What of the data of a scale is not there, or nothing; scenes are made when they are needed.
+
+    Args:
+        scale: the scale.
+        folder: of its sweep.
+    """
+    if scale.scenes is not None:
+        return ""
+    if scale.existing is not None:
+        for name, *paths in scale.splits(folder):
+            for where in paths:
+                if not Path(where).exists():
+                    return f"{name} of scale {scale.name}: there is no {where}."
+        return ""
+    try:
+        datasets = load_cfg(CONFIGS / "baseline.yaml").DATASETS
+        for name in (*datasets.TRAIN, *datasets.TEST):
+            dataset_info(name)
+    except SmallObjError as e:
+        return str(e)
+    return ""
+
+
+def missing_gpus(wanted: int) -> str:
+    """That a run is for more GPUs than there are, or nothing."""
+    there = len(local_gpus())
+    return f"a run is for {wanted} GPUs; there are {there}." if wanted > there else ""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)  # how a cluster ends a job
     try:
         return run(args)
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
 
 
 def run(args: argparse.Namespace) -> int:
     if min(args.seeds, args.jobs or 1) < 1 or args.first_seed < 0:
         raise SmallObjError("--seeds and --jobs must be 1 or more, --first-seed 0 or more.")
     engine = choose_engine(args.engine)
-    scale = load_scale(EXPERIMENTS / "scales" / f"{args.scale}.yaml")
+    scale = load_scale(scale_file(args.scale))
     rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     data = args.out / scale.name
@@ -126,12 +156,19 @@ def run(args: argparse.Namespace) -> int:
     print(f"Scale {scale.name}: {scale.about}. Engine: {engine}. Runs: {folder}", flush=True)
     if args.dry_run:
         print(listing(runs, scale, len(slots)))
+        absent = [missing_data(scale, data), missing_gpus(wanted)]
+        print("\n".join(f"Missing here: {words}" for words in absent if words))
         return 0
+    if args.slurm is None and (words := missing_data(scale, data)):
+        raise SmallObjError(words)
+    writable_folder(data)
     options = None if args.slurm is None else cluster.parse_options(args.slurm)
     scale.prepare(CONFIGS, data, augmented_val=any(r.dataset for r in runs))
     if options is not None:
-        same = ["--scale", scale.name, "--engine", engine, "--out", str(args.out.absolute())]
-        tool = str(Path(__file__).absolute())
+        own = scale_file(args.scale).absolute()
+        given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
+        same = ["--scale", given, "--engine", engine, "--out", str(args.out.absolute())]
+        tool = str(ROOT / "tools" / "reproduce.py")
         lines = cluster.submit(
             runs,
             [tool, *same, "--gpus-per-run", str(wanted)],

@@ -9,19 +9,18 @@ tools/train_net.py --config configs/baseline.yaml --eval-only MODEL.WEIGHTS mode
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smallobj_d2.commands import command, command_line, parse
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import choose_engine, load_engine
-from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import import_modules
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_line(__doc__)
     p.add_argument("--config-file", "--config", required=True, metavar="FILE")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
     p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
@@ -44,7 +43,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="when a process is lost, start all again from the last checkpoint, N times at most",
     )
-    p.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     return p
 
 
@@ -54,22 +52,23 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -
     return load_engine(engine).main(cfg, resume, eval_only, overwrite)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(parser(), argv)
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun, the first
-    output = Path()
-    try:
-        cfg = load_cfg(args.config_file, args.opts)
-        engine = choose_engine(args.engine)
-        why = "as asked" if args.engine == engine else "chosen by --engine auto"
-        if speaks:
-            print(f"Engine: {engine} ({why}).", flush=True)
-        output = Path(cfg.OUTPUT_DIR)
-        from smallobj_d2.engines.launch import launch
+    cfg = load_cfg(args.config_file, args.opts)
+    engine = choose_engine(args.engine)
+    why = "as asked" if args.engine == engine else "chosen by --engine auto"
+    if speaks:
+        print(f"Engine: {engine} ({why}).", flush=True)
+    from smallobj_d2.engines.launch import launch
+    from smallobj_d2.engines.run import how_to_continue
 
-        if args.num_machines > 1:
-            which = f"Machine {args.machine_rank} of {args.num_machines}"
-            print(f"{which}: meeting the others at {args.dist_url}.", flush=True)
+    if args.num_machines > 1:
+        which = f"Machine {args.machine_rank} of {args.num_machines}"
+        print(f"{which}: meeting the others at {args.dist_url}.", flush=True)
+    output = Path(cfg.OUTPUT_DIR)
+    try:
         launch(
             run,
             args.num_gpus,
@@ -81,15 +80,15 @@ def main(argv: list[str] | None = None) -> int:
             args_after_loss=(engine, cfg, args.resume or not args.eval_only, args.eval_only, False),
             max_restarts=args.max_restarts,
         )
-    except SmallObjError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        from smallobj_d2.engines.run import how_to_continue
-
-        if speaks:
-            print(how_to_continue(output), file=sys.stderr)
-        return 130
+        if not speaks:
+            sys.exit(130)
+        raise KeyboardInterrupt(how_to_continue(output)) from None
     if speaks:
-        print(f"The run is in {output}: row.json, metrics.json, log.txt, model_final.pth.")
-    return 0
+        print(f"The run is in {output}: {', '.join(_results(output))}.")
+
+
+def _results(output: Path) -> list[str]:
+    """What a reader looks for in a run's folder, as far as it is there."""
+    names = ("row.json", "metrics.json", "log.txt", "model_final.pth")
+    return [name for name in names if (output / name).is_file()]

@@ -1,49 +1,60 @@
 """Contact sheet of what the mapper feeds the model: original beside augmented.
 
 tools/visualize.py --config configs/orig_aug_multi3x.yaml --out sheet.png
-tools/visualize.py --config configs/aug.yaml --positions 17 20 23 SEED 7
+tools/visualize.py --config configs/aug.yaml SEED 7 --positions 17 20 23
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from smallobj_d2.commands import command, command_line, parse, path, writable
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
     parser.add_argument("--dataset", help="show this dataset in place of DATASETS.TRAIN")
     parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="how many augmented draws to show")
     parser.add_argument("--positions", type=int, nargs="+", help="show these draws instead")
     parser.add_argument("--width", type=int, default=480, help="of one picture, in pixels")
-    parser.add_argument("--out", default="output/contact_sheet.png", metavar="PNG")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
-    args = parser.parse_args()
-    try:
-        opts = list(args.opts)
-        if args.dataset:
-            opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
-        cfg = load_cfg(args.config_file, opts)
-        if cfg.SEED < 0:
-            cfg.defrost()
-            cfg.SEED = 0
-            cfg.freeze()
-        engine = load_engine(args.engine)
-        dataset = engine.build_train_loader(cfg).dataset
-        positions = args.positions or augmented_positions(dataset, args.num)
-        if not positions:
-            raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
-        sheet = training_sheet(engine, cfg, dataset, positions, width=args.width)
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out)
-    except SmallObjError as e:
-        parser.exit(2, f"error: {e}\n")
+    parser.add_argument("--out", type=path, default=path("output/contact_sheet.png"), metavar="PNG")
+    args = parse(parser, argv)
+    opts = list(args.opts)
+    if args.dataset:
+        opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
+    cfg = load_cfg(args.config_file, opts)
+    if cfg.SEED < 0:
+        cfg.defrost()
+        cfg.SEED = 0
+        cfg.freeze()
+    engine = load_engine(args.engine)
+    out = writable(args.out)
+    dataset = engine.build_train_loader(cfg).dataset
+    positions = args.positions or augmented_positions(dataset, args.num)
+    if not positions:
+        raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
+    sheet = sheet_of_draws(engine, cfg, dataset, positions, width=args.width)
+    sheet.save(out)
     print(f"{len(positions)} draws of seed {cfg.SEED}: {out}")
+
+
+def sheet_of_draws(
+    engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
+) -> Image.Image:
+    """The draws of a config, with its engine; see `training_sheet`."""
+    plain = cfg.clone()
+    plain.defrost()
+    plain.SMALLOBJ.COPY_PASTE = False
+    originals = engine.build_train_loader(plain).dataset
+    view = partial(engine.view, cfg=cfg)
+    return training_sheet(dataset, originals, view, positions, width=width)

@@ -104,28 +104,27 @@ class Checked:
         for key, value in self.data.items():
             if key not in _KEYS and _too_deep(value):
                 self._add("json-deep", f"{shown(key)} at the top level is nested too deep")
-        for name in _KEYS:
-            for entry in getattr(self, name):
-                for key, value in entry.items():
-                    if type(value) in _FLAT or key in ("bbox", "segmentation"):
-                        continue
-                    if _too_deep(value):
-                        what = f"{shown(key)} of an entry of {name!r} is nested too deep"
-                        self._add_of(name, "json-deep", what, entry.get("id"))
 
     def _check_keys(self) -> None:
         for name, (needed, known) in _KEYS.items():
             entries: list[dict[str, Any]] = getattr(self, name)
             unknown: Counter[str] = Counter()
             lacking = {}
+            unread: set[str] = set()
             for keys, count in Counter(map(tuple, entries)).items():
                 if missing := [k for k in needed if k not in keys]:
                     lacking[keys] = ", ".join(missing)
+                unread |= set(keys) - _LOOKED_AT
                 for key in keys:
                     if key not in known:
                         unknown[key] += count
             for key, count in unknown.items():
                 self._add("key-unknown", f"{count} of {name!r} have the key {shown(key)}")
+            for entry in entries if unread else ():
+                for key in unread & entry.keys():
+                    if _too_deep(entry[key]):
+                        what = f"{shown(key)} of an entry of {name!r} is nested too deep"
+                        self._add_of(name, "json-deep", what, entry.get("id"))
             if not lacking:
                 continue
             whole = []
@@ -313,6 +312,12 @@ _KEYS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
 }
 """Keys that the entries of each list need, and those that the format knows."""
 
+_LOOKED_AT = frozenset(
+    {"id", "file_name", "height", "width", "name", "image_id", "category_id", "bbox", "bbox_mode"}
+    | {"segmentation", "area", "iscrowd", "keypoints"}
+)
+"""Keys whose values have a form of their own, which is checked."""
+
 _TYPES = {int: "number", str: "string"}
 _THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
 _TINY = 16  # pixels
@@ -330,22 +335,11 @@ def _other_type(value: Any) -> Any:
     return str(value)
 
 
-_FLAT = frozenset({int, float, str, bool, type(None)})
-
-
 def _too_deep(value: Any) -> bool:
     level = [value]
     for _ in range(DEEPEST):
-        level = (
-            [
-                inner
-                for outer in level
-                for inner in (outer.values() if isinstance(outer, dict) else outer)
-                if isinstance(inner, dict | list)
-            ]
-            if isinstance(value, dict | list)
-            else []
-        )
+        level = [v for v in level if isinstance(v, dict | list)]
+        level = [v for o in level for v in (o.values() if isinstance(o, dict) else o)]
         if not level:
             return False
     return True

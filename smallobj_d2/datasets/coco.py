@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,31 @@ def register_from_config(cfg: Any) -> None:
     """Register every dataset in ``SMALLOBJ.DATASETS``."""
     for name, json_file, image_root in cfg.SMALLOBJ.DATASETS:
         register_dataset(name, json_file, image_root)
+
+
+def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str = "TRAIN") -> Any:
+    """A config that trains on a dataset named by its files alone, as ``--json`` and ``--images``.
+
+    The dataset is in the config's SMALLOBJ.DATASETS then, so that spawned processes know it, too.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``; left as it is.
+        json_file: annotations in COCO's instance format.
+        image_root: folder that the JSON's ``file_name`` are relative to.
+        key: which of DATASETS it takes the place of, TRAIN or TEST.
+    """
+    paths = [str(Path(p).expanduser()) for p in (json_file, image_root)]
+    taken = {name: files for name, *files in cfg.SMALLOBJ.DATASETS}
+    stem = Path(json_file).stem
+    names = chain([stem], (f"{stem}_{i}" for i in count(2)))
+    name = next(n for n in names if n not in _BUILTIN and taken.get(n, paths) == paths)
+    cfg = cfg.clone()
+    cfg.defrost()
+    if name not in taken:
+        cfg.SMALLOBJ.DATASETS = [*cfg.SMALLOBJ.DATASETS, [name, *paths]]
+    cfg.DATASETS[key] = (name,)
+    cfg.freeze()
+    return cfg
 
 
 def is_registered(name: str) -> bool:

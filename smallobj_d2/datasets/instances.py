@@ -52,7 +52,9 @@ def _check_masks(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:
         blame(kind, [i], what)
     blame("mask-empty", np.flatnonzero(masks.area == 0).tolist(), "its mask has no area")
     short = {d.number for d in masks.defects if d.kind == "polygon-short"}
-    corners = [i for i in sorted(short) if all(len(p) == 4 for p in given[i])]
+    corners = [
+        i for i in sorted(short) if all(type(p) is list and len(p) == 4 for p in given[i] or ())
+    ]
     if len(corners) >= 3 and 2 * len(corners) >= sum(type(s) is list for s in given):
         blame("polygon-corners", corners, "two corners of a box stand for its polygon")
     return masks

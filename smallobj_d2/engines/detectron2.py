@@ -23,7 +23,7 @@ from detectron2.data import (
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
 from detectron2.data.samplers import RepeatFactorTrainingSampler
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, PolygonMasks
 from detectron2.utils import comm
@@ -656,6 +656,13 @@ class Trainer(DefaultTrainer):
                 lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
             )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the stock method; a run that began without mixed precision may go over to it."""
+        inner = state_dict["_trainer"]
+        if isinstance(self._trainer, AMPTrainer) and "grad_scaler" not in inner:
+            inner = {**inner, "grad_scaler": self._trainer.grad_scaler.state_dict()}
+        super().load_state_dict({**state_dict, "_trainer": inner})
+
     def _has_final_checkpoint(self) -> bool:
         return Path(self.checkpointer.get_checkpoint_file()).name == "model_final.pth"
 
@@ -723,6 +730,11 @@ def main(
         The table row of the first test set in process 0, which is also in row.json; None in other
         processes, and where DATASETS.TEST is empty.
     """
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise SmallObjError(
+            f"SOLVER.AMP.ENABLED is True and MODEL.DEVICE {cfg.MODEL.DEVICE}; Detectron2 has mixed "
+            "precision on a GPU only. Set SOLVER.AMP.ENABLED False."
+        )
     register_from_config(cfg)
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
     with run.running(cfg, "detectron2", **how) as cfg:

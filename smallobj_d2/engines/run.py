@@ -2,11 +2,14 @@
 
 import json
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
@@ -43,7 +46,7 @@ def running(
     """
     output = Path(cfg.OUTPUT_DIR)
     processes.agree(cfg, engine, resume=resume, eval_only=eval_only)
-    with locked(output), _quiet_log(), full_disk(output):
+    with locked(output), _one_voice(), full_disk(output), _full_card():
         if processes.rank() == 0:
             remove_leftovers(output)  # of a run that was killed while writing
             if not (resume or eval_only):
@@ -86,14 +89,32 @@ def how_to_continue(output: Path) -> str:
 
 
 @contextmanager
-def _quiet_log() -> Iterator[None]:
-    """Let a log that cannot be written not hide why."""
-    loud = logging.raiseExceptions
-    logging.raiseExceptions = False
+def _one_voice() -> Iterator[None]:
+    """Let neither a log nor TensorBoard's thread complain of a disk; the run itself says it."""
+    loud, hook = logging.raiseExceptions, threading.excepthook
+
+    def all_but_disks(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            hook(args)
+
+    logging.raiseExceptions, threading.excepthook = False, all_but_disks
     try:
         yield
     finally:
-        logging.raiseExceptions = loud
+        logging.raiseExceptions, threading.excepthook = loud, hook
+
+
+@contextmanager
+def _full_card() -> Iterator[None]:
+    """Turn what a GPU says whose memory is full into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        why = str(e).partition(". GPU")[0]
+        raise SmallObjError(
+            f"The GPU's memory is full: {why}. Lower SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or "
+            "INPUT.MAX_SIZE_TRAIN, set SOLVER.AMP.ENABLED True, or use more GPUs."
+        ) from e
 
 
 def report_losses(output: Path, loader: Any) -> None:

@@ -1,39 +1,41 @@
-"""Two pictures of an experiment, each with the paper's numbers beside the measured ones."""
+"""Two figures of an experiment, each with the paper's numbers beside the measured ones."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smallobj_d2.experiments.paper import Paper
 from smallobj_d2.experiments.results import Results
+from smallobj_d2.experiments.statistics import spread
+from smallobj_d2.visualization.document import visible
+from smallobj_d2.visualization.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    WINE,
+    YELLOW,
+    file_of,
+    panels,
+    styled,
+)
 
-# Okabe and Ito's colours, which people who see fewer colours can tell apart.
 _GROUPS = {
-    "baseline": ("#000000", "D", "baseline"),
-    "oversample": ("#0072B2", "o", "oversampling (Table 3)"),
-    "aug": ("#D55E00", "s", "augmentation (Table 4)"),
-    "single": ("#E69F00", "^", "one object pasted (Table 5)"),
-    "multi": ("#009E73", "v", "several objects pasted (Table 6)"),
-    "all": ("#CC79A7", "P", "all objects pasted (Table 7)"),
-    "how": ("#56B4E9", "X", "how to paste (Table 8)"),
-    "beyond": ("#882255", "*", "beyond the paper"),
-}
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-    "svg.hashsalt": "smallobj_d2",  # else every drawing has ids of its own
+    "baseline": (BLACK, "D", "baseline"),
+    "oversample": (BLUE, "o", "oversampling"),
+    "aug": (ORANGE, "s", "augmentation"),
+    "single": (YELLOW, "^", "one object pasted"),
+    "multi": (GREEN, "v", "several objects pasted"),
+    "all": (PINK, "P", "all objects pasted"),
+    "how": (SKY, "X", "how to paste"),
+    "beyond": (WINE, "*", "beyond the paper"),
 }
 
 # Rows that get a label in the first picture, and where it is set from its point.
@@ -51,9 +53,9 @@ _NAMED = {
 _BEYOND = (6, 5)
 
 Point = tuple[float, float]
-"""A value and the length of its error bar, which is 0 where there is none."""
+"""A difference to the baseline, and the length of its error bar (0: there is none)."""
 Source = Callable[[str, str], Point | None]
-"""(row, metric) to an AP in points, or None where there is none."""
+"""(row, metric) to a difference in AP points, or None where there is none."""
 
 
 def group_of(config: str) -> str:
@@ -84,109 +86,120 @@ def published(paper: Paper) -> Source:
     """The paper's numbers."""
 
     def point(row: str, metric: str) -> Point | None:
-        return (100 * paper.ap(row, metric), 0.0) if row in paper.numbers else None
+        if row not in paper.numbers:
+            return None
+        return 100 * (paper.ap(row, metric) - paper.ap("baseline", metric)), 0.0
 
     return point
 
 
 def measured(results: Results) -> Source:
-    """Means over seeds, with their standard errors."""
+    """Means over the seeds that row and baseline have in common, with their standard errors."""
 
     def point(row: str, metric: str) -> Point | None:
-        values = [100 * ap for ap in results.values(row, metric)]
+        values = [100 * d for d in results.differences(row, "baseline", metric).values()]
         if not values:
             return None
-        error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        error = spread(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return float(np.mean(values)), error
 
     return point
 
 
-def trade_off(paper: Paper, results: Results, kind: str) -> str:
-    """AP of small against large objects, for every row: section 6.1's trade-off, as SVG."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(results)
-        drawn: dict[str, Any] = {}
-        for axis, source in zip(axes, (published(paper), measured(results)), strict=True):
-            for row in (*paper.configs(), *(r for r in results.rows if r.startswith("beyond/"))):
-                small, large = source(row, f"{kind}.small"), source(row, f"{kind}.large")
-                if small is None or large is None:
-                    continue
-                colour, mark, label = _GROUPS[group_of(row)]
-                drawn[label] = axis.errorbar(
-                    *(large[0], small[0], small[1] or None, large[1] or None),
+@styled
+def trade_off(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
+    """Change in AP of small against large objects, for every row (section 6.1), as SVG.
+
+    Args:
+        paper, results: what to show.
+        kind: ``segm`` or ``bbox``.
+        beside: whether to show the paper's numbers in a panel of their own.
+    """
+    figure, shown = _panels(paper, results, beside)
+    drawn: dict[str, Any] = {}
+    for axis, source in shown:
+        for row in (*paper.configs(), *(r for r in results.rows if r.startswith("beyond/"))):
+            small, large = source(row, f"{kind}.small"), source(row, f"{kind}.large")
+            if small is None or large is None:
+                continue
+            colour, mark, label = _GROUPS[group_of(row)]
+            drawn[label] = axis.errorbar(
+                *(large[0], small[0], small[1] or None, large[1] or None),
+                color=colour,
+                marker=mark,
+                ms=6,
+                lw=0,
+                elinewidth=1,
+                alpha=0.9,
+            )
+            if row in _NAMED or row not in paper.numbers:
+                offset = _NAMED.get(row, _BEYOND)
+                axis.annotate(
+                    *(_plain(short_name(row)), (large[0], small[0])),
+                    xytext=offset,
+                    textcoords="offset points",
+                    ha="left" if offset[0] > 0 else "right",
+                    fontsize=8,
                     color=colour,
-                    marker=mark,
-                    ms=6,
-                    lw=0,
-                    elinewidth=1,
-                    alpha=0.9,
                 )
-                if row in _NAMED or row not in paper.numbers:
-                    offset = _NAMED.get(row, _BEYOND)
-                    axis.annotate(
-                        *(short_name(row), (large[0], small[0])),
-                        xytext=offset,
-                        textcoords="offset points",
-                        ha="left" if offset[0] > 0 else "right",
-                        fontsize=8,
-                        color=colour,
-                    )
-            if base := source("baseline", f"{kind}.small"):
-                axis.axhline(base[0], color="#888888", lw=0.8, ls=":")
-            axis.set_xlabel("AP of large objects")
-            axis.margins(0.12)
-        axes[0].set_ylabel("AP of small objects")
-        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4)
-        return _svg(figure)
+        axis.axhline(0, color=GREY, lw=0.8, ls=":")
+        axis.axvline(0, color=GREY, lw=0.8, ls=":")
+        axis.set_xlabel("AP of large objects, against the baseline")
+        axis.margins(0.12)
+    return _finished(figure, shown, drawn)
 
 
-def copies(paper: Paper, results: Results, kind: str) -> str:
-    """AP of small objects against copies of each source (Tables 5 to 7), as SVG."""
-    lines = {
-        key: [
-            (row["pasted"], row["config"]) for row in paper.tables[table]["rows"] if "pasted" in row
-        ]
-        for key, table in (("single", 5), ("multi", 6), ("all", 7))
-    }
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(results)
-        drawn: dict[str, Any] = {}
-        for axis, source in zip(axes, (published(paper), measured(results)), strict=True):
-            for key, rows in lines.items():
-                points = [(n, point) for n, row in rows if (point := source(row, f"{kind}.small"))]
-                if not points:
-                    continue
-                colour, mark, label = _GROUPS[key]
-                drawn[label] = axis.errorbar(
-                    [n for n, _ in points],
-                    [p[0] for _, p in points],
-                    [p[1] for _, p in points],
-                    color=colour,
-                    marker=mark,
-                    ms=6,
-                    capsize=2,
-                    elinewidth=1,
-                )
-            if base := source("baseline", f"{kind}.small"):
-                drawn["baseline"] = axis.axhline(base[0], color="#000000", lw=1, ls=":")
-            axis.set_xlabel("copies of each chosen object")
-            axis.set_xticks(range(1, 6))
-            axis.set_xlim(0.7, 5.3)
-        axes[0].set_ylabel("AP of small objects")
-        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4)
-        return _svg(figure)
+@styled
+def copies(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
+    """Change in AP of small objects by copies of each source (Tables 5 to 7), as SVG.
+
+    Args:
+        paper, results, kind, beside: see `trade_off`.
+    """
+    figure, shown = _panels(paper, results, beside)
+    drawn: dict[str, Any] = {}
+    for axis, source in shown:
+        for key, table in (("single", 5), ("multi", 6), ("all", 7)):
+            rows = [r for r in paper.tables[table]["rows"] if "pasted" in r]
+            found = [(r["pasted"], source(r["config"], f"{kind}.small")) for r in rows]
+            points = [(n, *point) for n, point in found if point]
+            if not points:
+                continue
+            colour, mark, label = _GROUPS[key]
+            drawn[label] = axis.errorbar(
+                *zip(*points, strict=True),
+                color=colour,
+                marker=mark,
+                ms=6,
+                capsize=2,
+                elinewidth=1,
+            )
+        axis.axhline(0, color=GREY, lw=0.8, ls=":")
+        axis.set_xlabel("copies of each chosen object")
+        axis.set_xticks(range(1, 6))
+        axis.set_xlim(0.7, 5.3)
+    return _finished(figure, shown, drawn)
 
 
-def _panels(results: Results) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    axes[0].set_title("the paper (COCO, one run each)")
-    axes[1].set_title(f"measured ({results.about['scale']} scale, {results.about['engine']})")
-    return figure, axes
+def _panels(
+    paper: Paper, results: Results, beside: bool
+) -> tuple[Figure, list[tuple[Axes, Source]]]:
+    sources = {f"measured on {results.about['validation']}": measured(results)}
+    if beside:
+        sources = {"the paper (COCO, one run each)": published(paper), **sources}
+    figure, axes = panels(4.8 * len(sources), 4.2, columns=len(sources))
+    for axis, title in zip(axes[0], sources, strict=True):
+        axis.set_title(_plain(title))
+    return figure, [*zip(axes[0], sources.values(), strict=True)]
 
 
-def _svg(figure: Figure) -> str:
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+def _finished(figure: Figure, shown: list[tuple[Axes, Source]], drawn: dict[str, Any]) -> bytes:
+    shown[0][0].set_ylabel("AP of small objects, against the baseline")
+    columns = 2 * len(shown)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns)
+    return file_of(figure, "svg")
+
+
+def _plain(text: str) -> str:
+    """A text for a figure, where a dollar sign would start a formula."""
+    return visible(text).replace("$", r"\$")

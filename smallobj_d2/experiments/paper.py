@@ -5,7 +5,7 @@ The data is ``experiments/paper.yaml``, whose head explains each key.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES
+from smallobj_d2.experiments.statistics import slope
 
 AP = Callable[[str, str], float]
 """``(config, metric) -> AP``, where a metric is ``segm.small``, ``bbox.all`` and so on."""
@@ -59,7 +60,7 @@ class Claim:
             case "best":
                 return [max(rows) - max(than)]
             case "falling":
-                return [a - b for a, b in pairwise(rows)]
+                return [-slope(range(len(rows)), rows)]
             case "changes_less":
                 _, other = self.looks_at(metric)
                 start = ap(self.than[0], other)

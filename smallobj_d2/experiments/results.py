@@ -2,24 +2,31 @@
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
 
 from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, table2
 from smallobj_d2.config import load_cfg
-from smallobj_d2.datasets.coco import load_coco
+from smallobj_d2.datasets.coco import dataset_info, load_coco, register_from_config
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import SIZES, counted_detections, load_ground_truth
+from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
+from smallobj_d2.files import reading
+from smallobj_d2.visualization.detections import config_of_run, dataset_of_run, results_of_run
 
 KINDS = ("segm", "bbox")
 
@@ -34,9 +41,18 @@ class Results:
     numbers: dict[tuple[str, int], dict[str, float]]
     """AP by (row, seed) and metric; a row evaluated elsewhere is ``config@dataset``."""
     seconds: dict[tuple[str, int], float]
+    """Wall-clock time of each run, pauses of the machine included."""
     failed: list[dict[str, Any]] = field(default_factory=list)
     table2: list[Table] = field(default_factory=list)
     """The training images by Table 2; none where they are COCO."""
+    speed: dict[tuple[str, int], float] = field(default_factory=dict)
+    """Median seconds of an iteration, where it was kept."""
+    over_images: dict[tuple[str, str, tuple[int, ...]], tuple[float, float]] = field(
+        default_factory=dict
+    )
+    """By (row, base, seeds): 95% interval over validation images of the difference in mask AP_S."""
+    commits: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Of the code of each run, where it was kept."""
 
     @property
     def rows(self) -> list[str]:
@@ -52,23 +68,43 @@ class Results:
         """The numbers of one seed, as the paper's are given."""
         return lambda row, metric: self.numbers[row, seed][metric]
 
-    def values(self, row: str, metric: str) -> list[float]:
-        """An AP of each seed; none where there is no object of that size."""
-        each = [self.numbers[row, seed].get(metric) for seed in self.seeds(row)]
+    def values(self, row: str, metric: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """An AP of each seed, or of these; none where there is no object of that size."""
+        each = [
+            self.numbers[row, seed].get(metric)
+            for seed in (self.seeds(row) if seeds is None else seeds)
+        ]
         return [ap for ap in each if ap is not None]
 
-    def differences(self, row: str, base: str, metric: str) -> list[float]:
-        """By how much a row is above another, seed by seed."""
-        pairs = [(self.numbers[row, s], self.numbers[base, s]) for s in self.seeds(row, base)]
-        return [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
+    def differences(self, row: str, base: str, metric: str) -> dict[int, float]:
+        """By how much a row is above another, by the seeds that both have."""
+        pairs = {s: (self.numbers[row, s], self.numbers[base, s]) for s in self.seeds(row, base)}
+        return {
+            s: a[metric] - b[metric] for s, (a, b) in pairs.items() if metric in a and metric in b
+        }
+
+    def dated(self, *rows: str) -> bool:
+        """Whether there are runs of all of these rows, and all tell the commit of their code."""
+        return bool(self.seeds(*rows)) and all(
+            key in self.commits for key in self.numbers if key[0] in rows
+        )
+
+    def keep(self, wanted: Callable[[str, int], bool]) -> "Results":
+        """Only the runs of which that is true, given row and seed."""
+        numbers, seconds, speed = (
+            {key: value for key, value in each.items() if wanted(*key)}
+            for each in (self.numbers, self.seconds, self.speed)
+        )
+        return replace(self, numbers=numbers, seconds=seconds, speed=speed)
 
 
-def distil(scale: Scale, folder: Path) -> dict[str, Any]:
+def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
     """Everything worth keeping of the runs in a folder, for a results file.
 
     Args:
         scale: of the runs.
         folder: ``<out>/<scale>/<engine>`` of ``tools/reproduce.py``.
+        resamples: of the validation images, for intervals over them; 0 leaves these out.
 
     Raises:
         SmallObjError: if no run is finished.
@@ -84,28 +120,34 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
             failed.append({"config": config, "seed": seed, "why": run.complaint()[:300]})
         if state is not State.FINISHED:
             continue
-        row = json.loads((path / "row.json").read_bytes())
+        with reading(path / "row.json"):
+            row = json.loads((path / "row.json").read_bytes())
+            name, counts = str(row["dataset"]), dict(row.get("ground_truth", {}))
+            aps = {
+                kind: {s: v if v is None else round(v, 5) for s, v in row[kind].items()}
+                for kind in KINDS
+                if kind in row
+            }
         entry = {"config": config, "seed": seed, "seconds": round(run.seconds())}
         if dataset:
             entry["dataset"] = dataset
-        for kind in KINDS:
-            if kind in row:
-                entry[kind] = {s: v if v is None else round(v, 5) for s, v in row[kind].items()}
+        entry |= aps
         if not dataset:
             entry |= training_log(path / "metrics.json")
         runs.append(entry)
-        ground_truth.setdefault(dataset or "validation", row.get("ground_truth", {}))
+        ground_truth.setdefault(dataset or "validation", counts)
         record = path / ("eval.json" if dataset else "run.json")
         if record.is_file():
-            about = json.loads(record.read_bytes())
-            devices.add(about["device"])
-            if about.get("commit"):
-                entry["commit"] = about["commit"]
-            for package, version in about["versions"].items():
-                versions.setdefault(package, set()).add(version)
+            with reading(record):
+                about = json.loads(record.read_bytes())
+                devices.add(str(about["device"]))
+                if about.get("commit"):
+                    entry["commit"] = about["commit"]
+                for package, version in about["versions"].items():
+                    versions.setdefault(package, set()).add(str(version))
         if not dataset:
             requests.append(path / "request.yaml")
-            names.add(row["dataset"])
+            names.add(name)
     if not runs:
         raise SmallObjError(f"No run in {folder} is finished.")
     about = {
@@ -125,7 +167,49 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         "table2": [t.as_json() for t in tables],
         "failed": failed,
         "runs": runs,
+        "over_images": _over_images(folder, runs, resamples) if resamples else [],
     }
+
+
+def _over_images(
+    folder: Path, runs: Sequence[dict[str, Any]], resamples: int
+) -> list[dict[str, Any]]:
+    """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
+
+    The resamples are the same for all runs; a row counts if all seeds that it has in common with
+    the base kept their detections.
+    """
+    truths: dict[str, tuple[COCO, NDArray[np.int64]]] = {}
+    aps: dict[tuple[str, int], NDArray[np.float64]] = {}
+    for run in runs:
+        path = folder / run["config"] / f"seed{run['seed']}"
+        if "dataset" in run or not (path / "inference").is_dir():
+            continue
+        cfg, name = config_of_run(path), dataset_of_run(path)
+        detections = results_of_run(path, name)
+        if not detections or "segmentation" not in detections[0]:
+            continue
+        if name not in truths:
+            register_from_config(cfg)
+            truth = load_ground_truth(dataset_info(name).json_file)
+            truths[name] = truth, resampled_images(len(truth.imgs), resamples)
+        truth, counts = truths[name]
+        aps[run["config"], run["seed"]] = resampled_ap(
+            truth, detections, counts, detections=counted_detections(cfg)
+        )
+    seeds: dict[str, set[int]] = {}
+    for run in runs:
+        if "dataset" not in run:
+            seeds.setdefault(run["config"], set()).add(run["seed"])
+    found = []
+    for base, row in product(("baseline", "orig_aug"), seeds):
+        common = sorted(seeds.get(base, set()) & seeds[row])
+        if row == base or not common or any((r, s) not in aps for r in (row, base) for s in common):
+            continue
+        change = np.mean([aps[row, s] - aps[base, s] for s in common], axis=0)
+        low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
+        found.append({"row": row, "base": base, "seeds": common, "low": low, "high": high})
+    return found
 
 
 def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
@@ -141,19 +225,20 @@ def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line for line in lines if "total_loss" in line]
-    if not lines:
-        return {}
-    at = np.unique(np.linspace(0, len(lines) - 1, points).round().astype(int)).tolist()
-    kept: dict[str, Any] = {
-        "loss": {str(lines[i]["iteration"]): round(lines[i]["total_loss"], 3) for i in at}
-    }
-    for name, key in (("iteration", "time"), ("data", "data_time")):
-        values = [line[key] for line in lines if key in line]
-        if values:
-            kept[name] = round(statistics.median(values), 4)
-    return kept
+    with reading(path):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [line for line in lines if "total_loss" in line]
+        if not lines:
+            return {}
+        at = np.unique(np.linspace(0, len(lines) - 1, points).round().astype(int)).tolist()
+        kept: dict[str, Any] = {
+            "loss": {str(lines[i]["iteration"]): round(lines[i]["total_loss"], 3) for i in at}
+        }
+        for name, key in (("iteration", "time"), ("data", "data_time")):
+            values = [line[key] for line in lines if key in line]
+            if values:
+                kept[name] = round(statistics.median(values), 4)
+        return kept
 
 
 def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +269,7 @@ def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         "table2": new["table2"] or old["table2"],
         "failed": [f for f in new["failed"] if (f["config"], f["seed"]) not in finished],
         "runs": [runs[key] for key in sorted(runs)],
+        "over_images": new.get("over_images") or old.get("over_images", []),
     }
 
 
@@ -205,8 +291,9 @@ def _folders(folder: Path) -> list[tuple[str, int, str, Path]]:
 def _schedule(requests: Sequence[Path]) -> dict[str, Any]:
     if not requests:
         return {}
-    solver = yaml.safe_load(requests[0].read_text())["SOLVER"]
-    return {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
+    with reading(requests[0]):
+        solver = yaml.safe_load(requests[0].read_text())["SOLVER"]
+        return {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
 
 
 def _table2_of(split: Sequence[str], request: Path) -> list[Table]:
@@ -235,33 +322,47 @@ def load_results(path: Path) -> Results:
     """Read a results file.
 
     Raises:
-        SmallObjError: if it is none.
+        SmallObjError: if it is not one.
     """
-    try:
-        data = json.loads(path.read_bytes())
-        return parse_results(data)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise SmallObjError(f"{path} is not a results file: {type(e).__name__}: {e}") from e
+    with reading(path):
+        return parse_results(json.loads(path.read_bytes()))
 
 
 def parse_results(data: dict[str, Any]) -> Results:
     """What `distil` gives, as `Results`."""
-    numbers, seconds = {}, {}
+    numbers, seconds, speed, commits = {}, {}, {}, {}
     for run in data["runs"]:
-        row = run["config"] + (f"@{run['dataset']}" if "dataset" in run else "")
-        aps = {
-            f"{kind}.{size}": ap
+        row = str(run["config"]) + (f"@{run['dataset']}" if "dataset" in run else "")
+        key = row, int(run["seed"])
+        numbers[key] = {
+            f"{kind}.{size}": float(run[kind][size])
             for kind in KINDS
-            for size, ap in run.get(kind, {}).items()
-            if ap is not None
+            for size in SIZES
+            if run.get(kind, {}).get(size) is not None
         }
-        numbers[row, run["seed"]] = aps
-        seconds[row, run["seed"]] = float(run["seconds"])
+        seconds[key] = float(run["seconds"])
+        if "iteration" in run:
+            speed[key] = float(run["iteration"])
+        if "commit" in run:
+            commits[key] = str(run["commit"])
     tables = [
         Table(**{**t, "rows": {s: _row(row) for s, row in t["rows"].items()}})
         for t in data["table2"]
     ]
-    return Results(data["about"], numbers, seconds, data["failed"], tables)
+    over_images = {
+        (str(d["row"]), str(d["base"]), tuple(map(int, d["seeds"]))): (
+            float(d["low"]),
+            float(d["high"]),
+        )
+        for d in data.get("over_images", [])
+    }
+    about = data["about"]
+    for key in ("scale", "text", "engine", "validation"):
+        about[key] = str(about[key])
+    for key in ("versions", "schedule", "ground_truth"):
+        about[key].items()
+    failed = [dict(f) for f in data["failed"]]
+    return Results(about, numbers, seconds, failed, tables, speed, over_images, commits)
 
 
 def _row(values: dict[str, float | None]) -> Row:

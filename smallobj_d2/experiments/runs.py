@@ -18,6 +18,7 @@ import yaml
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
+from smallobj_d2.files import reading
 
 
 class State(Enum):
@@ -99,12 +100,17 @@ class Run:
         path = self.folder / "attempts.json"
         if not path.is_file():
             return []
-        attempts: list[dict[str, Any]] = json.loads(path.read_bytes())
-        for attempt in attempts[-1:]:
-            if attempt["code"] is None and not attempt["seconds"]:  # it lived as long as it wrote
-                wrote = max(p.stat().st_mtime for p in self.folder.glob("*.*"))
-                attempt["seconds"] = round(max(0.0, wrote - attempt["started"]), 1)
-        return attempts
+        with reading(path):
+            attempts: list[dict[str, Any]] = [dict(a) for a in json.loads(path.read_bytes())]
+            for attempt in attempts:
+                attempt["seconds"] = float(attempt["seconds"])
+                attempt["started"] = float(attempt["started"])
+            for attempt in attempts[-1:]:
+                if attempt["code"] is None and not attempt["seconds"]:
+                    # it lived as long as it wrote
+                    wrote = max(p.stat().st_mtime for p in self.folder.glob("*.*"))
+                    attempt["seconds"] = round(max(0.0, wrote - attempt["started"]), 1)
+            return attempts
 
     def seconds(self) -> float:
         """What all its attempts took together."""

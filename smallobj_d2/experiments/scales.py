@@ -149,6 +149,16 @@ def load_scale(path: Path) -> Scale:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise SmallObjError(f"There is no scale {path.stem!r}; there are: {known}.")
+    try:
+        return _scale(path)
+    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as e:
+        if isinstance(e, SmallObjError):
+            raise
+        why = " ".join(repr(e).split())[:200]
+        raise SmallObjError(f"{path} is not a scale: {why}. See experiments/scales.") from e
+
+
+def _scale(path: Path) -> Scale:
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     config: dict[str, Any] = {}
     if "network_of" in data:

@@ -19,6 +19,7 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
 from smallobj_d2.evaluation.matches import Detections, Outcome, Result, match_detections
+from smallobj_d2.files import reading
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
     FOUND,
@@ -26,10 +27,12 @@ from smallobj_d2.visualization.sheets import (
     ORIGINAL,
     WRONG,
     Outlines,
+    Style,
     View,
     contact_sheet,
     outlines_of_box,
     outlines_of_mask,
+    zoom,
 )
 
 
@@ -49,7 +52,8 @@ def config_of_run(folder: Path) -> CfgNode:
             "a run that was evaluated."
         )
     last = max(records, key=lambda path: path.stat().st_mtime)
-    return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
+    with reading(last):
+        return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
 
 
 def results_of_run(folder: Path, dataset: str) -> list[Result]:
@@ -67,7 +71,12 @@ def results_of_run(folder: Path, dataset: str) -> list[Result]:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
-    results: list[Result] = json.loads(path.read_bytes())
+    with reading(path):
+        results: list[Result] = json.loads(path.read_bytes())
+        for result in results:
+            float(result["score"]), int(result["category_id"])
+            if len(result["bbox"]) != 4:
+                raise ValueError(f"a box of {len(result['bbox'])} numbers")
     return results
 
 
@@ -102,9 +111,7 @@ def detection_sheet(
     configs = {name: config_of_run(folder) for name, folder in folders.items()}
     for cfg in configs.values():
         register_from_config(cfg)
-    datasets = {
-        json.loads((folder / "row.json").read_bytes())["dataset"] for folder in folders.values()
-    }
+    datasets = {dataset_of_run(folder) for folder in folders.values()}
     if len(datasets) > 1:
         raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
     dataset = datasets.pop()
@@ -126,14 +133,22 @@ def detection_sheet(
     rows = []
     for image in images or _some_with_small_objects(truth, num, seed):
         pixels = read_rgb(records[image])
-        views = [_truth_view(truth, image, pixels)]
+        annotated = _truth_view(truth, image, pixels)
+        views = [*zoom(annotated, annotated.outlines)]
         views += [_run_view(truth, run.outcomes[image], pixels) for run in runs]
         rows.append((views, f"image {image}: {_summary(truth, runs, [image])}"))
-    titles = ["annotated", *(run.name for run in runs)]
+    titles = ["annotated", "enlarged (white frame)", *(run.name for run in runs)]
     legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
     everywhere = _summary(truth, runs, truth.getImgIds())
     sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
     return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
+
+
+def dataset_of_run(folder: Path) -> str:
+    """What a run was evaluated on."""
+    path = folder / "row.json"
+    with reading(path):
+        return str(json.loads(path.read_bytes())["dataset"])
 
 
 def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:
@@ -153,16 +168,35 @@ def _summary(truth: COCO, runs: Sequence[Detections], images: Sequence[int]) -> 
 
 def _truth_view(truth: COCO, image: int, pixels: NDArray[np.uint8]) -> View:
     annotations = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
-    outlines = [_outlines(truth, a) for a in annotations]
-    return View(pixels, outlines, [ORIGINAL] * len(outlines))
+    return _view(truth, pixels, ((ORIGINAL, annotations),))
 
 
 def _run_view(truth: COCO, outcome: Outcome, pixels: NDArray[np.uint8]) -> View:
     missed = [truth.anns[i] for i in outcome.missed]
     groups = ((FOUND, outcome.found), (MISSED, missed), (WRONG, outcome.wrong))
-    outlines = [_outlines(truth, thing) for _, things in groups for thing in things]
-    styles = [style for style, things in groups for _ in things]
-    return View(pixels, outlines, styles)
+    return _view(truth, pixels, groups)
+
+
+def _view(
+    truth: COCO,
+    pixels: NDArray[np.uint8],
+    groups: Sequence[tuple[Style, Sequence[Mapping[str, Any]]]],
+) -> View:
+    things = [(style, thing) for style, group in groups for thing in group]
+    return View(
+        pixels,
+        [_outlines(truth, thing) for _, thing in things],
+        [style for style, _ in things],
+        [_label(truth, thing) for _, thing in things],
+    )
+
+
+def _label(truth: COCO, thing: Mapping[str, Any]) -> str:
+    """The category, unless there is but one, and a detection's score."""
+    words = [str(truth.cats[thing["category_id"]]["name"])] if len(truth.cats) > 1 else []
+    if "score" in thing:
+        words.append(f"{thing['score']:.2f}")
+    return " ".join(words)
 
 
 def _outlines(truth: COCO, thing: Mapping[str, Any]) -> Outlines:

@@ -1,45 +1,43 @@
 """Sheets of draws: what the mapper really feeds the model, original beside augmented."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 
-from smallobj_d2.visualization.sheets import PASTED, contact_sheet
+from smallobj_d2.visualization.sheets import PASTED, View, contact_sheet, zoom
 
 
 def training_sheet(
-    engine: Any, cfg: Any, dataset: Any, positions: Sequence[int], *, width: int
+    dataset: Sequence[Any],
+    originals: Sequence[Any],
+    view: Callable[[Any], View],
+    positions: Sequence[int],
+    *,
+    width: int,
 ) -> Image.Image:
-    """A contact sheet of draws of a config's stream, as its mapper gives them to the model.
+    """A contact sheet of draws of a stream, as the mapper gives them to the model.
+
+    Beside each stands a part of it enlarged, without outlines, around its smallest copy.
 
     Args:
-        engine: an engine, see `smallobj_d2.engines`.
-        cfg: the config; ``SEED`` must not be negative.
-        dataset: that of the engine's training loader for this config.
+        dataset: samples by their position in the stream.
+        originals: the same draws without copy-paste.
+        view: makes a view of a sample.
         positions: which draws to show. Draws that show the original are shown as such.
         width: of one picture, in pixels.
     """
-    plain = cfg.clone()
-    plain.defrost()
-    plain.SMALLOBJ.COPY_PASTE = False
-    before = engine.build_train_loader(plain).dataset
     rows = []
     for position in positions:
         sample = dataset[position]
-        views = [engine.view(before[position], plain), engine.view(sample, cfg)]
-        copies = views[1].styles.count(PASTED)
-        what = f"{copies} pasted" if copies else "nothing pasted in this draw"
-        rows.append(
-            (
-                views,
-                f"draw {position}, image {sample['image_id']}: "
-                f"{len(views[0].outlines)} instances, {what}",
-            )
-        )
-    return contact_sheet(
-        rows, titles=["original", "as the model sees it (copies in pink)"], width=width
-    )
+        before, after = view(originals[position]), view(sample)
+        pairs = zip(after.outlines, after.styles, strict=True)
+        copies = [outlines for outlines, style in pairs if style == PASTED]
+        what = f"{len(copies)} pasted" if copies else "nothing pasted in this draw"
+        caption = f"draw {position}, image {sample['image_id']}: {len(before.outlines)} instances"
+        rows.append(([before, *zoom(after, copies or after.outlines)], f"{caption}, {what}"))
+    titles = ["original", "as the model sees it (copies in pink)", "enlarged (white frame)"]
+    return contact_sheet(rows, titles=titles, width=width)
 
 
 def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> list[int]:

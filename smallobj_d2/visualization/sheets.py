@@ -1,13 +1,15 @@
 """Pictures with outlines, side by side on a sheet, in one style."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from smallobj_d2.visualization.document import visible
 
 Outlines = list[NDArray[np.float64]]
 
@@ -30,6 +32,8 @@ WRONG = Style(2, (255, 150, 0))
 """Detections of nothing."""
 MISSED = Style(2, (255, 40, 40))
 """Annotated objects that were not detected."""
+ZOOMED = Style(0, (255, 255, 255))
+"""What the view beside it enlarges."""
 
 
 @dataclass
@@ -42,6 +46,8 @@ class View:
     """Per instance its outline in pixels, (P, 2) float64 arrays."""
     styles: list[Style]
     """Per instance how it is drawn."""
+    labels: list[str] = field(default_factory=list)
+    """Per instance what is written beside it; without any, nothing is."""
 
 
 def styles_of_copies(pasted: Iterable[bool]) -> list[Style]:
@@ -60,6 +66,30 @@ def outlines_of_box(x0: float, y0: float, x1: float, y1: float) -> Outlines:
     return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)]
 
 
+def zoom(view: View, around: Sequence[Outlines]) -> tuple[View, View]:
+    """A view with a frame around its smallest instance, and what is in the frame, enlarged.
+
+    Outlines hide what is as small as they are wide, so the second has none.
+
+    Args:
+        view: what to enlarge a part of.
+        around: instances to choose from; without any, the frame is in the middle.
+    """
+    height, width = view.image.shape[:2]
+    boxes = [np.concatenate([np.min(p, axis=0), np.max(p, axis=0)])
+             for p in (np.concatenate(parts) for parts in around if parts)]  # fmt: skip
+    middle = np.array([width, height, width, height]) / 2
+    x0, y0, x1, y1 = min(boxes, key=lambda b: (b[2] - b[0]) * (b[3] - b[1]), default=middle)
+    factor = np.clip(min(width / (x1 - x0 + 1), height / (y1 - y0 + 1)) / 4, 1, 4)
+    w, h = max(1, round(width / factor)), max(1, round(height / factor))
+    x = round(np.clip((x0 + x1 - w) / 2, 0, width - w))
+    y = round(np.clip((y0 + y1 - h) / 2, 0, height - h))
+    frame = outlines_of_box(x, y, x + w, y + h)
+    labels = [*view.labels, ""] if view.labels else []
+    framed = View(view.image, [*view.outlines, frame], [*view.styles, ZOOMED], labels)
+    return framed, View(np.ascontiguousarray(view.image[y : y + h, x : x + w]), [], [])
+
+
 def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     """A picture of a sample, scaled to a width, every instance outlined.
 
@@ -72,8 +102,22 @@ def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     scale = width / view.image.shape[1]
     for style, i in sorted(zip(view.styles, range(len(view.outlines)), strict=True)):
         points = [np.rint((p * scale - 0.5) * 16).astype(np.int32) for p in view.outlines[i]]
-        cv2.polylines(canvas, points, True, style.colour, style.thickness, cv2.LINE_AA, shift=4)
-    return canvas
+        line = max(style.thickness, 1)
+        cv2.polylines(canvas, points, True, style.colour, line, cv2.LINE_AA, shift=4)
+    if not any(view.labels):
+        return canvas
+    picture = Image.fromarray(canvas)
+    text, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
+    for label, style, outlines in zip(view.labels, view.styles, view.outlines, strict=True):
+        if label and outlines:
+            label, points = visible(label), np.concatenate(outlines) * scale
+            x = min(points[:, 0].min(), width - text.textlength(label, font=font) - 1)
+            y = points[:, 1].min() - 13
+            if style == MISSED:  # apart from a wrong detection of the same object
+                y = points[:, 1].max()
+            at = max(x, 1), np.clip(y, 0, height - 14)
+            text.text(at, label, style.colour, font, stroke_width=1, stroke_fill="black")
+    return np.array(picture)
 
 
 def contact_sheet(
@@ -99,7 +143,7 @@ def contact_sheet(
         block = Image.new(
             "RGB", (len(titles) * (width + gap) + gap, max(map(len, pictures)) + line), "white"
         )
-        ImageDraw.Draw(block).text((gap, 2), caption, fill="black", font=font)
+        ImageDraw.Draw(block).text((gap, 2), visible(caption), fill="black", font=font)
         for i, picture in enumerate(pictures):
             block.paste(Image.fromarray(picture), (gap + i * (width + gap), line))
         blocks.append(block)
@@ -107,7 +151,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (len(titles) * (width + gap) + gap, total), "white")
     text = ImageDraw.Draw(sheet)
     for i, title in enumerate(titles):
-        text.text((gap + i * (width + gap), 4), title, fill="black", font=font)
+        text.text((gap + i * (width + gap), 4), visible(title), fill="black", font=font)
     y = line + gap
     for block in blocks:
         sheet.paste(block, (0, y))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from smallobj_d2.config import has_detectron2, torchvision_cfg
+from smallobj_d2.config import flatten, has_detectron2, torchvision_cfg
 from smallobj_d2.errors import SmallObjError
 
 # Keys of which only one value is available here.
@@ -37,9 +37,9 @@ def check_supported(cfg: Any) -> None:
         from detectron2.config import get_cfg
 
         # Keys that Detectron2 has and this engine does not read must be as they are by default.
-        own = _flatten(torchvision_cfg())
-        defaults = _flatten(get_cfg())
-        for key, value in _flatten(cfg).items():
+        own = flatten(torchvision_cfg())
+        defaults = flatten(get_cfg())
+        for key, value in flatten(cfg).items():
             if key in defaults and key not in own and value != defaults[key]:
                 raise SmallObjError(
                     f"{key} is {value!r}, but the torchvision engine does not know this key. Leave "
@@ -51,13 +51,3 @@ def _get(cfg: Any, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
-
-
-def _flatten(cfg: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -256,7 +256,8 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty after a run without mixed precision, or on a CPU
+                self.scaler.load_state_dict(state["scaler"])
             self.next_iteration = int(state["iteration"]) + 1
             seed = state["seed"]
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:

@@ -1,0 +1,91 @@
+"""How much AP depends on the images that happen to be in the validation set."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+
+from smallobj_d2.evaluation.ap import matched
+
+_CHUNK = 100  # resamples at a time, for memory
+
+
+def resampled_images(images: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
+    """(resamples, images): how often each image is in each resample."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+
+
+def resampled_ap(
+    truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    counts: NDArray[np.int64],
+    *,
+    iou_type: str = "segm",
+    size: str = "small",
+    detections: int = 100,
+) -> NDArray[np.float64]:
+    """COCO's AP on each resample of the images.
+
+    Args:
+        truth: what `smallobj_d2.evaluation.ap.load_ground_truth` gives.
+        results: detections in COCO's result format; at least one.
+        counts: (B, I) how often each image, in the order of their sorted ids, is in a resample.
+        iou_type, size: ``segm`` or ``bbox``; whose AP.
+        detections: how many of an image and category count.
+
+    Returns:
+        (B,) APs; NaN where a resample has no object of that size.
+    """
+    evaluation = matched(truth, results, iou_type, detections)
+    params = evaluation.params
+    images, sizes = len(params.imgIds), len(params.areaRngLbl)
+    start = params.areaRngLbl.index(size) * images
+    sums, known = np.zeros(len(counts)), np.zeros(len(counts))
+    for category in range(len(params.catIds)):
+        first = category * sizes * images + start
+        found = {
+            i: e for i, e in enumerate(evaluation.evalImgs[first : first + images]) if e is not None
+        }
+        objects = np.zeros(images)
+        for i, entry in found.items():
+            objects[i] = np.sum(np.logical_not(entry["gtIgnore"]))
+        if not objects.any():
+            continue
+        total = counts @ objects
+        precision = _precision(found, counts, total, params.recThrs)
+        sums += np.where(total > 0, precision, 0)
+        known += total > 0
+    return np.divide(sums, known, out=np.full(len(counts), np.nan), where=known > 0)
+
+
+def _precision(
+    found: dict[int, dict[str, Any]],
+    counts: NDArray[np.int64],
+    total: NDArray[np.float64],
+    recalls: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(B,) mean precision of one category over IoU thresholds and recalls."""
+    image = np.concatenate([np.full(len(e["dtScores"]), i) for i, e in found.items()]).astype(int)
+    if not len(image):
+        return np.zeros(len(counts))
+    order = np.argsort(-np.concatenate([e["dtScores"] for e in found.values()]), kind="mergesort")
+    image = image[order]
+    hits = np.concatenate([e["dtMatches"] for e in found.values()], axis=1)[:, order] > 0
+    ignored = np.concatenate([e["dtIgnore"] for e in found.values()], axis=1)[:, order] > 0
+    means = np.zeros((len(hits), len(counts)))
+    for at, (hit, ignore) in enumerate(zip(hits, ignored, strict=True)):
+        kept = np.flatnonzero(~ignore)
+        for low in range(0, len(counts), _CHUNK):
+            weights = counts[low : low + _CHUNK, image[kept]]
+            right = np.cumsum(weights * hit[kept], axis=1)
+            every = np.cumsum(weights, axis=1)
+            best = np.divide(right, every, out=np.zeros(right.shape), where=every > 0)
+            best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
+            recall = right / np.maximum(total[low : low + _CHUNK, None], 1)
+            for b in range(len(weights)):
+                where = np.searchsorted(recall[b], recalls, side="left")
+                inside = where[where < len(kept)]
+                means[at, low + b] = best[b, inside].sum() / len(recalls)
+    return means.mean(axis=0)

@@ -1,0 +1,108 @@
+"""What differences between rows say, over seeds: paired, common seeds only.
+
+Two rows of one seed share their initial weights, so each seed gives one difference. Their mean has
+a t interval, and a p-value by the paired t test. Planned comparisons of one family are corrected
+together (Holm); others were looked at afterwards, and decide nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""Of all intervals."""
+
+FEWEST = 3
+"""Seeds without which nothing is decided."""
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; NaN for fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def half_width(values: Sequence[float], level: float = LEVEL) -> float:
+    """Half of the t interval of a mean: the smallest mean that this spread tells from zero.
+
+    NaN for fewer than two values.
+    """
+    if len(values) < 2:
+        return math.nan
+    return _quantile((1 + level) / 2, len(values) - 1) * spread(values) / math.sqrt(len(values))
+
+
+@lru_cache
+def _quantile(probability: float, freedom: int) -> float:
+    return float(stats.t.ppf(probability, freedom))
+
+
+def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """The t interval of a mean; NaN for fewer than two values."""
+    mean, half = float(np.mean(values)), half_width(values, level)
+    return mean - half, mean + half
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of a mean of zero, by the t test, two-sided; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    if spread(values) == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    t = float(np.mean(values)) / (spread(values) / math.sqrt(len(values)))
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of one family, adjusted for their number (Holm 1979); NaN stays, and counts."""
+    order = sorted(range(len(p_values)), key=lambda i: (math.isnan(p_values[i]), p_values[i]))
+    adjusted, least = [math.nan] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        if not math.isnan(p_values[i]):
+            least = adjusted[i] = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far something is from zero, over seeds: a row from another, or a slope."""
+
+    values: tuple[float, ...]
+    """Of each seed."""
+    seeds: tuple[int, ...]
+    adjusted: float = math.nan
+    """Its p-value among those of its family; NaN for what was not planned."""
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def planned(self) -> bool:
+        return not math.isnan(self.adjusted)
+
+    @property
+    def decided(self) -> bool:
+        """Planned, and told from chance after the correction, by more than two seeds."""
+        return self.adjusted < 1 - LEVEL and len(self.values) >= FEWEST
+
+
+def slope(at: Sequence[float], values: Sequence[float]) -> float:
+    """Of the straight line through the points, by least squares."""
+    x = np.asarray(at, dtype=np.float64)
+    x = x - x.mean()
+    return float(x @ np.asarray(values) / (x @ x))
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds in short: ``0-3, 7``."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

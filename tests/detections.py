@@ -1,0 +1,34 @@
+"""Folders of runs, as far as their detections go."""
+
+import json
+
+import numpy as np
+import yaml
+from pycocotools import mask as coco_mask
+
+
+def result(image, category, mask, score):
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    rle["counts"] = rle["counts"].decode()
+    box = coco_mask.toBbox(rle).tolist()
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle,
+        "bbox": box,
+        "score": float(score),
+    }
+
+
+def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
+    """What a run leaves behind, as far as its detections go."""
+    images = str(scenes.parent / "images")
+    config = {
+        "SMALLOBJ": {"DATASETS": [[name, str(scenes), images]]},
+        "TEST": {"DETECTIONS_PER_IMAGE": limit},
+    }
+    (folder / "inference").mkdir(parents=True)
+    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
+    (folder / "row.json").write_text(json.dumps({"dataset": name}))
+    (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
+    return folder

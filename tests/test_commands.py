@@ -1,0 +1,213 @@
+"""What the outside does wrong is one line and an exit code, for every command alike."""
+
+import errno
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from smallobj_d2.commands import ROOT, command, command_line, parse, scale_file, writable
+from smallobj_d2.commands import reproduce as reproduce_tool
+from smallobj_d2.commands.train_net import parser as train_parser
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments.scales import load_scale
+
+COMMANDS = sorted(p.stem for p in (ROOT / "tools").glob("[a-z]*.py"))
+
+
+def failing(error: BaseException):
+    @command
+    def main(argv=None):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (SmallObjError("no image a\n\x1b[2Jerror: b"), 2, "error: no image a\\n\\x1b[2Jerror: b"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.png"),
+            2,
+            "error: a.png: Permission",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device."),
+        (FileNotFoundError(2, "No such file or directory", b"a"), 2, "error: a: No such file"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "error: What should"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (KeyboardInterrupt("Stopped. Resume it so."), 130, "Stopped. Resume it so."),
+    ],
+)
+def test_one_line_and_an_exit_code(capsys, error, code, line):
+    assert failing(error)([]) == code
+    (found,) = capsys.readouterr().err.strip().splitlines()
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "bug", [KeyError("a"), OSError("bad"), ValueError("b"), OSError(9, "bad", 3)]
+)
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        failing(bug)([])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_one(name):
+    main = import_module(f"smallobj_d2.commands.{name}").main
+    assert hasattr(main, "__wrapped__")
+    with pytest.raises(SystemExit) as e:
+        main(["--help"])
+    assert e.value.code == 0
+
+
+def test_a_reader_that_leaves_is_no_error():
+    code = """
+import sys
+from smallobj_d2.commands import command
+@command
+def main(argv=None):
+    for _ in range(100000): print("line")
+sys.exit(main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "--config",
+            "a.yaml",
+            "--resume",
+            "SEED",
+            "-1",
+            "OUTPUT_DIR",
+            "b",
+            "SOLVER.BASE_LR",
+            "-1e-3",
+        ],
+        [
+            "--config",
+            "a.yaml",
+            "SEED",
+            "-1",
+            "OUTPUT_DIR",
+            "b",
+            "SOLVER.BASE_LR",
+            "-1e-3",
+            "--resume",
+        ],
+        [
+            "SEED",
+            "-1",
+            "--config",
+            "a.yaml",
+            "OUTPUT_DIR",
+            "b",
+            "--resume",
+            "SOLVER.BASE_LR",
+            "-1e-3",
+        ],
+    ],
+)
+def test_flags_may_stand_before_after_and_between_overrides(words):
+    args = parse(train_parser(), words)
+    assert args.resume
+    assert args.config_file == "a.yaml"
+    assert args.opts == ["SEED", "-1", "OUTPUT_DIR", "b", "SOLVER.BASE_LR", "-1e-3"]
+
+
+def test_an_unknown_option_is_named(capsys):
+    with pytest.raises(SystemExit) as e:
+        parse(train_parser(), ["--config", "a.yaml", "SEED", "1", "--resum-e=3"])
+    assert e.value.code == 2
+    assert "there is no option --resum-e" in capsys.readouterr().err
+
+
+def test_the_help_names_overrides():
+    parser = command_line("What it does.")
+    parse(parser, [])
+    assert "KEY VALUE" in parser.format_help()
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize("name", ["out", "out.gif", "file/out.png", "folder.png"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SmallObjError, match=r"must end in|Cannot write|cannot be written"):
+        writable(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SmallObjError, match="no permission"):
+        writable(tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("name", ["visualize", "detections", "analyze", "reproduce"])
+def test_commands_refuse_such_outputs(tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "out.png")
+    words = {
+        "visualize": ["--config", str(ROOT / "configs" / "demo.yaml"), "--out", out],
+        "detections": ["--runs", str(tmp_path), "--out", out],
+        "analyze": ["--json", str(tmp_path / "a.json"), "--output", out],
+        "reproduce": ["--scale", "tiny", "--engine", "torchvision", "--out", out],
+    }
+    (tmp_path / "a.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}], "categories": '
+        '[{"id": 1, "name": "a"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1, '
+        '"bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0, "segmentation": [[1, 1, 3, 1, 3, 3]]}]}'
+    )
+    assert import_module(f"smallobj_d2.commands.{name}").main(words[name]) == 2
+    assert "Cannot write to the folder" in capsys.readouterr().err
+
+
+# --- scales of one's own
+
+
+def test_a_scale_may_lie_anywhere(tmp_path, monkeypatch):
+    own = tmp_path / "mine.yaml"
+    own.write_text("about: mine\ngpus: 0\nrun: {seconds: 1, machine: here}\nscenes: {num_train: 1}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_scale(scale_file(str(own))).name == "mine"
+    assert load_scale(scale_file("~/mine.yaml")).about == "mine"
+    assert load_scale(scale_file("tiny")).name == "tiny"
+
+
+@pytest.mark.parametrize("text", ["", "- a", "about: x", "a: [", "about: x\ngpus: 1\nrun: 3"])
+def test_a_file_that_is_no_scale_is_named(tmp_path, text):
+    own = tmp_path / "mine.yaml"
+    own.write_text(text)
+    with pytest.raises(SmallObjError, match=r"mine\.yaml is not a scale"):
+        load_scale(own)
+
+
+def test_a_dry_run_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(reproduce_tool, "local_gpus", list)
+    words = ["--scale", "paper", "--rows", "baseline", "--engine", "torchvision", "--dry-run"]
+    assert reproduce_tool.main([*words, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "Missing here: Dataset coco_2017_train: there is no file" in out
+    assert "Missing here: a run is for 4 GPUs; there are 0." in out
+    assert reproduce_tool.main([*words[:-1], "--out", str(tmp_path / "out")]) == 2
+    assert not Path(tmp_path / "out").exists()

@@ -1,0 +1,221 @@
+"""Differences over seeds: checked against plain scipy and numpy, and by how often they err."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import SIZES
+from smallobj_d2.experiments.paper import load_paper
+from smallobj_d2.experiments.plan import Family, Plan, Planned, load_plan, trend
+from smallobj_d2.experiments.report import build_report
+from smallobj_d2.experiments.results import Results, load_results
+from smallobj_d2.experiments.statistics import holm, interval, p_value, seeds_text, slope
+
+ROOT = Path(__file__).parents[1]
+PAPER = load_paper(ROOT / "experiments" / "paper.yaml")
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    inside = [
+        low < 3 < high for low, high in (interval(rng.normal(3, 2, size=3)) for _ in range(1000))
+    ]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+
+
+@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=8))
+def test_tests_and_intervals_are_scipys(values):
+    if len(set(values)) == 1:
+        assert p_value(values) == (values[0] == 0)
+        return
+    found = stats.ttest_1samp(values, 0)
+    assert p_value(values) == pytest.approx(found.pvalue, rel=1e-6, abs=1e-12)
+    ends = found.confidence_interval(0.95)
+    assert interval(values) == pytest.approx((ends.low, ends.high), abs=1e-9)
+
+
+def test_holm_by_an_example_from_the_paper_trail():
+    """R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(P_VALUES)
+def test_holm_rejects_what_its_steps_reject(p_values):
+    order = np.argsort(p_values, kind="stable")
+    rejected = set()
+    for rank, i in enumerate(order):
+        if p_values[i] * (len(order) - rank) >= 0.05:
+            break
+        rejected.add(i)
+    assert {i for i, p in enumerate(holm(p_values)) if p < 0.05} == rejected
+
+
+def test_rows_that_were_planned_and_not_run_count():
+    assert holm([0.02, math.nan, math.nan])[0] == pytest.approx(0.06)
+    assert math.isnan(holm([0.02, math.nan])[1])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_slopes_are_least_squares(values):
+    at = [1.0, 2.0, 5.0]
+    assert slope(at, values) == pytest.approx(np.polyfit(at, values, 1)[0], abs=1e-9)
+
+
+def test_seeds_in_short():
+    assert seeds_text([3, 0, 1, 2, 7]) == "0-3, 7"
+    assert seeds_text([]) == ""
+
+
+# --- The plan
+
+
+def results_of(**rows) -> Results:
+    """Results of invented rows; each gives AP_S by seed."""
+    numbers = {
+        (row, seed): {f"{k}.{s}": ap for k in ("segm", "bbox") for s in SIZES}
+        for row, aps in rows.items()
+        for seed, ap in enumerate(aps)
+    }
+    about = {
+        "scale": "fake",
+        "text": "x",
+        "engine": "torchvision",
+        "device": [],
+        "versions": {},
+        "schedule": {"iterations": 1, "images": 1},
+        "validation": "scenes_val",
+        "ground_truth": {},
+    }
+    commits = dict.fromkeys(numbers, "abc")
+    return Results(about, numbers, dict.fromkeys(numbers, 60.0), commits=commits)
+
+
+def plan_of(seeds, *rows, trends=(), more=()) -> Plan:
+    every = ("baseline", *rows, *(r for t in trends for r in t.rows))
+    family = (Family("Table", "baseline", rows),)
+    return {"fake": Planned(tuple(seeds), tuple(more), every, family, trends)}
+
+
+BASELINE = [0.10, 0.11, 0.12, 0.10]
+ABOVE = [0.13, 0.142, 0.149, 0.131]
+UNSURE = [0.13, 0.10, 0.12, 0.11]
+
+
+def bold(plan, **rows) -> bool:
+    return "**(" in build_report(PAPER, [results_of(baseline=BASELINE, **rows)], plan).markdown("")
+
+
+def test_only_what_was_planned_and_survives_is_bold():
+    assert bold(plan_of(range(4), "aug"), aug=ABOVE)
+    assert not bold(None, aug=ABOVE)
+    assert not bold(plan_of(range(4), "orig_aug"), aug=ABOVE)
+    assert not bold(plan_of(range(4), "aug"), aug=UNSURE)
+    assert not bold(plan_of(range(4), "aug"), aug=[0.13, 0.14])  # two seeds
+    assert not bold(plan_of(range(2), "aug"), aug=ABOVE)  # two that were planned
+    many = [f"row{i}" for i in range(5000)]
+    assert (
+        not Family("Table", "baseline", ("aug", *many))
+        .differences(results_of(baseline=BASELINE, aug=ABOVE))["aug"]
+        .decided
+    )
+
+
+def test_seeds_that_were_not_planned_do_not_count():
+    text = build_report(
+        PAPER, [results_of(baseline=BASELINE, aug=ABOVE)], plan_of([0, 1, 2], "aug")
+    ).markdown("")
+    assert re.search(r"Table: aug - baseline +\| 0-2 ", text)
+
+
+def test_more_seeds_count_once_all_rows_have_them():
+    results = results_of(baseline=BASELINE, aug=ABOVE)
+    planned = plan_of([0, 1, 2], "aug", more=[3])["fake"]
+    assert planned.only(results).seeds("aug") == [0, 1, 2, 3]
+    del results.numbers["aug", 3]
+    assert planned.only(results).seeds("baseline") == [0, 1, 2]
+
+
+def test_runs_from_before_the_plan_are_exploratory():
+    results = results_of(baseline=BASELINE, aug=ABOVE)
+    results.commits.clear()
+    text = build_report(PAPER, [results], plan_of([0, 1, 2], "aug")).markdown("")
+    assert "**(" not in text
+    assert re.search(r"\| aug - baseline +\| 0-3 .*exploratory", text)
+
+
+def test_trends_are_judged_by_their_slopes():
+    rising = {
+        f"orig_aug_single{n}x": [0.1 + 0.01 * n + 0.001 * s for s in range(4)] for n in (1, 2, 3)
+    }
+    pastes = trend("pastes", list(rising), [1, 2, 3])
+    results = results_of(baseline=BASELINE, **rising)
+    plan = plan_of(range(4), trends=(pastes,))
+    found = plan["fake"].judged((pastes,), results)["pastes"]
+    assert found.values == pytest.approx([0.01] * 4)
+    assert found.decided
+    text = build_report(PAPER, [results], plan).markdown("")
+    assert re.search(r"\| pastes \(mask, small, slope\) \| 0-3 \| \*\*\+1\.0\*\* \|", text)
+
+
+def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
+    path = tmp_path / "plan.yaml"
+    assert load_plan(path) == {}
+    content = {
+        "about": "for readers",
+        "primary": "bbox.small",
+        "scales": {
+            "tiny": {"seeds": [0, 1], "rows": ["baseline", "aug", "a", "b"]},
+            "real": {"seeds": [0], "more_seeds": [1], "rows": ["baseline", "a"]},
+        },
+        "families": [{"name": "Table 4", "base": "baseline", "rows": ["aug", "c"], "why": "x"}],
+        "trends": [{"name": "pastes", "rows": ["a", "b"], "at": [1, 2]}],
+        "contrasts": [{"name": "gains", "plus": ["a", "b"], "minus": ["aug", "baseline"]}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    plan = load_plan(path)
+    family = Family("Table 4", "baseline", ("aug",), "bbox.small")
+    assert (plan["tiny"].families, plan["real"].families) == ((family,), ())
+    assert [len(plan[s].trends) for s in ("tiny", "real")] == [1, 0]
+    numbers = {"a": 5.0, "b": 3.0, "aug": 1.0, "baseline": 0.5}
+    assert plan["tiny"].trends[0].of(lambda row, _: numbers[row]) == -2
+    assert plan["tiny"].contrasts[0].of(lambda row, _: numbers[row]) == 6.5
+    for damage in ("[]", "scales: 3", "scales: {x: {rows: 3}}", "{", "x: 1"):
+        path.write_text(damage)
+        with pytest.raises(SmallObjError, match=r"plan.yaml is not a plan") as e:
+            load_plan(path)
+        assert "\n" not in str(e.value)
+
+
+# --- The committed report, recomputed from its JSON by other code
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/results").glob("*.json")), ids=str)
+def test_the_reports_figures_are_those_of_its_json(path):
+    runs = [r for r in json.loads(path.read_text())["runs"] if "dataset" not in r]
+    ap = {(r["config"], r["seed"]): 100 * r["segm"]["small"] for r in runs}
+    text = build_report(PAPER, [load_results(path)]).markdown("")
+    lines = re.findall(r"^\| ([\w/]+) - baseline +\|(.*)\|$", text, re.MULTILINE)
+    rows = {row for row, _ in ap} - {"baseline"}
+    assert {name for name, _ in lines} == (rows if ("baseline", 0) in ap else set())
+    for name, rest in lines:
+        seeds = sorted({s for r, s in ap if r == name} & {s for r, s in ap if r == "baseline"})
+        mine = np.array([ap[name, s] for s in seeds])
+        test = stats.ttest_rel(mine, [ap["baseline", s] for s in seeds])
+        low, high = test.confidence_interval(0.95)
+        shown = [cell.strip() for cell in rest.split("|")]
+        assert float(shown[1]) == pytest.approx(np.mean(mine) - np.mean(
+            [ap["baseline", s] for s in seeds]), abs=0.051)  # fmt: skip
+        ends = [float(x) for x in shown[2].split(" to ")]
+        assert ends == pytest.approx([low, high], abs=0.051)
+        assert float(shown[4].replace("< ", "")) == pytest.approx(test.pvalue, abs=0.0011)
+        assert float(shown[6]) == pytest.approx((high - low) / 2, abs=0.051)
