@@ -1,6 +1,6 @@
 """Sections 4 and 5.3: which small objects of an image are copied."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -15,9 +15,6 @@ from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.masks.shapes import Annotation, Centres, Mask, Shape, Window, has_mask
 from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, is_small
-
-_AT_ONCE = 64
-"""Neighbours looked at before it is asked whether an object is covered already."""
 
 
 class Candidate:
@@ -188,20 +185,20 @@ class SourceRule:
         away = 1 if self.inside else -0.5  # half a pixel outside owns no pixel there
         return min(x0, y0) >= away and x1 <= scene.width - away and y1 <= scene.height - away
 
-    def _is_uncovered(self, scene: Scene, i: int, others: list[int]) -> bool:
-        if not others:
-            return True
-        shape = scene.shape(i)
-        window = Window.around(*shape.bounds())
-        claimed = Centres(window)
+    def _is_uncovered(self, scene: Scene, i: int, others: Iterable[list[int]]) -> bool:
+        claimed: Centres | None = None
         own: Mask | None = None
-        for start in range(0, len(others), _AT_ONCE):
-            for j in others[start : start + _AT_ONCE]:
+        for batch in others:
+            if not batch:
+                continue
+            if claimed is None:
+                claimed = Centres(Window.around(*scene.shape(i).bounds()))
+            for j in batch:
                 scene.shape(j).mark(claimed)
             if not claimed.mask.any():
                 continue
             if own is None:
-                own = shape.pixels(window)
+                own = scene.shape(i).pixels(claimed.window)
             covered = np.count_nonzero(own & claimed.mask)
             if covered > self.max_covered * np.count_nonzero(own):
                 return False  # and more neighbours would only cover more

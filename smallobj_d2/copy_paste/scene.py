@@ -1,6 +1,6 @@
 """The instances of one image, each unpacked when it is first looked at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import shapely
@@ -11,6 +11,8 @@ from smallobj_d2.masks.shapes import FARTHEST, Annotation, Shape, box_xyxy, shap
 
 _AT_ONCE = 1 << 22
 """Pairs of instances compared in one table."""
+_FIRST = 1024
+"""Instances looked at before the index is asked."""
 
 
 class Scene:
@@ -60,23 +62,31 @@ class Scene:
             self._shapes[i] = shape
         return shape
 
-    def neighbours(self, chosen: Sequence[int]) -> Callable[[int], list[int]]:
-        """A function of one of some instances: those others whose boxes meet its box, in order."""
+    def neighbours(self, chosen: Sequence[int]) -> Callable[[int], Iterable[list[int]]]:
+        """A function of one of some instances: the others whose boxes meet its box, in batches."""
         x0, y0, x1, y1 = self.boxes.T
         if len(chosen) * len(self.boxes) <= _AT_ONCE:
             a0, b0, a1, b1 = self.boxes[chosen].T[:, :, None]
             meet: NDArray[np.bool_] = (x0 < a1) & (y0 < b1) & (x1 > a0) & (y1 > b0)
             meet[np.arange(len(chosen)), chosen] = False
             rows = dict(zip(chosen, meet, strict=True))
-            return lambda i: rows[i].nonzero()[0].tolist()
-        # A table of all pairs would not fit into memory: an index finds them one by one.
+            return lambda i: [rows[i].nonzero()[0].tolist()]
+        # A table of all pairs would not fit into memory: an index finds them one by one. Where
+        # very many lie in one place, the first few tell that an instance is covered.
         tree = shapely.STRtree(shapely.box(x0, y0, x1, y1))
 
-        def near(i: int) -> list[int]:
-            found = np.sort(tree.query(shapely.box(*self.boxes[i])))
+        def near(i: int) -> Iterator[list[int]]:
             a0, b0, a1, b1 = self.boxes[i]
-            meet = (x0[found] < a1) & (y0[found] < b1) & (x1[found] > a0) & (y1[found] > b0)
-            others: list[int] = found[meet & (found != i)].tolist()
-            return others
+
+            def meeting(found: NDArray[np.intp]) -> list[int]:
+                meet = (x0[found] < a1) & (y0[found] < b1) & (x1[found] > a0) & (y1[found] > b0)
+                others: list[int] = found[meet & (found != i)].tolist()
+                return others
+
+            first = meeting(np.arange(min(_FIRST, len(x0))))
+            yield first[:1]
+            yield first[1:]
+            found = np.sort(tree.query(shapely.box(a0, b0, a1, b1)))
+            yield meeting(found[found >= _FIRST])
 
         return near
