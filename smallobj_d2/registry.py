@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from smallobj_d2.errors import SmallObjError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -33,11 +34,11 @@ class Registry(Mapping[str, T], Generic[T]):
             raise SmallObjError(f"There is a {self.kind} {name!r} already; choose another name.")
         self._things[name] = thing
 
-    def register(self, name: str | None = None) -> Callable[[T], T]:
+    def register(self, name: str | None = None) -> Callable[[F], F]:
         """A decorator that adds what it decorates, under its own name unless another is given."""
 
-        def decorate(thing: T) -> T:
-            self.add(name or getattr(thing, "__name__"), thing)  # noqa: B009 - T may have none
+        def decorate(thing: F) -> F:
+            self.add(name or thing.__name__, cast(T, thing))
             return thing
 
         return decorate

@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
     position: int
     """Where in the stream it stands; with the seed, all that its sample depends on."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     """Which record is drawn."""
     visit: int
     """Which of the record's draws in this epoch: 0, 1, ..., each once, in random order."""

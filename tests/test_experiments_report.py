@@ -434,16 +434,19 @@ def test_results_that_carry_markup_are_shown_as_text(runs, text):
     assert_inert(document.markdown("files"), pictures=True)
 
 
-@pytest.mark.parametrize("damage", ["[]", "{}", '{"runs": 3}', "nan", "[" * 100_000, "\x00"])
+NESTED = pytest.param("[" * 10_000, id="nested")
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"runs": 3}', "nan", NESTED, "\x00"])
 def test_a_damaged_results_file_is_named_in_one_line(tmp_path, damage):
     path = tmp_path / "x.json"
     path.write_text(damage)
-    with pytest.raises(SmallObjError, match=r"x.json is damaged, or another kind of file: .*") as e:
+    with pytest.raises(SmallObjError, match=r"x.json is damaged, or another kind of file") as e:
         load_results(path)
     assert "\n" not in str(e.value)
 
 
-DAMAGE = ("", "{", "[]", "{}", "3", '{"seconds": 3}', "null", "[" * 10_000)
+DAMAGE = ("", "{", "[]", "{}", "3", '{"seconds": 3}', "null", NESTED)
 HARMLESS = {  # no attempt, or nothing logged
     "attempts.json": ("[]", "{}"),
     "metrics.json": ("", "{}", "[]", '{"seconds": 3}'),
@@ -460,7 +463,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(runs, name, damage):
         return
     with pytest.raises(SmallObjError) as e:
         distil(SCALE, runs)
-    assert str(e.value).startswith(f"{path} is damaged, or another kind of file: ")
+    assert str(e.value).startswith(f"{path} is damaged, or another kind of file (")
     assert "\n" not in str(e.value)
 
 

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.masks.shapes import Mask, Window, warp
+from smallobj_d2.masks.rle import Mask
+from smallobj_d2.masks.shapes import Window, warp
 
 Image = NDArray[np.uint8]
 

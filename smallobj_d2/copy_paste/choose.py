@@ -12,7 +12,8 @@ import numpy as np
 from smallobj_d2.copy_paste.blend import Image
 from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.masks.shapes import Annotation, Centres, Mask, Shape, Window, has_mask
+from smallobj_d2.masks.rle import Mask
+from smallobj_d2.masks.shapes import Annotation, Centres, Shape, Window, has_mask
 from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, is_small
 

@@ -8,7 +8,8 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Outline, Shape, Window, has_mask
+from smallobj_d2.masks.rle import Mask
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Outline, Shape, Window, has_mask
 
 _SMALLEST = 1e-3
 """Holes of less area (in pixels) are the rounding of an outline that crosses itself."""

@@ -30,7 +30,8 @@ from smallobj_d2.copy_paste.place import Placer
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.copy_paste.sources import SameImage, Sources
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Mask, Shape, Window, has_mask, shape_of
+from smallobj_d2.masks.rle import Mask
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Shape, Window, has_mask, shape_of
 
 logger = logging.getLogger(__name__)
 

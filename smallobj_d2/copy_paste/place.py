@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.scene import Scene
-from smallobj_d2.masks.shapes import Bitmap, Mask
+from smallobj_d2.masks.rle import Mask
+from smallobj_d2.masks.shapes import Bitmap
 
 _TRIES = 256
 """Random positions tried before all valid ones are listed instead."""
@@ -106,8 +107,8 @@ class Placer:
         height, width = mask.shape
         padded = np.zeros((height + 2 * r, width + 2 * r), np.uint8)
         padded[r:-r, r:-r] = mask
-        grown: Mask = cv2.dilate(padded, None, iterations=r)
-        return grown
+        # None is OpenCV's 3 x 3 kernel, which its stubs do not know.
+        return np.asarray(cv2.dilate(padded, None, iterations=r), np.uint8)  # type: ignore[call-overload]
 
     def _is_free(self, grown: Mask, x: int, y: int) -> bool:
         """Whether a grown mask hits no instance."""

@@ -331,6 +331,6 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
     if image.ndim == 2:
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
     if fast and height >= image.shape[0] and width >= image.shape[1]:
-        larger: Pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        return larger
+        larger = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(larger, np.uint8)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -52,7 +52,7 @@ def load_ground_truth(json_file: str | Path) -> COCO:
     """
     checked = read_coco(json_file)
     images = {i["id"]: _whole(i) for i in checked.images}
-    kept = []
+    kept: list[dict[str, Any]] = []
     for annotation in checked.annotations:
         image = images[annotation["image_id"]]
         mask = repaired_mask(annotation.get("segmentation"), image)
@@ -87,7 +87,7 @@ def counted_detections(cfg: Any) -> int:
 
     COCO's 100, or all that the network gives where TEST.DETECTIONS_PER_IMAGE asks for more.
     """
-    return max(COCO_DETECTIONS, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return max(COCO_DETECTIONS, int(cfg.TEST.DETECTIONS_PER_IMAGE))
 
 
 def coco_metrics(

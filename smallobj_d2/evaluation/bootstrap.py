@@ -57,7 +57,9 @@ def resampled_ap(
         precision = _precision(found, counts, total, params.recThrs)
         sums += np.where(total > 0, precision, 0)
         known += total > 0
-    return np.divide(sums, known, out=np.full(len(counts), np.nan), where=known > 0)
+    means = np.full(len(counts), np.nan)
+    np.divide(sums, known, out=means, where=known > 0)
+    return means
 
 
 def _precision(
@@ -88,4 +90,4 @@ def _precision(
                 where = np.searchsorted(recall[b], recalls, side="left")
                 inside = where[where < len(kept)]
                 means[at, low + b] = best[b, inside].sum() / len(recalls)
-    return means.mean(axis=0)
+    return np.asarray(means.mean(axis=0), np.float64)

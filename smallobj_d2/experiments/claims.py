@@ -74,10 +74,10 @@ def decide(margins: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> Verd
     means = margins.mean(axis=0)
     least = int(means.argmin())
     mean = float(means[least])
-    alone = np.array([half_width(m) for m in margins.T])
+    alone = np.array([half_width(m.tolist()) for m in margins.T])
     if seeds < FEWEST:
         return Verdict(Status.OPEN, seeds, mean, mean - alone[least], mean + alone[least])
-    shared = np.array([half_width(m, 1 - (1 - LEVEL) / comparisons) for m in margins.T])
+    shared = np.array([half_width(m.tolist(), 1 - (1 - LEVEL) / comparisons) for m in margins.T])
     status = Status.OPEN
     if (means - alone > 0).all():
         status = Status.HOLDS

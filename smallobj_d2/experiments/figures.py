@@ -166,8 +166,11 @@ def copies(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
             if not points:
                 continue
             colour, mark, label = _GROUPS[key]
+            at, heights, spreads = zip(*points, strict=True)
             drawn[label] = axis.errorbar(
-                *zip(*points, strict=True),
+                at,
+                heights,
+                spreads,
                 color=colour,
                 marker=mark,
                 ms=6,

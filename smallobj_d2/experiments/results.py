@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +27,8 @@ from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
 from smallobj_d2.files import reading
 from smallobj_d2.visualization.detections import config_of_run, dataset_of_run, results_of_run
+
+T = TypeVar("T")
 
 KINDS = ("segm", "bbox")
 
@@ -91,11 +93,16 @@ class Results:
 
     def keep(self, wanted: Callable[[str, int], bool]) -> "Results":
         """Only the runs of which that is true, given row and seed."""
-        numbers, seconds, speed = (
-            {key: value for key, value in each.items() if wanted(*key)}
-            for each in (self.numbers, self.seconds, self.speed)
+
+        def kept(each: dict[tuple[str, int], T]) -> dict[tuple[str, int], T]:
+            return {key: value for key, value in each.items() if wanted(*key)}
+
+        return replace(
+            self,
+            numbers=kept(self.numbers),
+            seconds=kept(self.seconds),
+            speed=kept(self.speed),
         )
-        return replace(self, numbers=numbers, seconds=seconds, speed=speed)
 
 
 def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
@@ -357,10 +364,10 @@ def parse_results(data: dict[str, Any]) -> Results:
         for d in data.get("over_images", [])
     }
     about = data["about"]
-    for key in ("scale", "text", "engine", "validation"):
-        about[key] = str(about[key])
-    for key in ("versions", "schedule", "ground_truth"):
-        about[key].items()
+    for name in ("scale", "text", "engine", "validation"):
+        about[name] = str(about[name])
+    for name in ("versions", "schedule", "ground_truth"):
+        about[name].items()
     failed = [dict(f) for f in data["failed"]]
     return Results(about, numbers, seconds, failed, tables, speed, over_images, commits)
 

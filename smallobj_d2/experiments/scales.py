@@ -102,7 +102,8 @@ class Scale:
             for name, json, images in self.splits(folder):
                 self._require(name, Path(json), Path(images))
         if self.scenes is not None:
-            make_splits(folder / "scenes", **self.scenes, progress=sys.stderr.isatty())
+            scenes: dict[str, Any] = self.scenes
+            make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
         done = folder / AUGMENTED_VAL / "annotations.json"
         if not augmented_val or done.is_file():
             return

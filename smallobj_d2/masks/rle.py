@@ -25,8 +25,8 @@ def runs_of(counts: list[int] | str | bytes) -> NDArray[np.int64]:
     """
     if isinstance(counts, list):
         return np.array(counts, dtype=np.int64)
-    code = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-    code = code.astype(np.int64) - 48
+    text = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
+    code = text.astype(np.int64) - 48
     ends = ((code & 32) == 0).nonzero()[0]
     if not len(ends):
         return np.zeros(0, np.int64)

@@ -205,8 +205,9 @@ class Outline:
         if not width or not height:
             return np.zeros((height, width), np.uint8)
         flat = [(p - (x, y) if x or y else p).ravel() for p in self.parts]
-        masks = coco_mask.decode(coco_mask.frPyObjects(flat, height, width))
-        return masks[:, :, 0] if len(flat) == 1 else masks.any(axis=2).view(np.uint8)
+        masks: NDArray[Any] = coco_mask.decode(coco_mask.frPyObjects(flat, height, width))
+        first: Mask = masks[:, :, 0]
+        return first if len(flat) == 1 else np.asarray(masks.any(axis=2), np.uint8)
 
     def mark(self, centres: Centres) -> None:
         x, y = centres.window.x, centres.window.y
@@ -315,7 +316,7 @@ class Bitmap:
         mask = source.mask
         if mask.size:
             patch = Window(0, 0, window.width, window.height)
-            mask = warp(mask * np.uint8(255), matrix, patch) >> 7
+            mask = (warp(mask * np.uint8(255), matrix, patch) >> 7).astype(np.uint8, copy=False)
         copy = Bitmap(mask, 0, 0).trimmed()
         matrix[:, 2] -= linear @ (source.x, source.y) + (copy.x, copy.y)
         return Copy(matrix, copy.mask, Bitmap(copy.mask, 0, 0))
@@ -331,8 +332,9 @@ class Bitmap:
 
     def as_array(self, like: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         """(H, W) of the type and the largest value of another mask, in an image of that size."""
-        mask = self.pixels(Window(0, 0, width, height)).astype(like.dtype)
-        return mask * like.max(initial=0)
+        mask: NDArray[Any] = self.pixels(Window(0, 0, width, height)).astype(like.dtype)
+        mask *= like.max(initial=0)
+        return mask
 
 
 def warp(
@@ -354,8 +356,7 @@ def warp(
     c, f = c + (a + b) / 2 - 0.5 - window.x, f + (d + e) / 2 - 0.5 - window.y
     index = np.array([(a, b, c), (d, e, f)])
     size = window.width, window.height
-    patch: NDArray[np.uint8] = cv2.warpAffine(source, index, size, borderMode=border)
-    return patch
+    return np.asarray(cv2.warpAffine(source, index, size, borderMode=border), np.uint8)
 
 
 def _one_piece(mask: Mask) -> bool:

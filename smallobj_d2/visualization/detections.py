@@ -153,7 +153,7 @@ def dataset_of_run(folder: Path) -> str:
 
 def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:
     having = sorted({a["image_id"] for a in truth.anns.values() if is_small(a)})
-    return np.random.default_rng(seed).permutation(having)[:num].tolist()
+    return [int(i) for i in np.random.default_rng(seed).permutation(having)[:num]]
 
 
 def _summary(truth: COCO, runs: Sequence[Detections], images: Sequence[int]) -> str:

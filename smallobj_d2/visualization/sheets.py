@@ -58,7 +58,7 @@ def styles_of_copies(pasted: Iterable[bool]) -> list[Style]:
 def outlines_of_mask(mask: NDArray[Any]) -> Outlines:
     """The outer borders of a bitmap (H, W), as polygons to draw."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [c.reshape(-1, 2) + 0.5 for c in contours]
+    return [c.reshape(-1, 2) + np.float64(0.5) for c in contours]
 
 
 def outlines_of_box(x0: float, y0: float, x1: float, y1: float) -> Outlines:
@@ -98,7 +98,8 @@ def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     """
     height = round(view.image.shape[0] * width / view.image.shape[1])
     shrink = cv2.INTER_AREA if width < view.image.shape[1] else cv2.INTER_LINEAR
-    canvas = cv2.resize(view.image, (width, height), interpolation=shrink)
+    resized = cv2.resize(view.image, (width, height), interpolation=shrink)
+    canvas = np.asarray(resized, np.uint8)
     scale = width / view.image.shape[1]
     for style, i in sorted(zip(view.styles, range(len(view.outlines)), strict=True)):
         points = [np.rint((p * scale - 0.5) * 16).astype(np.int32) for p in view.outlines[i]]

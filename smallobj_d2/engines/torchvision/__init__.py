@@ -186,7 +186,8 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
     if rows:
-        write_json(output / "row.json", {"dataset": cfg.DATASETS.TEST[0], **_first(cfg, rows)})
+        first = cfg.DATASETS.TEST[0]
+        write_json(output / "row.json", {"dataset": first, **rows[first]})
     return rows, numbers
 
 

@@ -194,7 +194,9 @@ def output_size(height: int, width: int, shorter: int, longest: int) -> tuple[in
     if not shorter:
         return height, width
     scale = shorter / min(height, width)
-    new = (shorter, scale * width) if height < width else (scale * height, shorter)
+    new: tuple[float, float] = (shorter, scale * width)
+    if height >= width:
+        new = (scale * height, shorter)
     if max(new) > longest:
         scale = longest / max(new)
         new = (new[0] * scale, new[1] * scale)

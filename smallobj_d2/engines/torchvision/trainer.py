@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -130,7 +131,7 @@ class Trainer:
         self.amp = amp
         # bfloat16 has the range of float32, so that no gradient is lost for want of a scale.
         half = amp and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.scaler = GradScaler(self.device.type, enabled=half)
         self.next_iteration = 0
 
     @classmethod
@@ -192,7 +193,7 @@ class Trainer:
                     self.save("model_final.pth")
                 if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
                     processes.share_statistics(self.model)
-                    self.model.to(memory_format=torch.contiguous_format)
+                    self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
                     metrics.write(iteration, evaluate())
                     self._lay_out()
                     self.model.train()
@@ -203,7 +204,7 @@ class Trainer:
         Evaluation has them as they were, so that a checkpoint gives the same row bit for bit.
         """
         if self.amp and self.device.type == "cpu":
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _step(
         self, network: nn.Module, batch: Sequence[dict[str, Any]], iteration: int
