@@ -532,7 +532,7 @@ def test_the_check_notices_a_generator_that_outlives_a_draw(any_engine, cfg, mon
     def init(self: DrawAugmentation, *args: Any, _init: Any = DrawAugmentation.__init__, **kw: Any):
         _init(self, *args, **kw)
         rng = np.random.default_rng(0)
-        self.copy_paste.plan = lambda a, h, w, _: real(self.copy_paste, a, h, w, rng)
+        self.copy_paste.plan = lambda a, h, w, _, image: real(self.copy_paste, a, h, w, rng, image)
 
     monkeypatch.setattr(DrawAugmentation, "__init__", init)
     assert broken_laws(any_engine, cfg) == {"workers", "processes"}
