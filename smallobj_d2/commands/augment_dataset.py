@@ -50,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_summary(done: Summary, seed: int) -> None:
     for skipped in done.skipped:
         print(f"skipped: {printable(skipped)}")
+    lost = done.left_out
     print(
         f"Seed {seed}: {done.original:,} images as they were (links), {done.augmented:,} augmented "
-        f"ones with {done.pastes:,} pastes; {done.given_up:,} found no free place.\n"
+        f"ones with {done.pastes:,} pastes. Of the copies that were wanted {lost['given_up']:,} "
+        f"found no free place, {lost['empty']:,} own no pixel and {lost['capped']:,} are over "
+        "SMALLOBJ.MAX_PASTES.\n"
         f"{done.json_file}\n{done.image_root}\n"
         "Train on it, or evaluate with it, by any name that you give it:\n"
         f"""  SMALLOBJ.DATASETS '[["NAME", "{done.json_file}", "{done.image_root}"]]'"""

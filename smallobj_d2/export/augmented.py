@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -53,8 +53,8 @@ class Summary:
     """Images that are as they were: links."""
     augmented: int = 0
     pastes: int = 0
-    given_up: int = 0
-    """Copies for which there was no free place."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Copies that were wanted and not placed, by reason; see `Plan.left_out`."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read, where SMALLOBJ.UNREADABLE_IMAGES is "skip"."""
     written: int = 0
@@ -76,7 +76,8 @@ class _Copy:
     annotations: list[int | Entry]
     """A number stands for the annotation at that place of the record, as it was."""
     pastes: int
-    given_up: int
+    left_out: dict[str, int]
+    """See `Plan.left_out`."""
     written: bool
 
 
@@ -313,7 +314,7 @@ class _Writer:
             self._add_annotation(new, entry["id"], None)
         self.summary.augmented += 1
         self.summary.pastes += copy.pastes
-        self.summary.given_up += copy.given_up
+        self.summary.left_out.update(copy.left_out)
         self.summary.written += copy.written
 
     def _origin(self, image_id: int, draw: Draw) -> dict[str, int]:
@@ -451,4 +452,4 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
         _write(task.target, data.tobytes())
     places = {id(a): i for i, a in enumerate(record["annotations"])}
     annotations = [places.get(id(a), a) for a in plan.annotations]
-    return _Copy(annotations, plan.pasted, plan.given_up, missing)
+    return _Copy(annotations, plan.pasted, plan.left_out, missing)
