@@ -137,9 +137,9 @@ def report_losses(output: Path, loader: Any) -> None:
             "%d copies were left out, as SMALLOBJ.MAX_PASTES allows no more.", left_out["capped"]
         )
     if left_out["given_up"]:
-        logger.info("%d copies found no free place.", left_out["given_up"])
+        logger.info("Copies that found no free place: %d.", left_out["given_up"])
     if left_out["empty"]:
-        logger.info("%d copies own no pixel and were left out.", left_out["empty"])
+        logger.info("Copies left out as they own no pixel: %d.", left_out["empty"])
     if not skipped:
         return
     path = output / "skipped.json"
