@@ -3,11 +3,11 @@
 python -m proofs.fuzz --num 20000
 python -m proofs.fuzz --replay json:17 images:90210
 
-Each mutation goes through the check, the loader, the analysis, COCO's evaluation, copy-paste and
-the mappers. It must end in a result that obeys the laws of copy-paste, or in the project's own
-error, and whatever reads the JSON must stop exactly where the check finds an error, in the same
-words. Mutation k is a function of k, so its number is all that is needed to see it again. What
-fails is listed with its number and kept in the output folder.
+Each mutation goes through the check, the loader, the analysis, COCO's evaluation, copy-paste, the
+mappers, the export and the pictures of detections. It must end in a result that obeys the laws of
+copy-paste, or in the project's own error, and whatever reads the JSON must stop exactly where the
+check finds an error, in the same words. Mutation k is a function of k, so its number is all that is
+needed to see it again. What fails is listed with its number and kept in the output folder.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import json
 import logging
 import multiprocessing
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,18 +38,21 @@ from tqdm import tqdm
 from proofs.copy_paste_laws import check as check_laws
 from proofs.random_scenes import raster
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.config import has_detectron2
+from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.copy_paste import CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.datasets import images
 from smallobj_d2.datasets.check import check_coco
-from smallobj_d2.datasets.coco import load_coco
+from smallobj_d2.datasets.coco import load_coco, with_paths
 from smallobj_d2.datasets.findings import KINDS, exit_code, report
 from smallobj_d2.datasets.synthetic import make_scene
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import coco_metrics, load_ground_truth
+from smallobj_d2.export.augmented import augment_dataset
 from smallobj_d2.sampling import Draw
+from smallobj_d2.visualization.detections import detection_sheet
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SIZE = 96
 SECONDS = 20  # for one mutation; longer counts as a failure
 MEMORY = 6 << 30  # bytes of address space for a worker
@@ -244,6 +249,7 @@ def try_json(number: int, folder: Path) -> str:
 
     assert CocoFile(path, folder)[:] == records
     try_evaluation(path)
+    try_export_and_pictures(path, records, folder, number)
     json.dumps(copy.deepcopy(records), default=bytes.decode)  # as the export does
     copy_paste = CopyPaste(
         strategy=str(rng.choice(["single", "multiple", "all"])),
@@ -273,6 +279,47 @@ def try_json(number: int, folder: Path) -> str:
     if rounded:
         return "loaded, a pixel rounded"
     return "loaded with remarks" if findings else "loaded"
+
+
+def try_export_and_pictures(
+    path: Path, records: list[dict[str, Any]], folder: Path, seed: int
+) -> None:
+    """The offline copies load again, and a sheet of detections shows what evaluation reads.
+
+    Either may refuse a dataset, in a line: images that do not exist, or ids that are no numbers.
+    """
+    shutil.rmtree(folder / "copies", ignore_errors=True)
+    if any(r["height"] * r["width"] > MOST_PIXELS for r in records):
+        return
+    for record, picture in zip(records, scenes()[1], strict=False):
+        file = Path(record["file_name"])
+        if file.parent == folder and len(file.name) < 99 and "\0" not in file.name:
+            size = record["width"], record["height"]
+            with suppress(OSError, ValueError):
+                Image.fromarray(picture).resize(size).save(file, "PNG", compress_level=0)
+    cfg = load_cfg(CONFIGS / "orig_aug_single1x.yaml", ["SEED", seed])
+    cfg = with_paths(cfg, path, folder)
+    name = cfg.DATASETS.TRAIN[0]
+    with suppress(SmallObjError):
+        done = augment_dataset(cfg, folder / "copies", workers=1, progress=False)
+        again = load_coco(done.json_file, done.image_root).records
+        assert len(again) >= len({r["image_id"] for r in records})
+    run = folder / "run"
+    (run / "inference").mkdir(parents=True, exist_ok=True)
+    cfg.defrost()
+    cfg.DATASETS.TEST = (name,)
+    (run / "run.json").write_text(json.dumps({"config": cfg.dump()}))
+    truth = load_ground_truth(path)
+    found = [
+        {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        for a in truth.anns.values()
+    ]
+    (run / "inference" / "coco_instances_results.json").write_text(json.dumps(found))
+    (run / "row.json").write_text(json.dumps({"dataset": name}))
+    with suppress(SmallObjError):
+        sheet, text = detection_sheet({"run": run}, num=2, width=64)
+        assert sheet.width
+        assert text.encode()
 
 
 def try_evaluation(path: Path) -> None:

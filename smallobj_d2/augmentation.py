@@ -111,15 +111,15 @@ class DrawAugmentation:
 
         Args:
             image: (H, W, 3) uint8, of the size that the record says; changed in place.
-            record: see `plan`; its ``annotations`` are replaced, and ``capped`` counts the copies
-                over the limit for one image, where there are any.
+            record: see `plan`; its ``annotations`` are replaced, and where copies were left out,
+                ``left_out`` counts them by the names that `Plan` has for the reasons.
         """
         plan = self.plan(record)
         if plan is not None:
             self.copy_paste.composite(image, plan)
             record["annotations"] = plan.annotations
-            if plan.capped:
-                record["capped"] = plan.capped
+            if plan.left_out:
+                record["left_out"] = plan.left_out
         return plan
 
 

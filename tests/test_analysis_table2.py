@@ -151,7 +151,7 @@ def test_draws_are_those_of_training(scenes):
     assert found.epochs == 2
     assert found.augmented == sum(p is not None for p in plans) > 0
     assert found.pasted == sum(p.pasted for p in plans if p) == found.objects.pasted.sum() > 0
-    assert found.tried == found.pasted + found.given_up + found.capped
+    assert found.tried == found.pasted + found.given_up + found.empty + found.capped
 
 
 def test_fewer_draws_are_the_first_ones(scenes):

@@ -12,6 +12,8 @@ import pytest
 from smallobj_d2.commands import ROOT, command, command_line, parse, scale_file, writable
 from smallobj_d2.commands import reproduce as reproduce_tool
 from smallobj_d2.commands.train_net import parser as train_parser
+from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import load_scale
 
@@ -142,6 +144,64 @@ def test_the_help_names_overrides():
     parser = command_line("What it does.")
     parse(parser, [])
     assert "KEY VALUE" in parser.format_help()
+
+
+# --- datasets without a name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Scenes for training and for evaluation, known by their files only."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed, split in enumerate(("train", "val")):
+        make_dataset(folder, split, 6, seed=seed, size=96, progress=False)
+    return folder
+
+
+def files(folder: Path, split: str, prefix: str = "") -> list[str]:
+    where = folder / split
+    return [f"--{prefix}json", str(where / "annotations.json")] + [
+        f"--{prefix}images",
+        str(where / "images"),
+    ]
+
+
+def test_every_command_that_reads_a_dataset_takes_its_files(data, tmp_path, capsys):
+    demo = ["--config", str(ROOT / "configs" / "demo.yaml"), "SMALLOBJ.DATASETS", "[]"]
+    demo += ["SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0", "--engine", "torchvision"]
+    out = str(tmp_path / "sheet.png")
+    words = [*files(data, "train"), *demo, "--num", "1", "--width", "64", "--out", out]
+    assert import_module("smallobj_d2.commands.visualize").main(words) == 0
+    assert Path(out).is_file()
+
+    words = [*files(data, "val"), *demo[:-2], "--out", str(tmp_path / "copies"), "--workers", "1"]
+    assert import_module("smallobj_d2.commands.augment_dataset").main(words) == 0
+    assert (tmp_path / "copies" / "annotations.json").is_file()
+
+    run = tmp_path / "run"
+    words = [*files(data, "train"), *demo, *files(data, "val", "val-"), "OUTPUT_DIR", str(run)]
+    words += ["SOLVER.MAX_ITER", "1", "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"]
+    assert import_module("smallobj_d2.commands.train_net").main(words) == 0
+    cfg = load_cfg(run / "config.yaml")
+    named = {name: json_file for name, json_file, _ in cfg.SMALLOBJ.DATASETS}
+    assert [named[n] for n in cfg.DATASETS.TRAIN] == [str(data / "train" / "annotations.json")]
+    assert [named[n] for n in cfg.DATASETS.TEST] == [str(data / "val" / "annotations.json")]
+    assert "row.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "says"),
+    [
+        ("visualize", ["--json", "a.json"], "--json and --images belong together"),
+        ("augment_dataset", ["--images", "a", "--out", "b"], "--json and --images belong together"),
+        ("train_net", ["--val-json", "a.json"], "--val-json and --val-images belong together"),
+        ("visualize", ["--json", "a", "--images", "b", "--dataset", "c"], "Give either --dataset"),
+    ],
+)
+def test_half_a_dataset_or_two_are_refused(capsys, command, words, says):
+    words = ["--config", str(ROOT / "configs" / "demo.yaml"), *words]
+    assert import_module(f"smallobj_d2.commands.{command}").main(words) == 2
+    assert says in capsys.readouterr().err
 
 
 # --- outputs

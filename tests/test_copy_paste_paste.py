@@ -194,6 +194,7 @@ def test_an_object_that_owns_no_pixel_is_given_up_not_pasted_empty():
     plan = CopyPaste(copies=9).plan([thing], 64, 64, np.random.default_rng(0))
     assert plan.tried == 9
     assert all(p.mask.any() for p in plan.pastes)
+    assert plan.left_out == {"empty": 9 - plan.pasted}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])

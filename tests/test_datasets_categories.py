@@ -108,6 +108,19 @@ def test_train_and_test_sets_are_compared_before_training(
     assert not (tmp_path / "out" / "model_final.pth").exists()
 
 
+def test_a_category_that_the_test_set_lacks_is_named(engine, scenes, tmp_path, forget_datasets):
+    """Not the number of classes, which is right."""
+    data = json.loads(scenes.read_text())
+    gone = data["categories"][-1]
+    kept = [a for a in data["annotations"] if a["category_id"] != gone["id"]]
+    cfg = config(scenes, tmp_path, TEST="b", categories=data["categories"][:-1])
+    (tmp_path / "b.json").write_text(
+        json.dumps({**data, "categories": data["categories"][:-1], "annotations": kept})
+    )
+    with pytest.raises(SmallObjError, match=rf"same categories: b_.* has no .* '{gone['name']}'"):
+        engine.main(cfg)
+
+
 @pytest.mark.parametrize("test", ["a", ""])
 def test_too_many_classes_are_refused_before_training(
     engine, scenes, tmp_path, forget_datasets, test

@@ -335,6 +335,17 @@ def test_copies_over_the_cap_are_counted_at_the_end(tmp_path, scenes, caplog, en
     assert int(line.split()[0]) > 0
 
 
+@each_engine
+def test_copies_without_a_pixel_or_a_place_are_counted_at_the_end(tmp_path, scenes, caplog, engine):
+    shrunk = ("SMALLOBJ.SCALE", (0.01, 0.01), "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0")
+    logging.getLogger("smallobj_d2").propagate = True
+    with caplog.at_level(logging.INFO, "smallobj_d2"):
+        train(engine, options(scenes, tmp_path / "out", *shrunk, "DATASETS.TEST", "()"))
+    (line,) = [m for r in caplog.records if "own no pixel" in (m := r.getMessage())]
+    assert int(line.split()[-1].rstrip(".")) > 0
+    assert not any("found no free place" in r.getMessage() for r in caplog.records)
+
+
 # --- Datasets that are unusual
 
 

@@ -140,6 +140,30 @@ def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     assert text.count("| `beyond/new` |") == 4
 
 
+def test_runs_evaluated_on_other_ground_truth_are_not_mixed_in(runs):
+    first = distil(SCALE, runs)
+    truths = {"validation": dict.fromkeys(SIZES, 9)}
+    other = {**first, "about": {**first["about"], "ground_truth": truths}}
+    with pytest.raises(SmallObjError, match=r"other ground truth \(validation: 9 small.*; there 7"):
+        together(other, first)
+    row = runs / "orig_aug" / "seed1" / "row.json"
+    row.write_text(json.dumps(json.loads(row.read_text()) | {"ground_truth": truths["validation"]}))
+    with pytest.raises(SmallObjError, match=r"seed1 was evaluated on other ground truth"):
+        distil(SCALE, runs)
+
+
+def test_runs_of_another_network_are_not_mixed_in(runs):
+    first = distil(SCALE, runs)
+    for path in runs.rglob("request.yaml"):
+        request = yaml.safe_load(path.read_text()) | {"MODEL": {"RESNETS": {"DEPTH": 18}}}
+        path.write_text(yaml.safe_dump(request))
+    other = distil(SCALE, runs)
+    with pytest.raises(SmallObjError, match="their settings under MODEL are others"):
+        together(other, first)
+    del first["about"]["settings"]  # as results files were before
+    assert together(other, first)["about"]["settings"] == other["about"]["settings"]
+
+
 def test_rows_without_a_baseline_are_set_against_the_first(runs):
     for config in ("baseline", "aug_oversample_2x", "aug"):
         shutil.rmtree(runs / config)

@@ -211,7 +211,7 @@ def test_goes_on_where_it_was_cut_off(scenes, made, tmp_path, monkeypatch):
         nonlocal count
         count += path.suffix == ".png"
         if count == 4:
-            path.with_name(f".{path.name}.1.tmp").write_bytes(content[:99])
+            path.with_name(f".smallobj-1-{path.name}").write_bytes(content[:99])
             raise KeyboardInterrupt
         write(path, content)
 
@@ -224,6 +224,20 @@ def test_goes_on_where_it_was_cut_off(scenes, made, tmp_path, monkeypatch):
     assert again.written == again.augmented - 3
     assert files(out) == files(made.json_file.parent)
     assert augment_dataset(config(scenes), out, workers=1, progress=False).written == 0
+
+
+def test_images_that_a_crash_of_the_machine_left_are_written_anew(scenes, made, tmp_path):
+    out = tmp_path / "out"
+    augment_dataset(config(scenes), out, workers=1, progress=False)
+    empty, cut, *_ = sorted((out / "images").rglob("*_draw*.png"))[-2:]
+    for path, size in ((empty, 0), (cut, 200)):
+        content = path.read_bytes()[:size]
+        path.unlink()  # it may be a link to an original
+        path.write_bytes(content)
+    again = augment_dataset(config(scenes), out, workers=1, progress=False)
+    assert again.written > 0
+    for path in (empty, cut):
+        Image.open(path).load()
 
 
 def test_workers_leave_with_a_killed_parent(scenes, made, tmp_path):

@@ -217,16 +217,19 @@ def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
         f"This config ({settings}) wants {wish}; in the {after.objects.num_images:,} draws looked "
         f"at it augmented {after.augmented:,} and pasted {after.pasted:,} copies"
     )
-    lost = after.given_up + after.capped
+    lost = after.given_up + after.empty + after.capped
     if lost < 0.01 * after.tried:
         return f"{text}, nearly all that it wanted."
     reasons = []
     if after.given_up:
         reasons.append(f"{after.given_up:,} found no free place")
+    if after.empty:
+        reasons.append(f"{after.empty:,} own no pixel")
     if after.capped:
         reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
-    full = " These images are full: more copies will not fit." if lost > 0.2 * after.tried else ""
-    return f"{text}. It wanted {after.tried:,}: {' and '.join(reasons)}.{full}"
+    many = after.given_up > 0.2 * after.tried
+    full = " These images are full: more copies will not fit." if many else ""
+    return f"{text}. It wanted {after.tried:,}: {', '.join(reasons)}.{full}"
 
 
 def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[str]:

@@ -188,6 +188,7 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             "copies_wanted": after.tried,
             "copies_pasted": after.pasted,
             "copies_without_place": after.given_up,
+            "copies_without_pixels": after.empty,
             "copies_over_limit": after.capped,
             "tables": [t.as_json() for t in analysis.after_tables],
             "gains": [g.as_json() for g in analysis.gains],

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
+from smallobj_d2.datasets.coco import with_paths
 from smallobj_d2.errors import SmallObjError, printable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,38 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def path(text: str) -> Path:
     """A path as a user types it: ``~`` is the home folder."""
     return Path(os.path.expanduser(text))
+
+
+def add_dataset_options(parser: argparse.ArgumentParser, what: str, prefix: str = "") -> None:
+    """Give a command ``--json`` and ``--images``, for a dataset that has no name."""
+    parser.add_argument(
+        f"--{prefix}json", type=path, metavar="FILE", help=f"{what}: its COCO instance annotations"
+    )
+    parser.add_argument(
+        f"--{prefix}images", type=path, metavar="FOLDER", help=f"the images of --{prefix}json"
+    )
+
+
+def with_dataset(cfg: Any, args: argparse.Namespace, key: str = "TRAIN", prefix: str = "") -> Any:
+    """The config with the dataset that `add_dataset_options` took from the command line, if any.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``; left as it is.
+        args: of the command.
+        key: which of DATASETS it takes the place of, TRAIN or TEST.
+        prefix: as given to `add_dataset_options`.
+    """
+    flags = (f"{prefix}json", f"{prefix}images")
+    json_file, image_root = (getattr(args, flag.replace("-", "_")) for flag in flags)
+    if json_file is None and image_root is None:
+        return cfg
+    if json_file is None or image_root is None:
+        raise SmallObjError(
+            f"--{flags[0]} and --{flags[1]} belong together: give both, or neither."
+        )
+    if key == "TRAIN" and getattr(args, "dataset", None):
+        raise SmallObjError("Give either --dataset, or --json and --images.")
+    return with_paths(cfg, json_file, image_root, key)
 
 
 def scale_file(text: str) -> Path:

@@ -2,6 +2,7 @@
 
 tools/augment_dataset.py --config configs/orig_aug_multi3x.yaml --out datasets/coco_orig_aug
 tools/augment_dataset.py --config configs/aug.yaml --dataset coco_2017_val --out datasets/aug_val
+tools/augment_dataset.py --config configs/aug.yaml --json a.json --images images/ --out aug
 
 Any framework can train on it. The second is the augmented validation set of section 6.2. A call
 that was cut off goes on when it is repeated.
@@ -9,7 +10,14 @@ that was cut off goes on when it is repeated.
 
 from collections.abc import Sequence
 
-from smallobj_d2.commands import command, command_line, parse, path
+from smallobj_d2.commands import (
+    add_dataset_options,
+    command,
+    command_line,
+    parse,
+    path,
+    with_dataset,
+)
 from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.export.augmented import Summary, augment_dataset
@@ -20,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
     parser.add_argument("--dataset", metavar="NAME", help="in place of DATASETS.TRAIN")
+    add_dataset_options(parser, "a dataset in place of DATASETS.TRAIN")
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
     parser.add_argument("--workers", type=int, help="processes; one per core if left out")
     args = parse(parser, argv)
@@ -32,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_cfg(args.config_file, opts)
         if cfg.SEED < 0:
             cfg = load_cfg(args.config_file, [*opts, "SEED", "0"])
+        cfg = with_dataset(cfg, args)
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
@@ -40,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_summary(done: Summary, seed: int) -> None:
     for skipped in done.skipped:
         print(f"skipped: {printable(skipped)}")
+    lost = done.left_out
     print(
         f"Seed {seed}: {done.original:,} images as they were (links), {done.augmented:,} augmented "
-        f"ones with {done.pastes:,} pastes; {done.given_up:,} found no free place.\n"
+        f"ones with {done.pastes:,} pastes. Of the copies that were wanted {lost['given_up']:,} "
+        f"found no free place, {lost['empty']:,} own no pixel and {lost['capped']:,} are over "
+        "SMALLOBJ.MAX_PASTES.\n"
         f"{done.json_file}\n{done.image_root}\n"
         "Train on it, or evaluate with it, by any name that you give it:\n"
         f"""  SMALLOBJ.DATASETS '[["NAME", "{done.json_file}", "{done.image_root}"]]'"""

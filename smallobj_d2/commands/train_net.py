@@ -4,6 +4,8 @@ tools/train_net.py --config configs/orig_aug_multi3x.yaml --num-gpus 4
 tools/train_net.py --config configs/orig_aug_multi3x.yaml --num-gpus 4 --resume
 torchrun --nproc-per-node 4 tools/train_net.py --config configs/orig_aug_multi3x.yaml
 tools/train_net.py --config configs/baseline.yaml --eval-only MODEL.WEIGHTS model_final.pth
+tools/train_net.py --config configs/aug.yaml --json train.json --images train/
+    --val-json val.json --val-images val/ MODEL.ROI_HEADS.NUM_CLASSES 5
 """
 
 import argparse
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smallobj_d2.commands import command, command_line, parse
+from smallobj_d2.commands import add_dataset_options, command, command_line, parse, with_dataset
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import choose_engine, load_engine
 from smallobj_d2.registry import import_modules
@@ -22,6 +24,8 @@ from smallobj_d2.registry import import_modules
 def parser() -> argparse.ArgumentParser:
     p = command_line(__doc__)
     p.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    add_dataset_options(p, "train on this dataset in place of DATASETS.TRAIN")
+    add_dataset_options(p, "evaluate on this one in place of DATASETS.TEST", "val-")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
     p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
     p.add_argument(
@@ -56,7 +60,8 @@ def run(engine: str, cfg: Any, resume: bool, eval_only: bool, overwrite: bool) -
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser(), argv)
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun, the first
-    cfg = load_cfg(args.config_file, args.opts)
+    cfg = with_dataset(load_cfg(args.config_file, args.opts), args)
+    cfg = with_dataset(cfg, args, "TEST", "val-")
     engine = choose_engine(args.engine)
     why = "as asked" if args.engine == engine else "chosen by --engine auto"
     if speaks:

@@ -2,6 +2,7 @@
 
 tools/visualize.py --config configs/orig_aug_multi3x.yaml --out sheet.png
 tools/visualize.py --config configs/aug.yaml SEED 7 --positions 17 20 23
+tools/visualize.py --config configs/aug.yaml --json annotations.json --images images/
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,15 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from smallobj_d2.commands import command, command_line, parse, path, writable
+from smallobj_d2.commands import (
+    add_dataset_options,
+    command,
+    command_line,
+    parse,
+    path,
+    with_dataset,
+    writable,
+)
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError
@@ -23,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
     parser.add_argument("--dataset", help="show this dataset in place of DATASETS.TRAIN")
+    add_dataset_options(parser, "a dataset in place of DATASETS.TRAIN")
     parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="how many augmented draws to show")
     parser.add_argument("--positions", type=int, nargs="+", help="show these draws instead")
@@ -32,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opts = list(args.opts)
     if args.dataset:
         opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
-    cfg = load_cfg(args.config_file, opts)
+    cfg = with_dataset(load_cfg(args.config_file, opts), args)
     if cfg.SEED < 0:
         cfg.defrost()
         cfg.SEED = 0

@@ -76,6 +76,12 @@ class Plan:
         """Copies that were placed."""
         return len(self.pastes)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Copies that were wanted and not placed, by reason, where there are any."""
+        reasons = {"given_up": self.given_up, "empty": self.empty, "capped": self.capped}
+        return {reason: count for reason, count in reasons.items() if count}
+
 
 class CopyPaste:
     """Copy-pastes small objects.

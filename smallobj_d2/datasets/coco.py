@@ -104,13 +104,15 @@ def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str
         key: which of DATASETS it takes the place of, TRAIN or TEST.
     """
     paths = [str(Path(p).expanduser()) for p in (json_file, image_root)]
-    taken = {name: files for name, *files in cfg.SMALLOBJ.DATASETS}
+    known = {name: [str(d.json_file), str(d.image_root)] for name, d in _registered.items()}
+    named = {name: files for name, *files in cfg.SMALLOBJ.DATASETS}
+    taken = known | named
     stem = Path(json_file).stem
     names = chain([stem], (f"{stem}_{i}" for i in count(2)))
     name = next(n for n in names if n not in _BUILTIN and taken.get(n, paths) == paths)
     cfg = cfg.clone()
     cfg.defrost()
-    if name not in taken:
+    if name not in named:
         cfg.SMALLOBJ.DATASETS = [*cfg.SMALLOBJ.DATASETS, [name, *paths]]
     cfg.DATASETS[key] = (name,)
     cfg.freeze()

@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "json-encoding": ("error", "Save it as UTF-8 without a mark; COCO's tools read nothing else"),
     "json-deep": ("error", f"Remove what is nested more than {DEEPEST} deep"),
     "not-coco": ("error", "COCO instance JSON has the lists images, annotations and categories"),
-    "list-empty": ("warning", "Is this the right file?"),
+    "list-empty": ("warning", "Check that it is the right file"),
     "entry-form": ("error", "Each entry of the three lists is an object with named values"),
     "key-missing": ("error", "Add it, or export the annotations in COCO's instance format"),
     "key-unknown": ("note", "Nothing to do; it is carried along"),

@@ -745,7 +745,8 @@ def main(
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
         register_datasets(cfg)
         check_test_data(cfg, DatasetCatalog.list())
-        check_categories(cfg, cfg.DATASETS.TEST, catalog_categories)
+        if eval_only:
+            check_categories(cfg, cfg.DATASETS.TEST, catalog_categories)
         cfg = _with_local_weights(cfg, resume)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
         seed_step(cfg.SEED, -1)

@@ -224,14 +224,14 @@ class TrainLoader:
     Attributes:
         positions: positions of the draws in the batch that was handed out last.
         skipped: how often each unreadable image was skipped, by what was wrong with it.
-        capped: copies that were left out as SMALLOBJ.MAX_PASTES allows no more in one image.
+        left_out: copies that were wanted and not placed, by reason; see `Plan.left_out`.
     """
 
     def __init__(self, dataset: DrawDataset, batches: BatchSampler, num_workers: int) -> None:
         self.dataset = dataset
         self.positions: list[int] = []
         self.skipped: Counter[str] = Counter()
-        self.capped = 0
+        self.left_out: Counter[str] = Counter()
         self._loader = DataLoader(
             _Guarded(dataset),
             batch_sampler=batches,
@@ -251,7 +251,7 @@ class TrainLoader:
                     if what not in self.skipped:
                         logger.warning("Skipped: %s", what)
                     self.skipped[what] += 1
-                self.capped += sample.pop("capped", 0)
+                self.left_out.update(sample.pop("left_out", {}))
                 samples.append(sample)
             self.positions = [s["draw"].position for s in samples]
             yield samples

@@ -121,19 +121,25 @@ def report_losses(output: Path, loader: Any) -> None:
     """Say what a training had to leave out; called in all processes at once, at its end.
 
     Images that could not be read are listed in the log and in skipped.json, which is added to after
-    a resume; where nothing was skipped there is no such file. Copies over SMALLOBJ.MAX_PASTES are
-    counted in the log.
+    a resume; where nothing was skipped there is no such file. Copies that were not placed are
+    counted in the log, by reason.
 
     Args:
         output: the run's folder.
         loader: the `TrainLoader` of this process.
     """
     skipped: Counter[str] = sum(map(Counter, processes.gather(dict(loader.skipped))), Counter())
-    capped = sum(processes.gather(loader.capped))
+    left_out: Counter[str] = sum(map(Counter, processes.gather(loader.left_out)), Counter())
     if processes.rank() != 0:
         return
-    if capped:
-        logger.warning("%d copies were left out, as SMALLOBJ.MAX_PASTES allows no more.", capped)
+    if left_out["capped"]:
+        logger.warning(
+            "%d copies were left out, as SMALLOBJ.MAX_PASTES allows no more.", left_out["capped"]
+        )
+    if left_out["given_up"]:
+        logger.info("Copies that found no free place: %d.", left_out["given_up"])
+    if left_out["empty"]:
+        logger.info("Copies left out as they own no pixel: %d.", left_out["empty"])
     if not skipped:
         return
     path = output / "skipped.json"

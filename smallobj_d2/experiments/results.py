@@ -1,5 +1,6 @@
 """What was measured, in one small file per scale and engine: ``experiments/results/*.json``."""
 
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -39,7 +40,8 @@ class Results:
 
     about: dict[str, Any]
     """``scale``, ``text``, ``engine``, ``device``, ``versions``, ``schedule``, ``ground_truth``;
-    ``validation``, the name of the dataset."""
+    ``settings``, a short hash of each section that all rows share; ``validation``, the name of the
+    dataset."""
     numbers: dict[tuple[str, int], dict[str, float]]
     """AP by (row, seed) and metric; a row evaluated elsewhere is ``config@dataset``."""
     seconds: dict[tuple[str, int], float]
@@ -142,7 +144,11 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
         if not dataset:
             entry |= training_log(path / "metrics.json")
         runs.append(entry)
-        ground_truth.setdefault(dataset or "validation", counts)
+        if ground_truth.setdefault(dataset or "validation", counts) != counts:
+            raise SmallObjError(
+                f"{path} was evaluated on other ground truth ({_text(counts)}) than the runs "
+                f"before it ({_text(ground_truth[dataset or 'validation'])}); move it elsewhere."
+            )
         record = path / ("eval.json" if dataset else "run.json")
         if record.is_file():
             with reading(record):
@@ -164,6 +170,7 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
         "device": sorted(devices),
         "versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())},
         "schedule": _schedule(requests),
+        "settings": _settings(requests),
         "validation": ", ".join(sorted(names)),
         "ground_truth": ground_truth,
     }
@@ -261,6 +268,19 @@ def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
                 f"These runs cannot stand beside those in the results file: their {key} is "
                 f"{about[key]}, and there it is {before[key]}."
             )
+    for data in about["ground_truth"].keys() & before["ground_truth"].keys():
+        now, then = about["ground_truth"][data], before["ground_truth"][data]
+        if now and then and now != then:
+            raise SmallObjError(
+                "These runs cannot stand beside those in the results file: they were evaluated on "
+                f"other ground truth ({data}: {_text(now)}; there {_text(then)})."
+            )
+    for section in about["settings"].keys() & before.get("settings", {}).keys():
+        if not {*about["settings"][section]} & {*before["settings"][section]}:
+            raise SmallObjError(
+                "These runs cannot stand beside those in the results file: their settings under "
+                f"{section} are others."
+            )
     versions = {k: {*v.split(", ")} for k, v in before["versions"].items()}
     for package, version in about["versions"].items():
         versions.setdefault(package, set()).update(version.split(", "))
@@ -301,6 +321,23 @@ def _schedule(requests: Sequence[Path]) -> dict[str, Any]:
     with reading(requests[0]):
         solver = yaml.safe_load(requests[0].read_text())["SOLVER"]
         return {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
+
+
+def _settings(requests: Sequence[Path]) -> dict[str, list[str]]:
+    """Short hashes of what a scale sets for the network and its training; of most rows only one."""
+    found: dict[str, set[str]] = {}
+    for path in requests:
+        with reading(path):
+            request = yaml.safe_load(path.read_text())
+            for section in ("MODEL", "INPUT", "SOLVER"):
+                text = json.dumps(request.get(section), sort_keys=True, default=str)
+                digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+                found.setdefault(section, set()).add(digest)
+    return {section: sorted(digests) for section, digests in found.items()}
+
+
+def _text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {size}" for size, count in counts.items())
 
 
 def _table2_of(split: Sequence[str], request: Path) -> list[Table]:

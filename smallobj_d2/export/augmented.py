@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -32,12 +32,14 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.files import remove_leftovers, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
 _FORMAT = 1  # raise it whenever the same recipe would give other files
 
 _PNG_COMPRESSION = 3  # half the time of the default, and a tenth more bytes
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 Entry = dict[str, Any]
 """An image or an annotation of a COCO JSON."""
@@ -53,8 +55,8 @@ class Summary:
     """Images that are as they were: links."""
     augmented: int = 0
     pastes: int = 0
-    given_up: int = 0
-    """Copies for which there was no free place."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Copies that were wanted and not placed, by reason; see `Plan.left_out`."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read, where SMALLOBJ.UNREADABLE_IMAGES is "skip"."""
     written: int = 0
@@ -76,7 +78,8 @@ class _Copy:
     annotations: list[int | Entry]
     """A number stands for the annotation at that place of the record, as it was."""
     pastes: int
-    given_up: int
+    left_out: dict[str, int]
+    """See `Plan.left_out`."""
     written: bool
 
 
@@ -201,14 +204,8 @@ def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise SmallObjError(f"Cannot write {path}: {e.strerror}.") from e
 
 
 # --- The new dataset
@@ -313,7 +310,7 @@ class _Writer:
             self._add_annotation(new, entry["id"], None)
         self.summary.augmented += 1
         self.summary.pastes += copy.pastes
-        self.summary.given_up += copy.given_up
+        self.summary.left_out.update(copy.left_out)
         self.summary.written += copy.written
 
     def _origin(self, image_id: int, draw: Draw) -> dict[str, int]:
@@ -332,8 +329,7 @@ class _Writer:
 
     def finish(self, recipe: dict[str, Any]) -> None:
         """Write the JSON, last of all."""
-        for leftover in self.summary.image_root.rglob(".*.tmp"):  # of a call that was killed
-            leftover.unlink()
+        remove_leftovers(self.summary.image_root, recursive=True)  # of a call that was killed
         data = self.source.data
         info = data.get("info")
         content = {
@@ -433,13 +429,23 @@ def _work(task: _Task) -> _Copy | None:
     return _copy(_augmentation, task)
 
 
+def _is_whole_png(path: Path) -> bool:
+    """Whether a file has the end of a PNG, which a crash of the machine may have lost."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:  # it is not there, or shorter
+        return False
+
+
 def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
     """Augment one draw and write its image, unless it is there; None if it shows the original."""
     record = task.record
     plan = augmentation.plan(record)
     if plan is None or not plan.pasted:
         return None
-    missing = not task.target.exists()
+    missing = not _is_whole_png(task.target)
     if missing:
         image = read_rgb(record)
         augmentation.copy_paste.composite(image, plan)
@@ -451,4 +457,4 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
         _write(task.target, data.tobytes())
     places = {id(a): i for i, a in enumerate(record["annotations"])}
     annotations = [places.get(id(a), a) for a in plan.annotations]
-    return _Copy(annotations, plan.pasted, plan.given_up, missing)
+    return _Copy(annotations, plan.pasted, plan.left_out, missing)

@@ -92,7 +92,8 @@ def main(
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
     with run.running(cfg, "torchvision", **how) as cfg:
         check_test_data(cfg)
-        check_categories(cfg, cfg.DATASETS.TEST, categories_of)
+        if eval_only:
+            check_categories(cfg, cfg.DATASETS.TEST, categories_of)
         checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
         weights = checkpoint or check_weights(cfg)
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
