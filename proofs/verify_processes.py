@@ -6,7 +6,7 @@ python -m proofs.verify_processes --engine detectron2 --processes 1 2 4
 A small model is trained on made scenes on the CPU, by tools/train_net.py: with each number of
 processes, and, for an even number, on two machines that share them (--num-machines 2, two launches
 on this host). Each run is then resumed from its middle with another number of processes. Prints
-what was compared, and exits with code 1 where something differs. docs/verification.md explains it.
+what was compared, and exits with code 1 where something differs. docs/review/verification.md explains it.
 """
 
 import argparse

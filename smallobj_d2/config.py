@@ -1,6 +1,6 @@
 """The ``SMALLOBJ`` keys, and a config that holds them with or without Detectron2.
 
-Every key is documented where it is added, below. ``docs/fidelity.md`` says which statement of the
+Every key is documented where it is added, below. ``docs/review/fidelity.md`` says which statement of the
 paper each one stands for, and which test holds it.
 """
 
