@@ -2,7 +2,7 @@
 
 DETECTRON2_DATASETS=datasets python -m proofs.verify_copy_paste --scenes 10000
 
-The laws are in tests/copy_paste_laws.py. Prints how often each was put to the test, and exits with
+The laws are in proofs/copy_paste_laws.py. Prints how often each was put to the test, and exits with
 code 1 and the seed at the first violation. docs/review/verification.md explains the table.
 """
 
