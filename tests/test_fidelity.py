@@ -1,4 +1,4 @@
-"""docs/review/fidelity.md: the tests and keys that it names are there, and the defaults are real."""
+"""docs/review/fidelity.md: its tests and keys exist, and its defaults are the real ones."""
 
 import re
 from pathlib import Path

@@ -4,7 +4,7 @@ tools/augment_dataset.py --config configs/orig_aug_multi3x.yaml --out datasets/c
 tools/augment_dataset.py --config configs/aug.yaml --dataset coco_2017_val --out datasets/aug_val
 
 Any framework can train on it. The second is the augmented validation set of section 6.2. A call
-that was cut off goes on when it is repeated.
+that was interrupted continues when it is repeated.
 """
 
 from collections.abc import Sequence

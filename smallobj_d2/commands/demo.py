@@ -1,4 +1,4 @@
-"""The main job on made scenes: look at the augmentation, train on the CPU, read AP_S.
+"""The whole job on synthetic scenes: look at the augmentation, train on the CPU, read AP_S.
 
 Makes the demo dataset, a contact sheet of what the augmentation does to it, trains the small model
 of configs/demo.yaml, and prints its table row.

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--add", action="store_true", help="keep results of runs that are not in the folder"
     )
     parser.add_argument(
-        "--scale", type=scale_file, metavar="FILE", help="of --runs at a scale of your own"
+        "--scale", type=scale_file, metavar="FILE", help="of --runs, if it is your own file"
     )
     parser.add_argument(
         "--resamples",

@@ -6,8 +6,8 @@ tools/reproduce.py --scale small --rows baseline aug orig_aug --seeds 5
 tools/reproduce.py --scale paper --seeds 1 --slurm slurm_partition=gpu
 tools/reproduce.py --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
-Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. Stop it as you like; the same command goes on.
-tools/report.py makes the report, at any time.
+Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. The same command continues a
+sweep that was stopped. tools/report.py makes the report, at any time.
 """
 
 import argparse
@@ -43,7 +43,9 @@ OUT = Path("output", "reproduce")
 def parser() -> argparse.ArgumentParser:
     p = command_line(__doc__)
     p.add_argument(
-        "--scale", required=True, help="a name of experiments/scales, or a YAML file of your own"
+        "--scale",
+        required=True,
+        help="a name of experiments/scales, or the path of your own YAML file",
     )
     which = p.add_mutually_exclusive_group()
     which.add_argument("--tables", type=int, nargs="+", help="3 to 8; all of them if left out")

@@ -23,7 +23,9 @@ def parser() -> argparse.ArgumentParser:
     p = command_line(__doc__)
     p.add_argument("--config-file", "--config", required=True, metavar="FILE")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
-    p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
+    p.add_argument(
+        "--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint"
+    )
     p.add_argument(
         "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run already"
     )

@@ -124,8 +124,8 @@ class Sweep:
     def go(self) -> bool:
         """Do what is missing; True if every run is finished then.
 
-        A run that fails is noted, and the others go on. On Ctrl-C the running ones are ended, and
-        go on from their checkpoints in the next call.
+        A run that fails is noted, and the others continue. On Ctrl-C the running ones are ended;
+        the next call resumes them from their checkpoints.
         """
         todo = [r for r in self.runs if r.state() is not State.FINISHED]
         quiet = not sys.stderr.isatty()

@@ -90,7 +90,7 @@ def augment_dataset(
     plus the draw's position, its file ``<stem>_draw<position>``. Images that training leaves out,
     because they have nothing to learn from, are there as they were. The files are a function of the
     dataset, the config and the seed, whatever `workers` is. A call that was cut off leaves no JSON,
-    and the next call goes on where it stopped.
+    and the next call continues where it stopped.
 
     Args:
         cfg: a config with ``SMALLOBJ``, one dataset in DATASETS.TRAIN, and a SEED that is not

@@ -92,7 +92,7 @@ class Trainer:
     """Trains a model for a number of iterations.
 
     Every iteration starts torch's generator afresh from the seed, the iteration and the process, so
-    that a resumed run goes on bit for bit as if it had not stopped (on a CPU; a GPU adds up in an
+    that a resumed run continues bit for bit as if it had not stopped (on a CPU; a GPU adds up in an
     order of its own).
 
     Args:
@@ -247,7 +247,7 @@ class Trainer:
             temporary.write_text(name)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises:
             SmallObjError: if it is not one of this model and this run.
