@@ -52,7 +52,7 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # "probability": each draw by chance (section 6.2). "paired": in each epoch exactly that share
     # of an image's draws, so that factor 2 and 0.5 keep one original and one copy (section 5.2).
     s.AUGMENTATION_READING = "probability"
-    # False: every augmented draw gets pastes of its own. True: an image has one augmented copy, the
+    # False: every augmented draw gets new pastes. True: an image has one augmented copy, the
     # same at every draw, as when copies are made offline once.
     s.ONE_COPY_PER_IMAGE = False
 
@@ -332,7 +332,9 @@ _WORDS = Rule(lambda value: isinstance(value, str), "must be a string")
 _NAMES = _each(_WORDS, empty=True)
 
 RULES: dict[str, Rule] = {
-    "SEED": _from(-(2**63), 2**63 - 1, "must be a whole number of 64 bits; below 0 draws one"),
+    "SEED": _from(
+        -(2**63), 2**63 - 1, "must be a whole number of 64 bits; below 0, a random one is chosen"
+    ),
     "OUTPUT_DIR": Rule(lambda value: isinstance(value, str) and value, "must name a folder"),
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
@@ -416,7 +418,7 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
     "SMALLOBJ.UNREADABLE_IMAGES": _one_of("stop", "skip"),
 }
-"""What is checked when a config is read. Copy-paste itself checks the numbers of its own keys."""
+"""What is checked when a config is read. Copy-paste checks the numbers of its keys itself."""
 
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM",)
 

@@ -19,9 +19,11 @@ from smallobj_d2.export.augmented import Summary, augment_dataset
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
-    parser.add_argument("--dataset", metavar="NAME", help="in place of DATASETS.TRAIN")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="augment this dataset instead of DATASETS.TRAIN"
+    )
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
-    parser.add_argument("--workers", type=int, help="processes; one per core if left out")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parse(parser, argv)
     try:
         opts = list(args.opts)

@@ -510,7 +510,7 @@ def _require_mask_format(records: Records, cfg: CfgNode) -> None:
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     """The training loader of a config: oversampling, copy-paste, and draws that can be trusted.
 
-    Use it as the ``build_train_loader`` of your own trainer.
+    Use it as the ``build_train_loader`` of your trainer.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
@@ -637,7 +637,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
         """The stock evaluation, of the same model in all processes, with readable errors.
 
-        Each process has batch norm statistics of its own, and evaluates a part of the images.
+        Each process has its own batch norm statistics, and evaluates a part of the images.
         """
         processes.share_statistics(model)
         try:

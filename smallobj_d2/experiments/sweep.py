@@ -1,6 +1,6 @@
 """Does the runs of an experiment that are missing, on this machine or on a Slurm cluster.
 
-Every run is a process of its own, ``tools/train_net.py``. What a sweep knows about its runs it
+Every run is a separate process of ``tools/train_net.py``. What a sweep knows about its runs it
 reads from their folders, so it can be stopped in any way and called again.
 """
 
