@@ -341,7 +341,7 @@ def _against_usual(what: str, records: list[Any], step: CopyPaste, repeats: int)
         for name, times in taken.items()
     }
     return [
-        row(f"{what}, ms", seconds["ours"], f"usual way, {name}", seconds[name])
+        row(f"{what}, ms", seconds["ours"], f"naive baseline, {name}", seconds[name])
         for name in ("any source", "same rule")
     ]
 

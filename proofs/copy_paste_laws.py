@@ -35,7 +35,7 @@ def check(
         rule: by which a bank was built.
 
     Returns:
-        How often each law was put to the test.
+        How often each law was checked.
     """
     counts: Counter = Counter()
 
@@ -243,7 +243,7 @@ def check_pixels(law, image, result, plan, blur):
 
 
 def warped(image, matrix, xs, ys):
-    """(N, C) float64: the image under a map, at some pixels, bilinear, edges going on outside."""
+    """(N, C) float64: the image under a map, at some pixels, bilinear, edges repeated outside."""
     centres = np.column_stack([xs, ys]) + 0.5
     x, y = ((centres - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T - 0.5).T
     height, width = image.shape[:2]

@@ -3,10 +3,10 @@
 python -m proofs.kill_resume --kills 20 --engine torchvision
 python -m proofs.kill_resume --kills 20 --engine detectron2
 
-A small model is trained on made scenes on the CPU: once to its end, and then again under kill -9
-and --resume, as often as asked. Whenever such a run arrives at its end, its weights, its optimiser
-and its table row must be those of the unbroken run, bit for bit, and so must every draw on the way,
-pixels included.
+A small model is trained on synthetic scenes on the CPU: once to its end, and then again under
+kill -9 and --resume, as often as asked. Whenever such a run reaches its end, its
+weights, optimizer and table row must be those of the unbroken run, bit for bit, and so must every
+draw on the way, pixels included.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 DETECTRON2_DATASETS=datasets python -m proofs.memory --batches 4000
 
-Repeats the annotations that there are (COCO's training images, else made scenes) until there are as
-many images as in COCO, gives each a small made file, and draws batches with oversampling and
+Repeats the annotations that there are (COCO's training images, else synthetic scenes) up to the
+number of images in COCO, gives each a small generated file, and draws batches with oversampling and
 copy-paste. Every so often it reads what each worker holds: RSS counts all pages of a process, PSS
 divides those that several share, "own" are those that it shares with none. The plot should be flat.
 """

@@ -1,4 +1,4 @@
-"""How many small objects may be copied, by each criterion; the figures of docs/fidelity.md.
+"""How many small objects may be copied, by each criterion; the figures of docs/review/fidelity.md.
 
 DETECTRON2_DATASETS=datasets python -m proofs.sources --dataset coco_2017_train
 """

@@ -1,9 +1,9 @@
-"""The long proof of copy-paste: every law, on many made scenes and on real images.
+"""The long proof of copy-paste: every law, on many synthetic scenes and on real images.
 
 DETECTRON2_DATASETS=datasets python -m proofs.verify_copy_paste --scenes 10000
 
-The laws are in tests/copy_paste_laws.py. Prints how often each was put to the test, and exits with
-code 1 and the seed at the first violation. docs/verification.md explains the table.
+The laws are in proofs/copy_paste_laws.py. Prints how often each was checked, and exits with
+code 1 and the seed at the first violation. docs/review/verification.md explains the table.
 """
 
 import argparse
@@ -40,15 +40,15 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 def made_scene(seed: int) -> tuple[str, Counter, str]:
-    """One made scene, under options of its own."""
+    """One synthetic scene, under options of its own."""
     rng = np.random.default_rng(seed)
     image, annotations = random_scene(rng)
     copy_paste = CopyPaste(**random_options(rng))
-    return _checked("made scenes", f"scene {seed}", image, annotations, copy_paste, seed)
+    return _checked("synthetic scenes", f"scene {seed}", image, annotations, copy_paste, seed)
 
 
 def from_others(seed: int) -> tuple[str, Counter, str]:
-    """One made scene, with objects of a bank of others; nothing where they have none."""
+    """One synthetic scene, with objects of a bank of others; nothing where they have none."""
     rng = np.random.default_rng((seed, 1))
     others = []
     for number in range(4):
@@ -106,7 +106,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--scenes", type=int, default=10_000, help="made scenes, once more with a bank (10000)"
+        "--scenes", type=int, default=10_000, help="synthetic scenes, once more with a bank (10000)"
     )
     parser.add_argument("--first", type=int, default=0, help="seed of the first scene (0)")
     parser.add_argument(

@@ -3,10 +3,10 @@
 python -m proofs.verify_processes --engine torchvision --processes 1 2 4
 python -m proofs.verify_processes --engine detectron2 --processes 1 2 4
 
-A small model is trained on made scenes on the CPU, by tools/train_net.py: with each number of
+A small model is trained on synthetic scenes on the CPU, by tools/train_net.py: with each number of
 processes, and, for an even number, on two machines that share them (--num-machines 2, two launches
 on this host). Each run is then resumed from its middle with another number of processes. Prints
-what was compared, and exits with code 1 where something differs. docs/verification.md explains it.
+what was compared, and exits with code 1 where something differs (docs/review/verification.md).
 """
 
 import argparse
@@ -132,7 +132,7 @@ def train(
 
 
 def resume_from_the_middle(run: Run, layout: Layout, scenes: Path) -> Run:
-    """Go on from the middle of a copy of a finished run, with another number of processes."""
+    """Resume from the middle of a copy of a finished run, with another number of processes."""
     output = run.output.with_name(f"{run.output.name}_resumed")
     shutil.copytree(run.output, output)
     (output / "last_checkpoint").write_text(f"model_{MIDDLE - 1:07d}.pth")

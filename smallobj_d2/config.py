@@ -1,7 +1,7 @@
 """The ``SMALLOBJ`` keys, and a config that holds them with or without Detectron2.
 
-Every key is documented where it is added, below. ``docs/fidelity.md`` says which statement of the
-paper each one stands for, and which test holds it.
+Every key is documented where it is added, below. ``docs/reference.md`` lists them, and
+``docs/review/fidelity.md`` says which statement of the paper each one stands for.
 """
 
 import os
@@ -28,10 +28,10 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     node = type(cfg)  # Detectron2 has a CfgNode of its own
     s = cfg.SMALLOBJ = node()
 
-    # Datasets of your own in COCO format: a list of [name, json file, image folder]. The names can
+    # Your own datasets in COCO format: a list of [name, json file, image folder]. The names can
     # then stand in DATASETS.TRAIN and DATASETS.TEST.
     s.DATASETS = []
-    # Modules of your own to import first, by name or as paths of .py files: they register the
+    # Your own modules to import first, by name or as paths of .py files: they register the
     # strategies, repeat-factor functions, mappers and engines that other keys then name.
     s.IMPORTS = []
     # What counts as small: mask area below this many pixels of the original image (Table 1).
@@ -52,7 +52,7 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # "probability": each draw by chance (section 6.2). "paired": in each epoch exactly that share
     # of an image's draws, so that factor 2 and 0.5 keep one original and one copy (section 5.2).
     s.AUGMENTATION_READING = "probability"
-    # False: every augmented draw gets pastes of its own. True: an image has one augmented copy, the
+    # False: every augmented draw gets new pastes. True: an image has one augmented copy, the
     # same at every draw, as when copies are made offline once.
     s.ONE_COPY_PER_IMAGE = False
 
@@ -84,7 +84,7 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # True: paste anywhere inside the margin, over whatever is there.
     s.ALLOW_OVERLAP = False
     # Free pixels between the masks of a pasted object and of any other instance, where overlap is
-    # not allowed. 0 keeps masks apart whichever way their outlines are turned into pixels.
+    # not allowed. 0 keeps masks apart whichever way their outlines are rasterized.
     s.GAP = 0
     # What an overlap does to the label below: "visible": the covered part leaves the mask, and a
     # fully covered instance leaves the image. "untouched": nothing.
@@ -140,7 +140,7 @@ def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then ``KEY VALUE`` pairs over that, and freeze.
 
     Raises:
-        SmallObjError: no such file, a key that does not exist, a value of the wrong type or size.
+        SmallObjError: the file or a key does not exist, a value of the wrong type or size.
     """
     cfg = get_cfg()
     path = Path(config_file).expanduser()
@@ -217,7 +217,7 @@ def _require_small(content: dict[Any, Any], label: str) -> None:
         if isinstance(node, dict):
             for key in node:
                 if not isinstance(key, str):
-                    raise SmallObjError(f"{label}: {key!r:.80} is not a key; keys are words.")
+                    raise SmallObjError(f"{label}: {key!r:.80} is not a key; keys are strings.")
             node = list(node.values())
         if isinstance(node, list | tuple | set):
             count += len(node)
@@ -233,7 +233,7 @@ def merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     """Merge ``KEY VALUE`` pairs from a command line, in place."""
     if len(opts) % 2:
         raise SmallObjError(
-            f"Overrides are pairs of KEY VALUE, but there are {len(opts)} words: {' '.join(opts)}"
+            f"Overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}"
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
@@ -328,11 +328,13 @@ _SHARE = _from(0, 1, "must be a share, from 0 to 1")
 _SIDE = _whole(0, 1 << 15)
 _POSITIVE = _from(1e-9, words="must be a number above 0")
 _SIZES = _whole(1, 1 << 16)
-_WORDS = Rule(lambda value: isinstance(value, str), "must be a word")
+_WORDS = Rule(lambda value: isinstance(value, str), "must be a string")
 _NAMES = _each(_WORDS, empty=True)
 
 RULES: dict[str, Rule] = {
-    "SEED": _from(-(2**63), 2**63 - 1, "must be a whole number of 64 bits; below 0 draws one"),
+    "SEED": _from(
+        -(2**63), 2**63 - 1, "must be a whole number of 64 bits; below 0, a random one is chosen"
+    ),
     "OUTPUT_DIR": Rule(lambda value: isinstance(value, str) and value, "must name a folder"),
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
@@ -416,7 +418,7 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
     "SMALLOBJ.UNREADABLE_IMAGES": _one_of("stop", "skip"),
 }
-"""What is checked when a config is read. Copy-paste itself checks the numbers of its own keys."""
+"""What is checked when a config is read. Copy-paste checks the numbers of its keys itself."""
 
 _MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM",)
 

@@ -52,7 +52,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._things:
             raise SmallObjError(
                 f"{self.key} is {name!r}, but there is no {self.kind} of that name; there are: "
-                f"{', '.join(sorted(self._things))}. A module of your own that adds one belongs in "
+                f"{', '.join(sorted(self._things))}. A module that adds one belongs in "
                 "SMALLOBJ.IMPORTS."
             )
         return self._things[name]

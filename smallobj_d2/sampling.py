@@ -85,7 +85,7 @@ def factors_from_config(records: Sequence[Mapping[str, Any]], cfg: Any) -> NDArr
         (N,) float64.
 
     Raises:
-        SmallObjError: if there is no such function, or it returns no number for each record.
+        SmallObjError: if the function does not exist, or does not return a number for each record.
     """
     name = cfg.SMALLOBJ.SAMPLER
     factors = np.asarray(REPEAT_FACTORS[name](records, cfg), dtype=np.float64)
@@ -147,7 +147,7 @@ class Stream:
         rng = np.random.default_rng((self._seed, 0, epoch))
         counts = self._whole.copy()
         if len(self._broken):
-            # Systematic sampling in random order: a ruler with one mark per whole draw is laid
+            # Systematic sampling in random order: a ruler with one mark per whole draw is put
             # over the broken rests, and whoever lies under a mark is drawn once more. The ruler
             # starts at random among those starts that give the epoch its length.
             order = rng.permutation(self._broken)

@@ -124,7 +124,7 @@ def test_equal_to_brute_force_on_all_coco_images_here(file):
 def test_equal_to_brute_force_on_nuclei(file):
     objects = CocoFile(REAL / file, REAL).objects
     assert_equal(match(objects, PAPER), brute_force(objects, PAPER))
-    # At training resolution brute force takes minutes for all (docs/table2.md has that run).
+    # At training resolution brute force takes minutes for all (docs/review/table2.md has that run).
     few = objects.images(np.arange(0, objects.num_images, 60))
     assert_equal(match(few, training()), brute_force(few, training()))
 

@@ -241,7 +241,7 @@ def test_advice_on_what_the_network_sees():
     assert "is 20 pixels wide (median; the root of its area), and 20 in the input" in at(side)
     assert "100% of the small objects are below 32 there." in at(side)
     assert "and 10 in the input of the configured network. 100% of" in at(side // 2)
-    assert "MAX_SIZE_TRAIN shrink most of them" in at(side // 2)
+    assert "MAX_SIZE_TRAIN downscale most of them" in at(side // 2)
     assert "and 40 in the input of the configured network. 0% of" in at(side * 2)
 
 
@@ -271,7 +271,7 @@ def test_advice_where_some_images_have_small_objects():
 def test_advice_without_masks():
     records = [record(100, mask=False), record(2000, mask=False)]
     assert "No object has a mask" in advice(records)
-    assert "rectangles be pasted" in advice(records, "SMALLOBJ.PASTE_BOXES", "True")
+    assert "pastes upright rectangles" in advice(records, "SMALLOBJ.PASTE_BOXES", "True")
     assert "1 of 2 objects have no mask" in advice([record(100), record(2000, mask=False)])
 
 

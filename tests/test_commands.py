@@ -241,7 +241,7 @@ def test_commands_refuse_such_outputs(tmp_path, capsys, name):
     assert "Cannot write to the folder" in capsys.readouterr().err
 
 
-# --- scales of one's own
+# --- scales of your own
 
 
 def test_a_scale_may_lie_anywhere(tmp_path, monkeypatch):

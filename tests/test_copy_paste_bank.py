@@ -196,7 +196,7 @@ def test_from_a_bank_of_the_image_itself_it_is_as_within_the_image(seed, scale):
 
 @pytest.mark.parametrize("seed", range(80))
 def test_laws_of_pasting_hold_in_other_images(seed):
-    """`proofs.verify_copy_paste` does this more often; docs/verification.md has the figures."""
+    """`proofs.verify_copy_paste` does this more often; verification.md has the figures."""
     rng = np.random.default_rng(1000 + seed)
     options = random_options(rng)
     try:

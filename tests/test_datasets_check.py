@@ -172,7 +172,7 @@ CORPUS: dict[str, tuple[Change, str, Any, Any]] = {
     "image without height": (without("images", "height"), "key-missing", 1, None),
     "image without file_name": (without("images", "file_name"), "key-missing", 1, None),
     "category without name": (without("categories", "name"), "key-missing", None, None),
-    "key of one's own": (annotation(score=0.5), "key-unknown", None, None),
+    "key of your own": (annotation(score=0.5), "key-unknown", None, None),
     "image is no object": (
         lambda d: d["images"].append("a.png"),
         "entry-form",
@@ -823,7 +823,7 @@ def test_exporters_habits_are_named_and_refused(tmp_path, name):
 
 
 def test_boxes_that_leave_their_images_have_no_habit(tmp_path):
-    """Objects cut by the border, with boxes that go on behind it."""
+    """Objects cut by the border, with boxes that extend beyond it."""
     data = many("")
     for a in data["annotations"]:
         x, y, w, h = a["bbox"]

@@ -63,7 +63,7 @@ SMALL_INPUT = ["INPUT.MIN_SIZE_TRAIN", "(160, 200, 240)", "INPUT.MAX_SIZE_TRAIN"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> list[dict[str, Any]]:
-    """Dataset dicts of made scenes; crowds among their annotations."""
+    """Dataset dicts of synthetic scenes; crowds among their annotations."""
     path = make_dataset(
         tmp_path_factory.mktemp("mapper"), "scenes", 24, seed=4, size=160, progress=False
     )

@@ -44,7 +44,7 @@ NUM_SAMPLES = 240
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    """The JSON of 48 made scenes, wide and tall ones, half of them with small objects."""
+    """The JSON of 48 synthetic scenes, wide and tall ones, half of them with small objects."""
     folder = tmp_path_factory.mktemp("purity")
     return make_dataset(folder, "scenes", 48, seed=3, size=128, progress=False)
 

@@ -1,6 +1,6 @@
 """Several processes, on one machine or more, do together what one process does.
 
-python -m proofs.verify_processes compares more of them; docs/verification.md has its table.
+python -m proofs.verify_processes compares more of them; docs/review/verification.md has its table.
 """
 
 import json

@@ -93,7 +93,7 @@ def disk(folder: Path, how: str) -> Iterator[Path]:
 
 @each_engine
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, engine):
-    """python -m proofs.kill_resume does this more often; docs/robustness.md has the figures."""
+    """python -m proofs.kill_resume does this more often; robustness.md has the figures."""
     figures = kill_resume.experiment(engine, 2, 9, tmp_path, random.Random(3), progress=False)
     assert figures["wrong"] == []
     assert figures["kills"] == 2

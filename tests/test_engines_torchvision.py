@@ -542,7 +542,7 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(cfg, tmp_path):
 
 def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
     assert check_weights(cfg) is None
-    with pytest.raises(SmallObjError, match=r"no file .*gone\.pkl.*Ways on"):
+    with pytest.raises(SmallObjError, match=r"no file .*gone\.pkl.*Options"):
         check_weights(changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "gone.pkl")))
 
     def refuse(*args, **kwargs):
@@ -552,7 +552,7 @@ def test_missing_weights_name_the_ways_on(cfg, monkeypatch, tmp_path):
     monkeypatch.setattr("iopath.common.download.request.urlretrieve", refuse)
     monkeypatch.setattr("iopath.common.file_io.get_cache_dir", lambda *a: str(tmp_path / "cache"))
     zoo = changed(cfg, "MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl")
-    with pytest.raises(SmallObjError, match=r"fbaipublicfiles.*R-50\.pkl cannot .*Ways on"):
+    with pytest.raises(SmallObjError, match=r"fbaipublicfiles.*R-50\.pkl cannot .*Options"):
         check_weights(zoo)
 
 

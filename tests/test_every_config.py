@@ -1,4 +1,4 @@
-"""Every config trains and evaluates, with each engine, on made scenes."""
+"""Every config trains and evaluates, with each engine, on synthetic scenes."""
 
 import json
 from pathlib import Path

@@ -261,7 +261,7 @@ def test_tool_says_what_is_wrong(tmp_path):
 
 
 def test_compares_the_scenes_with_coco(runs):
-    """Table 2 of made scenes stands in the report, beside the paper's."""
+    """Table 2 of synthetic scenes stands in the report, beside the paper's."""
     scale = Scale("fake", "x", {}, 0, 60.0, "this", {"num_train": 8, "num_val": 1, "seed": 0})
     config = load_scale(ROOT / "experiments" / "scales" / "tiny.yaml")
     request = config.request(ROOT / "configs" / "baseline.yaml", runs.parent)

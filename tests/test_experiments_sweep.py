@@ -164,7 +164,7 @@ def test_killed_and_restarted_it_repeats_nothing(tool, tmp_path, how):
     process.wait(30)
     finished = [r for r in runs if r.state() is State.FINISHED]
     assert finished
-    if how != signal.SIGKILL:  # it ends its runs; a killed one cannot, and they go on alone
+    if how != signal.SIGKILL:  # it ends its runs; a killed one cannot, and they continue alone
         assert begun.state() is State.CUT_OFF
     stamps = {r.name: (r.folder / "row.json").stat().st_mtime_ns for r in finished}
     assert sweep(runs, tool, slots=2).go()

@@ -30,7 +30,7 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Made scenes, with an RLE instance, a crowd, a key of its own, and an image of nothing."""
+    """Synthetic scenes, with an RLE instance, a crowd, an own key, and an empty image."""
     folder = tmp_path_factory.mktemp("scenes")
     path = make_dataset(folder, "offline_train", 24, seed=3, size=192, progress=False)
     data = json.loads(path.read_text())

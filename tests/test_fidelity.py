@@ -1,4 +1,4 @@
-"""docs/fidelity.md: the tests and keys that it names are there, and the defaults are real."""
+"""docs/review/fidelity.md: its tests and keys exist, and its defaults are the real ones."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from smallobj_d2.config import get_cfg, torchvision_cfg
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "review" / "fidelity.md").read_text(encoding="utf-8")
 CODE = [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", TEXT)]
 TESTS = sorted({span for span in CODE if "::" in span})
 DEFAULTS = sorted({span for span in CODE if re.match(r"[A-Z_]+: ", span)})

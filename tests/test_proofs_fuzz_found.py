@@ -105,7 +105,7 @@ def test_one_instance_without_a_mask_among_others_is_left_out_of_training(tmp_pa
 
 @pytest.mark.parametrize("kind", fuzz.TRIALS)
 def test_a_little_fuzzing(tmp_path, kind):
-    """docs/robustness.md has the figures of much more of it."""
+    """docs/review/robustness.md has the figures of much more of it."""
     outcomes: Counter = Counter()
     for number in range(1_000_000, 1_000_060):
         outcome, failure = fuzz.trial(kind, number, tmp_path)

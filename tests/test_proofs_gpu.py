@@ -1,4 +1,4 @@
-"""proofs.gpu runs its steps, goes on after one that fails, and computes what a sweep costs."""
+"""proofs.gpu runs its steps, continues after one that fails, and computes what a sweep costs."""
 
 import json
 import subprocess

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The main job on made scenes: look at the augmentation, train on the CPU, read AP_S.
+"""The whole job on synthetic scenes: look at the augmentation, train on the CPU, read AP_S.
 
 The command itself is ``smallobj_d2/commands/demo.py``.
 """

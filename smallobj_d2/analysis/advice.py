@@ -162,7 +162,7 @@ def _on_rarity(tables: Sequence[Table]) -> list[str]:
     return [
         f"Small objects have {percent(matched)} of the matched anchors already. The paper's reason "
         "to oversample and to paste is that they have few (30% on COCO, its Table 2). What "
-        "copy-paste can still add here is variety: other neighbours and backgrounds. Measure it "
+        "copy-paste can still add here is variety: other neighbors and backgrounds. Measure it "
         "against a baseline."
     ]
 
@@ -175,7 +175,7 @@ def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
         missing = len(objects) - int(objects.masked.sum())
         return [f"{missing:,} of {len(objects):,} objects have no mask and cannot be cut out."]
     if paste_boxes:
-        return ["No object has a mask; SMALLOBJ.PASTE_BOXES lets upright rectangles be pasted."]
+        return ["No object has a mask; SMALLOBJ.PASTE_BOXES pastes upright rectangles."]
     return [
         "No object has a mask, so copy-paste has no outline to cut along. Oversampling works "
         "without masks; or set SMALLOBJ.PASTE_BOXES True to paste upright rectangles, which the "
@@ -186,7 +186,7 @@ def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
 def _on_sources(sources: Sources, s: Any) -> str:
     if not sources.with_source:
         return (
-            "In no image with small objects may one of them be copied: all are occluded, in pieces "
+            "No small object of any image may be copied: all are occluded, in pieces "
             "or cut off by the image border. Copy-paste would change nothing; the criteria are "
             "SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED."
         )
@@ -200,8 +200,8 @@ def _on_sources(sources: Sources, s: Any) -> str:
         rest = "So each of them can be augmented."
     return (
         f"In {number:,} of the {sources.small_images:,} images with small objects "
-        f"({percent(sources.share)}{sampled}) at least one of them may be copied, being in one "
-        f"piece, not occluded and not cut off; on average {sources.candidates:.1f} may. {rest}"
+        f"({percent(sources.share)}{sampled}) at least one of them may be copied (in one piece, "
+        f"not occluded, not cut off); on average {sources.candidates:.1f} of them. {rest}"
     )
 
 
@@ -210,16 +210,16 @@ def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
     wish = f"{sources.wanted:.1f} copies in each augmented image on average"
     if after is None or not after.tried:
         return (
-            f"Copy-paste as configured ({settings}) would want {wish}. Use --augment CONFIG to "
-            "see what a config makes of this dataset."
+            f"Copy-paste as configured ({settings}) would try {wish}. Use --augment CONFIG to "
+            "see what a config does to this dataset."
         )
     text = (
-        f"This config ({settings}) wants {wish}; in the {after.objects.num_images:,} draws looked "
-        f"at it augmented {after.augmented:,} and pasted {after.pasted:,} copies"
+        f"This config ({settings}) tries {wish}; in {after.objects.num_images:,} draws it "
+        f"augmented {after.augmented:,} and pasted {after.pasted:,} copies"
     )
     lost = after.given_up + after.empty + after.capped
     if lost < 0.01 * after.tried:
-        return f"{text}, nearly all that it wanted."
+        return f"{text}, nearly all that it tried."
     reasons = []
     if after.given_up:
         reasons.append(f"{after.given_up:,} found no free place")
@@ -229,7 +229,7 @@ def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
         reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
     many = after.given_up > 0.2 * after.tried
     full = " These images are full: more copies will not fit." if many else ""
-    return f"{text}. It wanted {after.tried:,}: {', '.join(reasons)}.{full}"
+    return f"{text}. It tried {after.tried:,}: {', '.join(reasons)}.{full}"
 
 
 def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[str]:
@@ -248,7 +248,7 @@ def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[st
     side = SMALL_AREA**0.5
     text += f". {percent((seen < side).mean())} of the small objects are below {side:.0f} there"
     if (seen < sides).mean() > 0.5:
-        text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN shrink most of them"
+        text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN downscale most of them"
     return [f"{text}."]
 
 
@@ -261,7 +261,7 @@ def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
     beyond = (counts - most).clip(min=0).sum() / len(objects)
     return [
         f"{crowded:,} of {len(counts):,} images have more than {most} objects, {counts.max():,} at "
-        "most, and the network gives no more detections of an image "
+        "most, and the network returns no more detections per image "
         f"(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, {percent(beyond)} "
         "of the objects cannot be found, however good the model is: raise it."
     ]
@@ -280,7 +280,7 @@ def _on_anchors(tables: Sequence[Table]) -> list[str]:
         text += f", a large one by {large.mean_max_iou:.2f}"
     if small.mean_max_iou < 0.4:
         text += (
-            ". That is little; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
-            "INPUT.MIN_SIZE_TRAIN to see what it would be with them"
+            ". That is low; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
+            "INPUT.MIN_SIZE_TRAIN to see their effect"
         )
     return [f"{text}."]

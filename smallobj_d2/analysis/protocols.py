@@ -1,6 +1,6 @@
 """How anchors are laid out and matched: the paper's protocol for Table 2, and a config's own.
 
-``docs/table2.md`` tells why these are two, and what each layout of `LAYOUTS` gives.
+``docs/review/table2.md`` tells why these are two, and what each layout of `LAYOUTS` gives.
 """
 
 import math

@@ -128,7 +128,7 @@ def _figures(
             words += f", and with the config in {percent(figures.spread(counts))}"
         found["locations"] = (
             figures.locations(maps),
-            "Where the centres of small objects lie in the image, all images laid over each other. "
+            "Where the centres of small objects lie in the image, all images on top of each other. "
             f"{words}; it would be 50% if they were everywhere alike.",
         )
     if data is not None:
@@ -146,7 +146,7 @@ def _figure5(
     missing = [data.images[i]["file_name"] for i, picture in read if picture is None]
     if missing:
         analysis.notes.append(
-            f"Anchors are not drawn on {', '.join(missing)}: there is no such image file, or it "
+            f"Anchors are not drawn on {', '.join(missing)}: the image file does not exist, or it "
             "has another size than the annotations say."
         )
     usable = [(i, picture) for i, picture in read if picture is not None]

@@ -192,7 +192,7 @@ def gains(before: Sequence[Table], after: Sequence[Table], epochs: float) -> lis
 
 
 def layouts(objects: Objects, *, progress: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of text: what each reading of section 3.2 gives (``docs/table2.md``).
+    """Header and rows of text: what each reading of section 3.2 gives (``docs/review/table2.md``).
 
     After each mean stands its standard error, images being what was sampled.
     """

@@ -19,9 +19,9 @@ Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(main: Main) -> Callable[..., int]:
-    """Make a function a command: whatever the outside does wrong is one line, and an exit code.
+    """Make a function a command: an error of the user or the system is one line and an exit code.
 
-    The function takes the words of the command line (None: this process's own), and returns its
+    The function takes the arguments of the command line (None: this process's own), and returns its
     exit code, or None for 0. Of what it raises, a `SmallObjError`, an error of a file that has a
     name, text that is not UTF-8 and a full disk become a line ``error: ...`` and code 2; Ctrl-C
     becomes 130, and a reader of the output that has left (``| head``) 141. All else is a bug and

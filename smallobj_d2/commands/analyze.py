@@ -32,30 +32,30 @@ def parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="DATASET | KEY VALUE",
-        help="a registered name, unless --json is given; then overrides of the config",
+        help="registered name (not with --json), then overrides of the config",
     )
+    p.add_argument("--json", type=path, metavar="FILE", help="COCO instance annotations to analyze")
     p.add_argument(
-        "--json", type=path, metavar="FILE", help="COCO instance annotations, not registered"
+        "--images", type=path, metavar="FOLDER", help="their images, for plots of anchors"
     )
-    p.add_argument("--images", type=path, metavar="FOLDER", help="their images, to draw anchors on")
     p.add_argument(
         "--config-file",
         "--config",
         metavar="FILE",
-        help="whose anchors the `training` protocol takes (--augment's, else configs/base.yaml)",
+        help="config of the `training` protocol (default: --augment's, else configs/base.yaml)",
     )
+    p.add_argument("--augment", metavar="FILE", help="compare with the draws of this config")
     p.add_argument(
-        "--augment", metavar="FILE", help="compare with what training with this config shows"
+        "--epochs", type=int, default=1, help="epochs of draws for --augment (default 1)"
     )
-    p.add_argument("--epochs", type=int, default=1, help="of --augment's draws (default 1)")
-    p.add_argument("--draws", type=int, help="look at no more of them than this")
+    p.add_argument("--draws", type=int, help="at most this many draws for --augment")
     p.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
     p.add_argument(
         "--show",
         action="append",
         default=[],
         metavar="IMAGE",
-        help="file name or id of an image to draw anchors on; may be repeated",
+        help="file name or id of an image to plot anchors on; may be repeated",
     )
     p.add_argument(
         "--layouts", action="store_true", help="only print what other readings of Table 2 give"
@@ -69,10 +69,13 @@ def parser() -> argparse.ArgumentParser:
         "--check-images", action="store_true", help="--check, and open every image as well"
     )
     p.add_argument(
-        "--notes", type=int, default=5, help="of each kind that --check lists (default 5)"
+        "--notes", type=int, default=5, help="most notes of a kind to list with --check (default 5)"
     )
     p.add_argument(
-        "--output", type=path, metavar="FOLDER", help="instead of output/analysis/DATASET"
+        "--output",
+        type=path,
+        metavar="FOLDER",
+        help="output folder (default: output/analysis/DATASET)",
     )
     return p
 

@@ -5,7 +5,7 @@ tools/augment_dataset.py --config configs/aug.yaml --dataset coco_2017_val --out
 tools/augment_dataset.py --config configs/aug.yaml --json a.json --images images/ --out aug
 
 Any framework can train on it. The second is the augmented validation set of section 6.2. A call
-that was cut off goes on when it is repeated.
+that was interrupted continues when it is repeated.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from smallobj_d2.export.augmented import Summary, augment_dataset
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
-    parser.add_argument("--dataset", metavar="NAME", help="in place of DATASETS.TRAIN")
-    add_dataset_options(parser, "a dataset in place of DATASETS.TRAIN")
+    parser.add_argument("--dataset", metavar="NAME", help="augment it instead of DATASETS.TRAIN")
+    add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
-    parser.add_argument("--workers", type=int, help="processes; one per core if left out")
+    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parse(parser, argv)
     try:
         opts = list(args.opts)

@@ -1,4 +1,4 @@
-"""The main job on made scenes: look at the augmentation, train on the CPU, read AP_S.
+"""The whole job on synthetic scenes: look at the augmentation, train on the CPU, read AP_S.
 
 Makes the demo dataset, a contact sheet of what the augmentation does to it, trains the small model
 of configs/demo.yaml, and prints its table row.
@@ -34,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=path, default=Path("output/demo"), help="output folder")
     parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
-    parser.add_argument("--num", type=int, default=6, help="draws on the contact sheet")
-    parser.add_argument("--pictures-only", action="store_true", help="train nothing")
+    parser.add_argument("--num", type=int, default=6, help="number of draws on the contact sheet")
+    parser.add_argument(
+        "--pictures-only", action="store_true", help="make the pictures, do not train"
+    )
     args = parse(parser, argv)
     writable_folder(args.out)
     start = time.monotonic()

@@ -19,13 +19,19 @@ from smallobj_d2.visualization.detections import detection_sheet
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--runs", required=True, nargs="+", type=path, metavar="FOLDER")
-    parser.add_argument("--names", nargs="+", help="what to call the runs, in their order")
+    parser.add_argument("--names", nargs="+", help="names of the runs, in their order")
     parser.add_argument("--images", type=int, nargs="+", default=[], metavar="ID")
-    parser.add_argument("--num", type=int, default=4, help="images with small objects, at random")
-    parser.add_argument("--seed", type=int, default=0, help="which ones")
-    parser.add_argument("--score", type=float, default=0.5, help="leave out detections below")
-    parser.add_argument("--iou", type=float, default=0.5, help="with an object, to have found it")
-    parser.add_argument("--width", type=int, default=480, help="of one picture, in pixels")
+    parser.add_argument(
+        "--num", type=int, default=4, help="number of images with small objects, chosen at random"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="lowest score of a detection to show"
+    )
+    parser.add_argument(
+        "--iou", type=float, default=0.5, help="least IoU with an object to count as found"
+    )
+    parser.add_argument("--width", type=int, default=480, help="width of each picture in pixels")
     parser.add_argument("--out", type=path, default=Path("output/detections.png"), metavar="PNG")
     args = parser.parse_args(argv)
     names = args.names or _names(args.runs)

@@ -27,27 +27,32 @@ EXPERIMENTS = ROOT / "experiments"
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument(
-        "--runs", type=path, nargs="+", default=[], metavar="FOLDER", help="OUT/SCALE/ENGINE"
+        "--runs",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders of runs, OUT/SCALE/ENGINE",
     )
     parser.add_argument(
-        "--add", action="store_true", help="keep results of runs that are not in the folder"
+        "--add", action="store_true", help="keep earlier results of runs not in FOLDER"
     )
     parser.add_argument(
-        "--scale", type=scale_file, metavar="FILE", help="of --runs at a scale of your own"
+        "--scale", type=scale_file, metavar="FILE", help="your own scale that --runs used"
     )
     parser.add_argument(
         "--resamples",
         type=int,
         default=0,
         metavar="N",
-        help="of the validation images, for intervals over them; 2000 take some time for each run",
+        help="bootstrap resamples of the validation images (2000 take some time per run)",
     )
     parser.add_argument(
         "--results",
         type=path,
         default=EXPERIMENTS / "results",
         metavar="FOLDER",
-        help="of the small JSON files, one per scale and engine, and of the report",
+        help="folder of the result JSONs, one per scale and engine, and of the report",
     )
     args = parser.parse_args(argv)
     for folder in args.runs:

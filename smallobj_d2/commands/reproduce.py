@@ -6,8 +6,8 @@ tools/reproduce.py --scale small --rows baseline aug orig_aug --seeds 5
 tools/reproduce.py --scale paper --seeds 1 --slurm slurm_partition=gpu
 tools/reproduce.py --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
-Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. Stop it as you like; the same command goes on.
-tools/report.py makes the report, at any time.
+Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. The same command continues a
+sweep that was stopped. tools/report.py makes the report, at any time.
 """
 
 import argparse
@@ -43,19 +43,33 @@ OUT = Path("output", "reproduce")
 def parser() -> argparse.ArgumentParser:
     p = command_line(__doc__)
     p.add_argument(
-        "--scale", required=True, help="a name of experiments/scales, or a YAML file of your own"
+        "--scale",
+        required=True,
+        help="a name of experiments/scales, or the path of your own YAML file",
     )
     which = p.add_mutually_exclusive_group()
-    which.add_argument("--tables", type=int, nargs="+", help="3 to 8; all of them if left out")
-    which.add_argument("--rows", nargs="+", metavar="NAME", help="files of configs/, without .yaml")
-    p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs per row, 1 by default")
-    p.add_argument("--first-seed", type=int, default=0, metavar="K", help="of the N seeds")
+    which.add_argument(
+        "--tables", type=int, nargs="+", help="tables of the paper, 3 to 8 (default: all)"
+    )
+    which.add_argument("--rows", nargs="+", metavar="NAME", help="configs to run, without .yaml")
+    p.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="number of seeds per row (default 1)"
+    )
+    p.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the first of the N seeds (default 0)",
+    )
     p.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
-    p.add_argument("--gpus-per-run", type=int, help="in place of the scale's")
-    p.add_argument("--jobs", type=int, help="runs at the same time")
-    p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="submit jobs, with submitit")
+    p.add_argument("--gpus-per-run", type=int, help="GPUs of each run (default: the scale's)")
+    p.add_argument("--jobs", type=int, help="number of runs at the same time")
+    p.add_argument(
+        "--slurm", nargs="*", metavar="KEY=VALUE", help="submit Slurm jobs, with submitit"
+    )
     p.add_argument("--dry-run", action="store_true", help="only list the runs and their cost")
-    p.add_argument("--out", type=path, default=OUT, help=f"{OUT} by default")
+    p.add_argument("--out", type=path, default=OUT, help=f"output folder (default: {OUT})")
     return p
 
 

@@ -27,25 +27,32 @@ def parser() -> argparse.ArgumentParser:
     add_dataset_options(p, "train on this dataset in place of DATASETS.TRAIN")
     add_dataset_options(p, "evaluate on this one in place of DATASETS.TEST", "val-")
     p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
-    p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
     p.add_argument(
-        "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run already"
+        "--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint"
     )
-    p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     p.add_argument(
-        "--num-gpus", type=int, default=1, help="on each machine; without GPUs, processes"
+        "--overwrite",
+        action="store_true",
+        help="start again in an OUTPUT_DIR that already holds a run",
     )
-    p.add_argument("--num-machines", type=int, default=1, help="how many machines take part")
-    p.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")
+    p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     p.add_argument(
-        "--dist-url", default="auto", help="tcp://host:port of machine 0, for several machines"
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="GPUs per machine; without GPUs, processes on the CPU",
+    )
+    p.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    p.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    p.add_argument(
+        "--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines"
     )
     p.add_argument(
         "--max-restarts",
         type=int,
         default=0,
         metavar="N",
-        help="when a process is lost, start all again from the last checkpoint, N times at most",
+        help="restart all processes from the last checkpoint when one is lost, at most N times",
     )
     return p
 

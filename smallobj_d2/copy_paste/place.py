@@ -124,7 +124,7 @@ class Placer:
 
     @cached_property
     def _framed(self) -> Mask:
-        """The map of taken pixels in a frame, so that a grown mask can be laid over it anywhere."""
+        """The map of taken pixels in a frame, so that a grown mask can be put anywhere on it."""
         frame = 2 * self._reach
         return np.zeros((self._scene.height + frame, self._scene.width + frame), np.uint8)
 

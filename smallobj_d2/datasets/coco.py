@@ -141,7 +141,7 @@ def dataset_info(name: str) -> DatasetInfo:
     else:
         known = ", ".join([*_BUILTIN, *_registered])
         raise SmallObjError(
-            f"There is no dataset {name!r}; there are: {known}. A dataset of your own gets its "
+            f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
     if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises

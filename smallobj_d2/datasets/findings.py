@@ -1,7 +1,7 @@
-"""What can be wrong with a dataset: kinds of findings, and how they are told.
+"""What can be wrong with a dataset: kinds of findings, and how they are reported.
 
 An *error* would make training wrong or end it with a traceback. A *warning* is probably a mistake;
-training leaves that one thing out or repairs it. A *note* is harmless and good to know.
+training leaves that one item out or repairs it. A *note* is harmless and good to know.
 """
 
 import logging
@@ -18,20 +18,23 @@ SEVERITIES = ("error", "warning", "note")
 """From worst to harmless."""
 
 DEEPEST = 50
-"""Lists and objects within each other; copying and packing annotations ends at some hundred."""
+"""Lists and objects within each other; copying and packing annotations fails at a few hundred."""
 
 _FIX = "Export the annotations again"
 KINDS: dict[str, tuple[str, str]] = {
     # The file
-    "file-unreadable": ("error", "Name a file that is there and that you may read"),
-    "json-damaged": ("error", "Copy or export the file again; it may have been cut off"),
-    "json-encoding": ("error", "Save it as UTF-8 without a mark; COCO's tools read nothing else"),
-    "json-deep": ("error", f"Remove what is nested more than {DEEPEST} deep"),
+    "file-unreadable": ("error", "Name a file that exists and that you may read"),
+    "json-damaged": ("error", "Copy or export the file again; it may be truncated"),
+    "json-encoding": (
+        "error",
+        "Save it as UTF-8 without a byte order mark; COCO's tools read nothing else",
+    ),
+    "json-deep": ("error", f"Remove values nested more than {DEEPEST} deep"),
     "not-coco": ("error", "COCO instance JSON has the lists images, annotations and categories"),
     "list-empty": ("warning", "Check that it is the right file"),
     "entry-form": ("error", "Each entry of the three lists is an object with named values"),
     "key-missing": ("error", "Add it, or export the annotations in COCO's instance format"),
-    "key-unknown": ("note", "Nothing to do; it is carried along"),
+    "key-unknown": ("note", "Nothing to do; it is kept"),
     # Ids
     "id-form": ("error", "An id is a whole number or a string"),
     "id-mixed": ("error", "Make all of them whole numbers, or all of them strings"),
@@ -40,13 +43,13 @@ KINDS: dict[str, tuple[str, str]] = {
     "image-unknown": ("error", "Add the image to `images`, or remove the annotation"),
     "category-unknown": ("error", "Add the category to `categories`, or correct the annotation"),
     # Categories
-    "category-name": ("error", "Give the category a name, a string that is not empty"),
+    "category-name": ("error", "Give the category a name, a non-empty string"),
     "category-name-duplicate": ("warning", "Merge the two, or give them names that differ"),
-    "category-unused": ("note", "Nothing to do; no instance has it, so nothing learns it"),
+    "category-unused": ("note", "Nothing to do; no instance has it, so it is not learned"),
     # Images in the JSON
     "file-name": ("error", "file_name is the path of the image relative to the image folder"),
     "file-outside": ("error", "file_name must stay inside the image folder"),
-    "file-duplicate": ("warning", "Let each file be one image with all its annotations"),
+    "file-duplicate": ("warning", "Make each file one image with all its annotations"),
     "size-form": ("error", "height and width are whole numbers above 0"),
     "size-float": ("note", "Nothing to do; it is read as a whole number"),
     "size-huge": ("error", "Cut the image into tiles; Pillow and COCO's tools refuse larger ones"),
@@ -57,11 +60,11 @@ KINDS: dict[str, tuple[str, str]] = {
     # Boxes
     "bbox-form": ("error", "bbox is [x, y, width, height], four numbers"),
     "bbox-mode": ("error", "Write XYWH boxes, and remove bbox_mode"),
-    "bbox-not-finite": ("error", f"{_FIX}; its box cannot be known"),
+    "bbox-not-finite": ("error", f"{_FIX}; its box is unknown"),
     "bbox-negative": ("error", "Order the corners before taking their difference"),
     "bbox-zero": ("warning", "Remove it; training takes its mask's box, or leaves it out"),
     "bbox-off-image": ("error", "Correct the box, or the size of the image, or remove it"),
-    "bbox-outside": ("warning", "Nothing, if it is cut off by the border; training clips it"),
+    "bbox-outside": ("warning", "Nothing to do, if the border cuts it off; training clips it"),
     "bbox-xyxy": ("error", "Write the third and fourth number as width and height: x1-x0, y1-y0"),
     "bbox-normalized": ("error", "Multiply by width and height of the image; COCO has pixels"),
     "bbox-center": ("error", "Take half of the width from x, and half of the height from y"),
@@ -71,15 +74,18 @@ KINDS: dict[str, tuple[str, str]] = {
     "no-masks": ("note", "Copy-paste needs masks, or SMALLOBJ.PASTE_BOXES True"),
     "mask-missing": ("warning", "Add its mask; without one, training of masks leaves it out"),
     "mask-form": ("error", "segmentation is a list of polygons, or an RLE"),
-    "mask-empty": ("warning", "Remove it or draw it again; training leaves it out"),
+    "mask-empty": ("warning", "Remove it or outline it again; training leaves it out"),
     "polygon-form": ("error", "A polygon is a flat list [x, y, x, y, ...] of numbers"),
     "polygon-pairs": ("error", "Write a polygon's points one after the other: [x, y, x, y, ...]"),
     "polygon-corners": ("error", "Export outlines, or leave `segmentation` out; these are boxes"),
     "polygon-normalized": ("error", "Multiply by width and height of the image; COCO has pixels"),
     "polygon-y-first": ("error", "Write x before y"),
-    "polygon-short": ("warning", "Remove it; training does so, and what has no other mask goes"),
-    "polygon-odd": ("warning", "Draw it again; training removes it, as half a point is missing"),
-    "polygon-not-finite": ("error", f"{_FIX}; its outline cannot be known"),
+    "polygon-short": (
+        "warning",
+        "Remove it; training does so, and an instance without another mask goes",
+    ),
+    "polygon-odd": ("warning", "Outline it again; training removes it, as half a point is missing"),
+    "polygon-not-finite": ("error", f"{_FIX}; its outline is unknown"),
     "polygon-crossing": ("note", "Nothing to do; COCO's tools fill it by the winding of its edges"),
     "polygon-outside": ("warning", "Clip it to the image; training does so"),
     "polygon-off-image": ("error", "Correct it, or the size of the image, or remove it"),
@@ -101,13 +107,13 @@ KINDS: dict[str, tuple[str, str]] = {
     "image-zero-bytes": ("error", "Copy the file again; it is empty"),
     "image-damaged": ("error", "Copy or save the image again; it cannot be read to its end"),
     "image-size": ("error", "Correct height and width in the JSON, or restore the image"),
-    "image-16-bit": ("error", "Save it with 8 bits; read as it is, most of it would be white"),
+    "image-16-bit": ("error", "Save it with 8 bits; otherwise most of it would be read as white"),
     "image-turned": ("warning", "Annotations must fit the image as its EXIF orientation turns it"),
     "image-gray": ("note", "Nothing to do; red, green and blue become equal"),
-    "image-palette": ("note", "Nothing to do; its palette is turned into colours"),
-    "image-transparent": ("note", "Nothing to do; transparency is dropped, colours stay"),
-    "image-cmyk": ("warning", "Save it as RGB; read as it is, colours may be off"),
-    "image-other": ("note", "Nothing to do; Pillow turns it into RGB"),
+    "image-palette": ("note", "Nothing to do; its palette is converted to colors"),
+    "image-transparent": ("note", "Nothing to do; transparency is dropped, colors stay"),
+    "image-cmyk": ("warning", "Save it as RGB; otherwise colors may be off"),
+    "image-other": ("note", "Nothing to do; Pillow converts it to RGB"),
     "image-frames": ("note", "Nothing to do; the first frame is read"),
     "image-link": ("note", "Nothing to do, if you have put that link there"),
 }

@@ -71,7 +71,7 @@ def measure(segmentations: Sequence[Any], sizes: Ints) -> Masks:
 
 
 def numbers(value: Any) -> Floats | None:
-    """A flat list of numbers as an array, or None if it is none. Truth values are no numbers."""
+    """A flat list of numbers as an array, or None if it is not one; booleans are not numbers."""
     if type(value) is not list or not {int, float}.issuperset(map(type, value)):
         return None
     try:

@@ -97,7 +97,7 @@ def build_mapper(cfg: CfgNode, is_train: bool, augmentation: DrawAugmentation | 
         augmentation: the copy-paste, from `smallobj_d2.build_augmentation`, or None.
 
     Raises:
-        SmallObjError: if there is none of that name.
+        SmallObjError: if there is no mapper of that name.
     """
     return MAPPERS[cfg.SMALLOBJ.MAPPER](cfg, is_train, augmentation=augmentation)
 
@@ -510,7 +510,7 @@ def _require_mask_format(records: Records, cfg: CfgNode) -> None:
 def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     """The training loader of a config: oversampling, copy-paste, and draws that can be trusted.
 
-    Use it as the ``build_train_loader`` of your own trainer.
+    Use it as the ``build_train_loader`` of your trainer.
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
@@ -598,7 +598,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The stock loader with our mapper, whose errors have words."""
+        """The stock loader with our mapper, with readable errors."""
         mapper = build_mapper(cfg, False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
@@ -635,9 +635,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
-        """The stock evaluation, of the same model in all processes, with errors that have words.
+        """The stock evaluation, of the same model in all processes, with readable errors.
 
-        Each process has batch norm statistics of its own, and evaluates a part of the images.
+        Each process has its own batch norm statistics, and evaluates a part of the images.
         """
         processes.share_statistics(model)
         try:
@@ -646,7 +646,7 @@ class Trainer(DefaultTrainer):
             raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; the stream of draws goes on where the checkpoint left it."""
+        """As DefaultTrainer's; the stream of draws continues where the checkpoint left it."""
         super().resume_or_load(resume)
         if self.start_iter >= self.max_iter and not self._has_final_checkpoint():
             # Killed between the last periodic checkpoint and the final one.
@@ -722,7 +722,7 @@ def main(
 
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``.
-        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
         overwrite: start anew in a folder that holds a run already.
 

@@ -38,7 +38,7 @@ Mapper = Callable[[dict[str, Any]], Sample]
 class DrawDataset(Dataset[Sample]):
     """The stream of draws as a map-style dataset: position to mapped sample.
 
-    The mapper gets a dataset dict of its own, with the key ``draw``.
+    The mapper gets a fresh dataset dict, with the key ``draw``.
 
     Args:
         records: N dataset dicts.

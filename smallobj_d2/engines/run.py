@@ -121,7 +121,7 @@ def report_losses(output: Path, loader: Any) -> None:
     """Say what a training had to leave out; called in all processes at once, at its end.
 
     Images that could not be read are listed in the log and in skipped.json, which is added to after
-    a resume; where nothing was skipped there is no such file. Copies that were not placed are
+    a resume; where nothing was skipped the file does not exist. Copies that were not placed are
     counted in the log, by reason.
 
     Args:

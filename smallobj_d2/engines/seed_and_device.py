@@ -70,7 +70,7 @@ def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) ->
     """The config with the SEED that all processes share.
 
     A negative SEED asks for a fresh one, which is logged. A resumed run keeps the seed that
-    run.json recorded, as its stream of draws must go on.
+    run.json recorded, as its stream of draws must continue.
 
     Raises:
         SmallObjError: if a resumed run is asked for another seed than it had, or another engine.
@@ -81,13 +81,13 @@ def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) ->
         if before and engine and before["engine"] != engine:
             raise SmallObjError(
                 f"{cfg.OUTPUT_DIR} holds a run of the engine {before['engine']}, which {engine} "
-                "cannot go on with. Choose that engine, or another OUTPUT_DIR."
+                "cannot continue. Choose that engine, or another OUTPUT_DIR."
             )
         recorded = before.get("seed")
         if recorded is not None and seed >= 0 and seed != recorded:
             raise SmallObjError(
                 f"SEED is {seed}, but the run in {cfg.OUTPUT_DIR} has seed {recorded}; leave SEED "
-                "out to go on with that run, or choose another OUTPUT_DIR for a new one."
+                "out to continue that run, or choose another OUTPUT_DIR for a new one."
             )
         if seed < 0:
             seed = recorded

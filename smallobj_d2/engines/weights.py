@@ -60,7 +60,7 @@ def check_weights(cfg: Any) -> Path | None:
         A local path, or None if the config asks for no weights.
 
     Raises:
-        SmallObjError: if it cannot be had, naming the ways on.
+        SmallObjError: if it cannot be had, naming the options.
     """
     name = os.path.expandvars(cfg.MODEL.WEIGHTS)
     if unset := re.match(r"\$\{?(\w+)", name):
@@ -71,7 +71,7 @@ def check_weights(cfg: Any) -> Path | None:
     if not name:
         return None
     ways = (
-        'Ways on: MODEL.WEIGHTS <path of a local .pkl or .pth file>, or MODEL.WEIGHTS "" to train '
+        'Options: MODEL.WEIGHTS <path of a local .pkl or .pth file>, or MODEL.WEIGHTS "" to train '
         "from random weights (with MODEL.RESNETS.NORM GN or BN and MODEL.BACKBONE.FREEZE_AT 0)."
     )
     url = _ZOO + name.removeprefix("detectron2://") if name.startswith("detectron2://") else name

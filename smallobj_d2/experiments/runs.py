@@ -28,7 +28,7 @@ class State(Enum):
     RUNNING = "running"
     """Another process holds its folder."""
     CUT_OFF = "cut off"
-    """Begun, and goes on from its last checkpoint."""
+    """Begun; the next call resumes it from its last checkpoint."""
     FAILED = "failed"
     """Ended with an error; to be tried again."""
     MISSING = "missing"
@@ -126,7 +126,7 @@ class Run:
         (self.folder / "request.yaml").write_text(yaml.safe_dump(self.request, sort_keys=False))
 
     def end(self, code: int | None) -> None:
-        """Note how the attempt ended; None if it was stopped and is to go on later."""
+        """Note how the attempt ended; None if it was stopped, to be resumed later."""
         attempts = self.attempts()
         attempts[-1]["seconds"] = round(time.time() - attempts[-1]["started"], 1)
         attempts[-1]["code"] = code

@@ -2,8 +2,8 @@
 
 A scale is a file in ``experiments/scales``. Merged over a row's YAML it changes the network, the
 data and the schedule, for all rows alike, and leaves the row's ``SMALLOBJ`` keys as they are. Its
-data are made scenes (``scenes``), a dataset that is there already (``existing``), or those that the
-configs name.
+data are synthetic scenes (``scenes``), a dataset that exists already (``existing``), or those that
+the configs name.
 """
 
 import sys
@@ -25,7 +25,7 @@ AUGMENTED_VAL = "augmented_val"
 """The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""
 
 SCENES = ("scenes_train", "scenes_val")
-"""What the made datasets are called."""
+"""Names of the synthetic datasets."""
 
 _ELSEWHERE = ("SMALLOBJ", "OUTPUT_DIR", "VERSION", "DATASETS")
 
@@ -45,7 +45,7 @@ class Scale:
     machine: str
     """The machine that ``seconds`` is for, and where the number comes from."""
     scenes: dict[str, int] | None = None
-    """Arguments of `make_splits`, if it is on made scenes."""
+    """Arguments of `make_splits`, if it is on synthetic scenes."""
     existing: list[list[str]] | None = None
     """If it is on a dataset that is there: name, JSON and image folder of its training and of its
     validation set, relative to ``DETECTRON2_DATASETS``."""
@@ -145,7 +145,7 @@ def load_scale(path: Path) -> Scale:
     """Read a file of ``experiments/scales``.
 
     Raises:
-        SmallObjError: if there is none of that name.
+        SmallObjError: if there is no scale of that name, or the file is not a scale.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))

@@ -1,6 +1,6 @@
 """Does the runs of an experiment that are missing, on this machine or on a Slurm cluster.
 
-Every run is a process of its own, ``tools/train_net.py``. What a sweep knows about its runs it
+Every run is a separate process of ``tools/train_net.py``. What a sweep knows about its runs it
 reads from their folders, so it can be stopped in any way and called again.
 """
 
@@ -124,8 +124,8 @@ class Sweep:
     def go(self) -> bool:
         """Do what is missing; True if every run is finished then.
 
-        A run that fails is noted, and the others go on. On Ctrl-C the running ones are ended, and
-        go on from their checkpoints in the next call.
+        A run that fails is noted, and the others continue. On Ctrl-C the running ones are ended;
+        the next call resumes them from their checkpoints.
         """
         todo = [r for r in self.runs if r.state() is not State.FINISHED]
         quiet = not sys.stderr.isatty()

@@ -89,11 +89,11 @@ def augment_dataset(
     """Write the first epoch of a config's draws to ``out/annotations.json`` and ``out/images``.
 
     The first draw that shows an image as it was keeps the ids and the file name of the original.
-    Every other draw is an image of its own: its id is the largest id of the original dataset plus 1
+    Every other draw is a separate image: its id is the largest id of the original dataset plus 1
     plus the draw's position, its file ``<stem>_draw<position>``. Images that training leaves out,
     because they have nothing to learn from, are there as they were. The files are a function of the
     dataset, the config and the seed, whatever `workers` is. A call that was cut off leaves no JSON,
-    and the next call goes on where it stopped.
+    and the next call continues where it stopped.
 
     Args:
         cfg: a config with ``SMALLOBJ``, one dataset in DATASETS.TRAIN, and a SEED that is not

@@ -73,7 +73,7 @@ class Centres:
 
 
 class Copy(NamedTuple):
-    """A copy of a shape under a linear map, moved to the origin of a patch of its own."""
+    """A copy of a shape under a linear map, moved to the origin of its own patch."""
 
     matrix: NDArray[np.float64]
     """(2, 3): source coordinates to patch coordinates."""

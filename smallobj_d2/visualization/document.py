@@ -191,7 +191,7 @@ class Document:
         return files
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        """Write the figures, each as a file of its own."""
+        """Write each figure to a file."""
         folder.mkdir(parents=True, exist_ok=True)
         files = []
         for block in self.blocks:

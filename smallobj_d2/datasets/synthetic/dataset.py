@@ -5,7 +5,7 @@ Table 2 of the paper: many small objects, gathered in half of the images, beside
 that own nearly all of the annotated area. `make_scene` draws one such image, `make_dataset` writes
 a folder of them.
 
-A scene is geometry first, pixels second. Objects are polygons, laid from back to front; what a
+A scene is geometry first, pixels second. Objects are polygons, painted from back to front; what a
 newer one hides is subtracted from the visible parts of the older ones, so that no mask is ever
 traced back from pixels. Objects are then painted, and the label map is filled with the raster that
 pycocotools makes of each polygon: an object that nothing hides is exact to the pixel, one that is

@@ -79,7 +79,7 @@ def main(
 
     Args:
         cfg: a config with ``SMALLOBJ``.
-        resume: go on from the last checkpoint in OUTPUT_DIR, if there is one.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
         eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
         overwrite: start anew in a folder that holds a run already.
 

@@ -33,7 +33,7 @@ def build_mapper(cfg: Any, is_train: bool, augmentation: DrawAugmentation | None
         augmentation: see `SmallObjectMapper.from_config`.
 
     Raises:
-        SmallObjError: if there is none of that name.
+        SmallObjError: if there is no mapper of that name.
     """
     return MAPPERS[cfg.SMALLOBJ.MAPPER].from_config(cfg, is_train, augmentation=augmentation)
 

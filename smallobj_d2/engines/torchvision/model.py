@@ -1,7 +1,7 @@
 """Mask R-CNN with a ResNet-FPN from torchvision's parts, built from Detectron2's config keys.
 
 The network, the matching, the sampling of proposals and the box losses are torchvision's. What is
-written here is what its constructors leave no room for: the widths and strides of Detectron's
+written here is what its constructors do not allow: the widths and strides of Detectron's
 ResNets, the beta of the smooth L1 losses, which pyramid levels feed which head, anchors that are
 not rounded, ROIAlign with half-pixel alignment, and mask targets cut from small windows in place
 of full-image bitmaps. Half a pixel is much for a small object, so wherever torchvision rounds and
@@ -221,7 +221,7 @@ class Body(nn.Module):
 
 
 def _without_statistics(module: nn.Module) -> nn.Module:
-    """Turn batch norms into frozen ones: a frozen stage must not go on counting statistics."""
+    """Turn batch norms into frozen ones: a frozen stage must not update its statistics."""
     if isinstance(module, nn.BatchNorm2d):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
         frozen.load_state_dict(

@@ -93,8 +93,8 @@ class Trainer:
     """Trains a model for a number of iterations.
 
     Every iteration starts torch's generator afresh from the seed, the iteration and the process, so
-    that a resumed run goes on bit for bit as if it had not stopped (on a CPU; a GPU adds up in an
-    order of its own).
+    that a resumed run continues bit for bit as if it had not stopped (on a CPU; a GPU adds in no
+    fixed order).
 
     Args:
         model: returns named losses; on its device already.
@@ -248,7 +248,7 @@ class Trainer:
             temporary.write_text(name)
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises:
             SmallObjError: if it is not one of this model and this run.

@@ -53,7 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The named tensors of a ``.pkl`` or ``.pth`` file.
 
     Raises:
-        SmallObjError: if it is no such file, or holds more than weights.
+        SmallObjError: if it is not a weights file, or holds more than weights.
     """
     data = read_file(path)
     for key in ("model", "blobs", "state_dict"):
