@@ -1,5 +1,7 @@
 """What all tests share: the same examples at every run, no deadline, and one thread."""
 
+import sys
+
 import pytest
 from hypothesis import settings
 
@@ -18,6 +20,14 @@ def _one_thread():
     except ImportError:
         return
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_outlives_its_test():
+    """A run logs to the terminal as it is then, which pytest takes away with the test."""
+    yield
+    if "smallobj_d2.engines.folder" in sys.modules:
+        sys.modules["smallobj_d2.engines.folder"].close_logging()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
 
 def imported(*folders: str) -> set[str]:
     """Distributions that the modules of some folders import."""
-    own = {"smallobj_d2", "proofs", "benchmarks", "_path", "setuptools"}
+    own = {"smallobj_d2", "proofs", "benchmarks", "tests", "_path", "setuptools"}
     own |= {p.stem for p in (ROOT / "tests").glob("*.py")}
     found = set()
     for path in (p for folder in folders for p in (ROOT / folder).rglob("*.py")):

@@ -4,7 +4,8 @@ An engine is a module with
 
 * ``MAPPERS``: its `smallobj_d2.registry.Registry` of mappers, chosen by ``SMALLOBJ.MAPPER``,
 * ``build_train_loader(cfg, *, start_iter=0)``: batches of samples,
-* ``main(cfg, resume, eval_only)``: train and evaluate in this process, return the table row,
+* ``main(cfg, resume, eval_only, overwrite)``: train and evaluate in this process, return the
+  table row,
 * ``view(sample, cfg)``: a sample as a picture with outlines, for `visualization.sheets`.
 """
 
