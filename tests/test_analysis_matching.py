@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smallobj_d2.analysis import matching
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.matching import brute_force, match, matched_anchors
 from smallobj_d2.analysis.objects import Objects, objects_of
@@ -91,6 +92,29 @@ def test_equal_to_brute_force_on_random_boxes(protocol, kind, dtype):
     fast = match(objects, protocol, dtype=dtype)
     assert fast.max_iou.dtype == dtype
     assert_equal(fast, brute_force(objects, protocol, dtype=dtype))
+
+
+def test_a_crowded_image_is_matched_without_comparing_all_pairs(monkeypatch):
+    """The index gives what comparing gives; and the cost grows with objects, not their square."""
+    rng = np.random.default_rng(3)
+    annotations = [
+        {"bbox": [*rng.integers(0, 600, 2), *rng.integers(2, 90, 2)], "bbox_mode": 1, "area": 9.0}
+        for _ in range(300)
+    ]
+    record = {"height": 600, "width": 640, "annotations": [*annotations, *annotations[:50]]}
+    objects = objects_of([record, {**record, "annotations": annotations[:20]}])
+    compared = []
+    iou = matching.box_iou
+    monkeypatch.setattr(matching, "box_iou", lambda a, b: compared.append(a.size) or iou(a, b))
+    for protocol in (PAPER, training()):
+        compared.clear()
+        all_pairs = match(objects, protocol)
+        before = sum(compared)
+        compared.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(matching, "_CROWDED", 100)
+            assert_equal(match(objects, protocol), all_pairs)
+        assert protocol is PAPER or sum(compared) < before / 2
 
 
 @needs_detectron2

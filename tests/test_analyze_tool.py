@@ -155,6 +155,19 @@ def test_names_of_a_dataset_are_text_in_every_output(analyze, write, tmp_path, c
     assert "<script>" not in capsys.readouterr().out
 
 
+def test_images_are_opened_by_as_many_processes_as_asked(analyze, scenes, monkeypatch, capsys):
+    """One process is the remedy where others are killed for lack of memory."""
+
+    def none(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("smallobj_d2.datasets.images.ProcessPoolExecutor", none)
+    words = ["--check-images", "--json", str(scenes), "--images", str(scenes.parent / "images")]
+    assert analyze([*words, "--workers", "1"]) in (0, 1)
+    assert analyze([*words, "--workers", "0"]) == 2
+    assert "--workers must be 1 or more" in capsys.readouterr().err
+
+
 def test_layouts_are_printed(analyze, write, capsys):
     assert analyze(["--json", write([10], [200]), "--layouts"]) == 0
     assert "FPN, strides 4 to 64, 800 pixels" in capsys.readouterr().out

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
+from shapely import STRtree
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects
@@ -31,6 +33,8 @@ _CHUNK = 8_192
 """Objects looked at together: few enough that the arrays of a step stay in a processor's cache."""
 _PAIRS = 2_000_000
 """Pairs of an object and an anchor held together, as far as single images allow."""
+_CROWDED = 1000
+"""Objects of one image above which an index finds those that an anchor overlaps."""
 
 
 @dataclass(frozen=True)
@@ -368,10 +372,20 @@ def _distinct(scene: _Scene, found: _Candidates, chosen: Bools) -> _Distinct:
 
 
 def _preferred(scene: _Scene, anchors: _Distinct) -> Ints:
-    """(U,) the object that each anchor overlaps most, the first among equals."""
+    """(U,) the object that each anchor overlaps most, the first among equals.
+
+    Each anchor overlaps some object.
+    """
     preferred = np.zeros(len(anchors.key), dtype=np.int64)
     begin = scene.ranges[anchors.image]
     count = scene.ranges[anchors.image + 1] - begin
+    for image in np.unique(anchors.image[count > _CROWDED]):
+        here = np.flatnonzero(anchors.image == image)
+        objects = slice(scene.ranges[image], scene.ranges[image + 1])
+        found = _preferred_of_many(scene.boxes[objects], anchors.box[here])
+        preferred[here] = scene.ranges[image] + found
+    rest = np.flatnonzero(count <= _CROWDED)
+    box, begin, count = anchors.box[rest], begin[rest], count[rest]
     ends = np.cumsum(count)
     first = 0
     while first < len(count):
@@ -381,10 +395,33 @@ def _preferred(scene: _Scene, anchors: _Distinct) -> Ints:
         starts = np.cumsum(part) - part
         anchor = np.repeat(np.arange(last - first), part)
         which = np.arange(len(anchor)) + np.repeat(begin[first:last] - starts, part)
-        iou = box_iou(scene.boxes[which], anchors.box[first:last][anchor])
-        most = np.flatnonzero(iou == np.maximum.reduceat(iou, starts)[anchor])[::-1]
-        preferred[first + anchor[most]] = which[most]  # the first comes last, and stays
+        iou = box_iou(scene.boxes[which], box[first:last][anchor])
+        preferred[rest[first:last]] = _first_of_most(anchor, which, iou)
         first = last
+    return preferred
+
+
+def _first_of_most(anchor: Ints, which: Ints, iou: Floats) -> Ints:
+    """Of pairs in ascending order, each anchor's first object of those with its largest IoU."""
+    starts = np.flatnonzero(np.diff(anchor, prepend=-1))
+    most = np.flatnonzero(iou == np.maximum.reduceat(iou, starts)[anchor])[::-1]
+    best = np.zeros(len(starts), dtype=np.int64)
+    best[anchor[most]] = which[most]  # the first comes last, and stays
+    return best
+
+
+def _preferred_of_many(objects: Floats, anchors: Floats) -> Ints:
+    """`_preferred` for one image, without comparing each anchor with each object."""
+    preferred = np.zeros(len(anchors), dtype=np.int64)
+    tree = STRtree(shapely.box(*objects.astype(np.float64).T))
+    step = max(1, _PAIRS // len(objects))
+    for first in range(0, len(anchors), step):
+        part = anchors[first : first + step]
+        anchor, which = tree.query(shapely.box(*part.astype(np.float64).T))
+        order = np.lexsort((which, anchor))
+        anchor, which = anchor[order], which[order]
+        iou = box_iou(objects[which], part[anchor])
+        preferred[first : first + step] = _first_of_most(anchor, which, iou)
     return preferred
 
 

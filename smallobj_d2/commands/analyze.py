@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
         "--check-images", action="store_true", help="--check, and open every image as well"
     )
     p.add_argument(
+        "--workers", type=int, help="processes that open images (default: one per core)"
+    )
+    p.add_argument(
         "--notes", type=int, default=5, help="most notes of a kind to list with --check (default 5)"
     )
     p.add_argument(
@@ -106,7 +109,14 @@ def run(args: argparse.Namespace) -> int:
         json_file, images = info.json_file, args.images or info.image_root
         name = stem = info.name
     if args.check or args.check_images:
-        findings = check_dataset(json_file, images or json_file.parent, images=args.check_images)
+        if args.workers is not None and args.workers < 1:
+            raise SmallObjError("--workers must be 1 or more.")
+        findings = check_dataset(
+            json_file,
+            images or json_file.parent,
+            images=args.check_images,
+            workers=args.workers,
+        )
         print(report(findings, notes=args.notes))
         return exit_code(findings)
     data = CocoFile(json_file, images or json_file.parent)

@@ -400,10 +400,21 @@ def check_images(
 
 
 def check_dataset(
-    json_file: str | Path, image_root: str | Path, *, images: bool = False
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    images: bool = False,
+    workers: int | None = None,
 ) -> list[Finding]:
-    """Every defect of a dataset: of its JSON, and if asked of its image files."""
+    """Every defect of a dataset: of its JSON, and if asked of its image files.
+
+    Args:
+        json_file: annotations in COCO's instance format.
+        image_root: folder that the JSON's ``file_name`` are relative to.
+        images: open every image as well.
+        workers: processes that open them; one per core if left out.
+    """
     findings = check_coco(json_file)
     if images and not any(f.kind in ("file-unreadable", "json-damaged") for f in findings):
-        findings += check_images(json_file, image_root)
+        findings += check_images(json_file, image_root, workers=workers)
     return by_severity(findings)
