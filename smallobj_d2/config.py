@@ -6,7 +6,7 @@ paper each one stands for, and which test holds it.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -440,8 +440,8 @@ def check_cfg(cfg: CfgNode) -> None:
         raise SmallObjError("SOLVER.NESTEROV is True; it needs a SOLVER.MOMENTUM above 0.")
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """All values of a config, by their full keys."""
+def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values of a config, or of one as plain dicts, by their full keys."""
     flat: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, dict):
