@@ -12,9 +12,9 @@ It has a folder for each image, with ``images/*.png`` and a PNG for each nucleus
 its 670 images 470 are for training and 64 for validation, by `experiments/dsb2018.json`.
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from smallobj_d2.commands import ROOT
+from smallobj_d2.commands import ROOT, command, command_line
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.files import writing
 
@@ -32,21 +32,15 @@ NAME_LENGTH = 16
 """Characters of an image's id that its file here is called by; enough to tell them apart."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="stage1_train, unpacked")
     parser.add_argument("--out", type=Path, default=Path("datasets/dsb2018"), metavar="FOLDER")
     args = parser.parse_args(argv)
-    try:
-        for split, names in json.loads(SPLIT.read_bytes()).items():
-            data = convert(args.source, args.out, split, names)
-            print(f"{split}: {len(data['images'])} images, {len(data['annotations']):,} nuclei")
-    except (SmallObjError, OSError) as e:
-        print(f"error: {SmallObjError(e)}", file=sys.stderr)
-        return 2
-    return 0
+    for split, names in json.loads(SPLIT.read_bytes()).items():
+        data = convert(args.source, args.out, split, names)
+        print(f"{split}: {len(data['images'])} images, {len(data['annotations']):,} nuclei")
 
 
 def convert(source: Path, out: Path, split: str, names: list[str]) -> dict[str, Any]:
@@ -110,7 +104,3 @@ def _annotation(mask: Any) -> dict[str, Any]:
         "iscrowd": 0,
         "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

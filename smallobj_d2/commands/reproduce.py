@@ -40,7 +40,7 @@ OUT = Path("output", "reproduce")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__)
+    p = command_line(__doc__, engine=True)
     p.add_argument(
         "--scale", required=True, help="a name of experiments/scales, or a YAML file of your own"
     )
@@ -49,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--rows", nargs="+", metavar="NAME", help="files of configs/, without .yaml")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs per row, 1 by default")
     p.add_argument("--first-seed", type=int, default=0, metavar="K", help="of the N seeds")
-    p.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     p.add_argument("--gpus-per-run", type=int, help="in place of the scale's")
     p.add_argument("--jobs", type=int, help="runs at the same time")
     p.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="submit jobs, with submitit")

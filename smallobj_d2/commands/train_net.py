@@ -20,9 +20,7 @@ from smallobj_d2.registry import import_modules
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__)
-    p.add_argument("--config-file", "--config", required=True, metavar="FILE")
-    p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
+    p = command_line(__doc__, config=True, engine=True)
     p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint")
     p.add_argument(
         "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run already"

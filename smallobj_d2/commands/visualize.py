@@ -11,8 +11,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from smallobj_d2.commands import command, command_line, parse, path, writable
-from smallobj_d2.config import load_cfg
+from smallobj_d2.commands import command, command_line, config_from, parse, path, writable
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
@@ -20,23 +19,14 @@ from smallobj_d2.visualization.draws import augmented_positions, training_sheet
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    parser = command_line(__doc__, config=True, engine=True)
     parser.add_argument("--dataset", help="show this dataset in place of DATASETS.TRAIN")
-    parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="how many augmented draws to show")
     parser.add_argument("--positions", type=int, nargs="+", help="show these draws instead")
     parser.add_argument("--width", type=int, default=480, help="of one picture, in pixels")
     parser.add_argument("--out", type=path, default=path("output/contact_sheet.png"), metavar="PNG")
     args = parse(parser, argv)
-    opts = list(args.opts)
-    if args.dataset:
-        opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
-    cfg = load_cfg(args.config_file, opts)
-    if cfg.SEED < 0:
-        cfg.defrost()
-        cfg.SEED = 0
-        cfg.freeze()
+    cfg = config_from(args)
     engine = load_engine(args.engine)
     out = writable(args.out)
     dataset = engine.build_train_loader(cfg).dataset
