@@ -7,6 +7,7 @@ paper each one stands for, and which test holds it.
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -436,6 +437,17 @@ def check_cfg(cfg: CfgNode) -> None:
             raise SmallObjError(f"{key} is {values[key]!r:.80}; it {rule.words}.")
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
         raise SmallObjError("SOLVER.NESTEROV is True; it needs a SOLVER.MOMENTUM above 0.")
+
+
+def changed(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """A frozen copy of a config with other values, by their full keys."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        reduce(getattr, groups, cfg)[last] = value
+    cfg.freeze()
+    return cfg
 
 
 def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

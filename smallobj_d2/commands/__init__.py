@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import load_cfg
+from smallobj_d2.config import changed, load_cfg
 from smallobj_d2.errors import SmallObjError, printable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,11 +89,7 @@ def config_from(args: argparse.Namespace) -> CfgNode:
     """The config of ``--config-file``, with ``--dataset`` to train on, and a seed: 0 if none."""
     dataset = ["DATASETS.TRAIN", f"('{args.dataset}',)"] if args.dataset else []
     cfg = load_cfg(args.config_file, [*args.opts, *dataset])
-    if cfg.SEED < 0:
-        cfg.defrost()
-        cfg.SEED = 0
-        cfg.freeze()
-    return cfg
+    return changed(cfg, {"SEED": max(cfg.SEED, 0)})
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from smallobj_d2.commands import command, command_line, config_from, parse, path, writable
+from smallobj_d2.config import changed
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
@@ -42,9 +43,7 @@ def sheet_of_draws(
     engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
 ) -> Image.Image:
     """The draws of a config, with its engine; see `training_sheet`."""
-    plain = cfg.clone()
-    plain.defrost()
-    plain.SMALLOBJ.COPY_PASTE = False
+    plain = changed(cfg, {"SMALLOBJ.COPY_PASTE": False})
     originals = engine.build_train_loader(plain).dataset
     view = partial(engine.view, cfg=cfg)
     return training_sheet(dataset, originals, view, positions, width=width)

@@ -17,6 +17,7 @@ from detectron2.structures import PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from smallobj_d2.config import changed
 from smallobj_d2.datasets.categories import check_categories
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.engines import run
@@ -135,12 +136,7 @@ def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
     """The config with MODEL.WEIGHTS on this machine, unless a checkpoint takes their place."""
     if resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return cfg
-    weights = check_weights(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(weights or "")
-    cfg.freeze()
-    return cfg
+    return changed(cfg, {"MODEL.WEIGHTS": str(check_weights(cfg) or "")})
 
 
 def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:

@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import COCOEvaluator
 
+from smallobj_d2.config import changed
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.detectron2.checkpoints import Checkpointer
 from smallobj_d2.engines.detectron2.mapper import build_mapper, build_train_loader
@@ -56,10 +57,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
         """The stock schedule, which cannot take a step at the very end of training."""
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.STEPS = tuple(s for s in cfg.SOLVER.STEPS if s != cfg.SOLVER.MAX_ITER)
-        return super().build_lr_scheduler(cfg, optimizer)
+        steps = tuple(s for s in cfg.SOLVER.STEPS if s != cfg.SOLVER.MAX_ITER)
+        return super().build_lr_scheduler(changed(cfg, {"SOLVER.STEPS": steps}), optimizer)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
