@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -48,7 +47,6 @@ from smallobj_d2.visualization.sheets import (
     View,
     outlines_of_box,
     outlines_of_mask,
-    styles_of_copies,
 )
 
 __all__ = [
@@ -154,9 +152,6 @@ def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
 
 def view(sample: dict[str, Any], cfg: CfgNode) -> View:
     """A sample of the mapper as a picture with outlines."""
-    image = sample["image"].permute(1, 2, 0).numpy()
-    if cfg.INPUT.FORMAT == "BGR":
-        image = image[:, :, ::-1]
     instances = sample["instances"]
     outlines: list[Outlines] = []
     if instances.has("gt_masks"):
@@ -168,4 +163,4 @@ def view(sample: dict[str, Any], cfg: CfgNode) -> View:
     else:
         outlines = [outlines_of_box(*box) for box in instances.gt_boxes.tensor.tolist()]
     pasted = sample.get("pasted", [False] * len(outlines))
-    return View(np.ascontiguousarray(image), outlines, styles_of_copies(pasted))
+    return View.of_sample(sample["image"].numpy(), cfg.INPUT.FORMAT, outlines, pasted)
