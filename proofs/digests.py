@@ -40,7 +40,7 @@ from pycocotools import mask as coco_mask
 from proofs import ROOT
 from smallobj_d2.analysis.analyze import analyze
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.report import markdown as analysis_markdown
+from smallobj_d2.analysis.report import build_report as analysis_report
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import ENGINES, load_engine
@@ -359,7 +359,7 @@ def _table2(sources: Sources, name: str) -> Iterator[tuple[str, Parts]]:
         yield table.protocol, {"table": digest(table.as_json())}
     for table in found.after_tables:
         yield f"{table.protocol} augmented", {"table": digest(table.as_json())}
-    yield "report", {"markdown": digest(analysis_markdown(found))}
+    yield "report", {"markdown": digest(analysis_report(found).markdown(None))}
 
 
 def _report(_: Sources) -> Iterator[tuple[str, Parts]]:

@@ -6,7 +6,8 @@ Every key is documented where it is added, below. ``docs/reference.md`` lists th
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -324,6 +325,8 @@ def _one_of(*choices: str) -> Rule:
     return Rule(lambda value: value in choices, f"must be one of {choices}")
 
 
+_NUMBER = _from(-1e30, words="must be a number")
+_PAIR = Rule(_each(_NUMBER, 2).holds, "must be two numbers")
 _SHARE = _from(0, 1, "must be a share, from 0 to 1")
 _SIDE = _whole(0, 1 << 15)
 _POSITIVE = _from(1e-9, words="must be a number above 0")
@@ -346,7 +349,7 @@ RULES: dict[str, Rule] = {
     "INPUT.MAX_SIZE_TRAIN": _SIZES,
     "INPUT.MIN_SIZE_TEST": _SIDE,
     "INPUT.MAX_SIZE_TEST": _SIZES,
-    "MODEL.PIXEL_MEAN": _each(_from(-1e30, words="must be a number")),
+    "MODEL.PIXEL_MEAN": _each(_NUMBER),
     "MODEL.PIXEL_STD": _each(_POSITIVE),
     "MODEL.BACKBONE.FREEZE_AT": _whole(0),
     "MODEL.RESNETS.DEPTH": _whole(1),
@@ -370,7 +373,7 @@ RULES: dict[str, Rule] = {
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": _each(_SHARE),
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _whole(1),
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _from(-1e30, words="must be a number"),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _NUMBER,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _SHARE,
     "MODEL.ROI_BOX_HEAD.NUM_FC": _whole(0),
     "MODEL.ROI_BOX_HEAD.FC_DIM": _SIZES,
@@ -399,19 +402,15 @@ RULES: dict[str, Rule] = {
         "must be a list; each entry is [name, json file, image folder]",
     ),
     "SMALLOBJ.IMPORTS": Rule(
-        _each(_WORDS, empty=True).holds,
+        _NAMES.holds,
         "must be a list; each entry is the name of a module or the path of a .py file",
     ),
     "SMALLOBJ.SMALL_AREA": _from(0),
     "SMALLOBJ.OVERSAMPLING_FACTOR": _from(1, 1000, "must be from 1 (off) to 1000"),
     "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
     "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),
-    "SMALLOBJ.SCALE": Rule(
-        _each(_from(-1e30, words="must be a number"), 2).holds, "must be two numbers"
-    ),
-    "SMALLOBJ.ROTATION": Rule(
-        _each(_from(-1e30, words="must be a number"), 2).holds, "must be two numbers"
-    ),
+    "SMALLOBJ.SCALE": _PAIR,
+    "SMALLOBJ.ROTATION": _PAIR,
     "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
     "SMALLOBJ.SOURCES": _one_of("image", "bank"),
     "SMALLOBJ.BANK_IMAGES": _whole(1),
@@ -442,8 +441,19 @@ def check_cfg(cfg: CfgNode) -> None:
         raise SmallObjError("SOLVER.NESTEROV is True; it needs a SOLVER.MOMENTUM above 0.")
 
 
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """All values of a config, by their full keys."""
+def changed(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """A frozen copy of a config with other values, by their full keys."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        reduce(getattr, groups, cfg)[last] = value
+    cfg.freeze()
+    return cfg
+
+
+def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values of a config, or of one as plain dicts, by their full keys."""
     flat: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, dict):

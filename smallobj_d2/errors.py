@@ -36,3 +36,9 @@ def shown(value: Any) -> str:
         return f"[{', '.join(shown(v) for v in value[:3])}, ... {len(value)} in all]"
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,17 +1,21 @@
 """Files that are written whole or not at all, and what disks do to them, in one line."""
 
 import errno
+import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from yaml import YAMLError
 
 from smallobj_d2.errors import SmallObjError
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = ".smallobj-"
 """How temporary files begin, so that a killed process's are told from a user's own."""
@@ -68,6 +72,45 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """
     for path in (folder.rglob if recursive else folder.glob)(f"{_PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, making it if need be, so that no other process writes there.
+
+    Raises:
+        SmallObjError: `busy`, if another process holds it; or that it cannot be written to.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    with file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError) as e:
+            raise SmallObjError(busy) from e
+        except OSError:  # a file system without locks; better to run without one than not at all
+            logger.warning("%s cannot be locked; let no other run write there.", folder)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds a folder."""
+    if not (folder / ".lock").is_file():
+        return False
+    with (folder / ".lock").open("a") as file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def _lock(file: IO[str]) -> None:
+    # Of this process alone: a lock that workers inherit would outlive a killed run.
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

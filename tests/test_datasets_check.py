@@ -618,7 +618,7 @@ def test_training_reads_an_image_or_says_why_not(gallery, engine, name):
     }
     if engine == "detectron2":
         pytest.importorskip("detectron2")
-        from smallobj_d2.engines.detectron2 import _read_image as read
+        from smallobj_d2.engines.detectron2.data import read_image as read
     else:
         from smallobj_d2.engines.torchvision.mapper import read_image as read
     if kind and KINDS[kind][0] == "error":

@@ -381,7 +381,7 @@ def test_datasets_of_detectron2_are_augmented_in_its_own_loader(registered, name
 def test_a_missing_area_is_measured_once_for_each_image(registered, monkeypatch):
     cfg = config("aug", *FOR_STOCK)
     measured = []
-    monkeypatch.setattr(detectron2, "mask_area", lambda a, h, w: measured.append(a) or 100.0)
+    monkeypatch.setattr(detectron2.data, "mask_area", lambda a, h, w: measured.append(a) or 100.0)
     record = next(r for r in get_detection_dataset_dicts([registered]) if r["annotations"])
     assert "area" not in record["annotations"][0]
     mapper = SmallObjectMapper(cfg, True)

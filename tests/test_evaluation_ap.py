@@ -19,7 +19,6 @@ from smallobj_d2.evaluation.ap import (
     load_ground_truth,
     row_of,
     table,
-    write_row,
 )
 
 BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
@@ -148,13 +147,6 @@ def test_table_shows_no_objects_as_a_dash(truth):
     assert lines[0].split() == list(SIZES)
     assert lines[1].split() == ["Segmentation", "AP", "0.000", "0.000", "-", "0.000"]
     assert lines[3].split() == ["objects", "1", "2", "0", "3"]
-
-
-def test_row_as_json(truth, tmp_path):
-    write_row(tmp_path / "row.json", ap_row(truth, []))
-    row = json.loads((tmp_path / "row.json").read_text())
-    assert row["segm"]["large"] is None
-    assert row["ground_truth"]["medium"] == 2
 
 
 def test_detectron2_results_and_back(truth):

@@ -17,11 +17,11 @@ import yaml
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.synthetic import make_splits
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, clock
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
-from smallobj_d2.experiments.sweep import Slot, Sweep, clock, share_out
+from smallobj_d2.experiments.sweep import Slot, Sweep, share_out
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -205,21 +206,23 @@ def test_is_the_same_for_any_number_of_processes(scenes, made, tmp_path):
 
 def test_goes_on_where_it_was_cut_off(scenes, made, tmp_path, monkeypatch):
     """Cut off in the middle of a file, it leaves no JSON, and writes the rest the next time."""
-    out, write, count = tmp_path / "out", offline._write, 0
+    out, write, count = tmp_path / "out", offline.writing, 0
 
-    def killed(path, content):
+    @contextmanager
+    def killed(path):
         nonlocal count
         count += path.suffix == ".png"
-        if count == 4:
-            path.with_name(f".smallobj-1-{path.name}").write_bytes(content[:99])
-            raise KeyboardInterrupt
-        write(path, content)
+        with write(path) as temporary:
+            if count == 4:
+                path.with_name(f".smallobj-1-0-{path.name}").write_bytes(b"half of it")
+                raise KeyboardInterrupt
+            yield temporary
 
-    monkeypatch.setattr(offline, "_write", killed)
+    monkeypatch.setattr(offline, "writing", killed)
     with pytest.raises(KeyboardInterrupt):
         augment_dataset(config(scenes), out, workers=1, progress=False)
     assert not (out / "annotations.json").exists()
-    monkeypatch.setattr(offline, "_write", write)
+    monkeypatch.setattr(offline, "writing", write)
     again = augment_dataset(config(scenes), out, workers=2, progress=False)
     assert again.written == again.augmented - 3
     assert files(out) == files(made.json_file.parent)
@@ -247,7 +250,7 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
 from test_export_augmented import augment_dataset, config, offline
-write, count = offline._write, 0
+write, count = offline.writing, 0
 def slow(path, content):
     import time
     write(path, content)

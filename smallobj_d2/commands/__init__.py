@@ -9,6 +9,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
+from smallobj_d2.config import changed, load_cfg
 from smallobj_d2.datasets.coco import with_paths
 from smallobj_d2.errors import SmallObjError, printable
 
@@ -64,11 +67,31 @@ def _words(error: SmallObjError | UnicodeDecodeError | OSError) -> str | None:
     return None
 
 
-def command_line(doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a command, whose help begins with the module's docstring."""
-    return argparse.ArgumentParser(
+def command_line(
+    doc: str | None, *, config: bool = False, engine: bool = False
+) -> argparse.ArgumentParser:
+    """The parser of a command, whose help begins with the module's docstring.
+
+    Args:
+        doc: that docstring.
+        config, engine: whether it has ``--config-file`` and ``--engine``.
+    """
+    parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if config:
+        parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    if engine:
+        words = "auto (default), detectron2 or torchvision"
+        parser.add_argument("--engine", default="auto", help=words)
+    return parser
+
+
+def config_from(args: argparse.Namespace) -> CfgNode:
+    """The config of ``--config-file`` on the dataset that flags name; its seed is 0 if not set."""
+    dataset = ["DATASETS.TRAIN", f"('{args.dataset}',)"] if args.dataset else []
+    cfg = load_cfg(args.config_file, [*args.opts, *dataset])
+    return with_dataset(changed(cfg, {"SEED": max(cfg.SEED, 0)}), args)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

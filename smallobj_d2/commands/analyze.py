@@ -68,9 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check-images", action="store_true", help="--check, and open every image as well"
     )
-    p.add_argument(
-        "--workers", type=int, help="processes that open images (default: one per core)"
-    )
+    p.add_argument("--workers", type=int, help="processes that open images (default: one per core)")
     p.add_argument(
         "--notes", type=int, default=5, help="most notes of a kind to list with --check (default 5)"
     )

@@ -14,34 +14,26 @@ from smallobj_d2.commands import (
     add_dataset_options,
     command,
     command_line,
+    config_from,
     parse,
     path,
-    with_dataset,
 )
-from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.export.augmented import Summary, augment_dataset
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    parser = command_line(__doc__, config=True)
     parser.add_argument("--dataset", metavar="NAME", help="augment it instead of DATASETS.TRAIN")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parse(parser, argv)
     try:
-        opts = list(args.opts)
-        if args.dataset:
-            opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
         if args.workers is not None and args.workers < 1:
             raise SmallObjError("--workers must be 1 or more.")
-        cfg = load_cfg(args.config_file, opts)
-        if cfg.SEED < 0:
-            cfg = load_cfg(args.config_file, [*opts, "SEED", "0"])
-        cfg = with_dataset(cfg, args)
+        cfg = config_from(args)
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt("Stopped. The same command resumes here.") from e

@@ -31,9 +31,8 @@ TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, engine=True)
     parser.add_argument("--out", type=path, default=Path("output/demo"), help="output folder")
-    parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="number of draws on the contact sheet")
     parser.add_argument(
         "--pictures-only", action="store_true", help="make the pictures, do not train"

@@ -21,14 +21,13 @@ from smallobj_d2.commands import ROOT, command, command_line, path, scale_file, 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.engines import choose_engine
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, clock
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.paper import Paper, load_paper
 from smallobj_d2.experiments.runs import Run, State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import (
     Sweep,
-    clock,
     local_gpus,
     seconds_left,
     share_out,
@@ -41,7 +40,7 @@ OUT = Path("output", "reproduce")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__)
+    p = command_line(__doc__, engine=True)
     p.add_argument(
         "--scale",
         required=True,
@@ -62,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="K",
         help="the first of the N seeds (default 0)",
     )
-    p.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     p.add_argument("--gpus-per-run", type=int, help="GPUs of each run (default: the scale's)")
     p.add_argument("--jobs", type=int, help="number of runs at the same time")
     p.add_argument(

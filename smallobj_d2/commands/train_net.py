@@ -22,11 +22,9 @@ from smallobj_d2.registry import import_modules
 
 
 def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__)
-    p.add_argument("--config-file", "--config", required=True, metavar="FILE")
-    add_dataset_options(p, "train on this dataset in place of DATASETS.TRAIN")
-    add_dataset_options(p, "evaluate on this one in place of DATASETS.TEST", "val-")
-    p.add_argument("--engine", default="auto", help="auto (default), detectron2 or torchvision")
+    p = command_line(__doc__, config=True, engine=True)
+    add_dataset_options(p, "train on this dataset instead of DATASETS.TRAIN")
+    add_dataset_options(p, "evaluate on this one instead of DATASETS.TEST", "val-")
     p.add_argument(
         "--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint"
     )

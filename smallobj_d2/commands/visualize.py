@@ -16,12 +16,12 @@ from smallobj_d2.commands import (
     add_dataset_options,
     command,
     command_line,
+    config_from,
     parse,
     path,
-    with_dataset,
     writable,
 )
-from smallobj_d2.config import load_cfg
+from smallobj_d2.config import changed
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
@@ -29,24 +29,15 @@ from smallobj_d2.visualization.draws import augmented_positions, training_sheet
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+    parser = command_line(__doc__, config=True, engine=True)
     parser.add_argument("--dataset", help="show this dataset instead of DATASETS.TRAIN")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
-    parser.add_argument("--engine", default="auto", help="auto, detectron2 or torchvision")
     parser.add_argument("--num", type=int, default=6, help="number of augmented draws to show")
     parser.add_argument("--positions", type=int, nargs="+", help="show these draws instead")
     parser.add_argument("--width", type=int, default=480, help="width of each picture in pixels")
     parser.add_argument("--out", type=path, default=path("output/contact_sheet.png"), metavar="PNG")
     args = parse(parser, argv)
-    opts = list(args.opts)
-    if args.dataset:
-        opts += ["DATASETS.TRAIN", f"('{args.dataset}',)"]
-    cfg = with_dataset(load_cfg(args.config_file, opts), args)
-    if cfg.SEED < 0:
-        cfg.defrost()
-        cfg.SEED = 0
-        cfg.freeze()
+    cfg = config_from(args)
     engine = load_engine(args.engine)
     out = writable(args.out)
     dataset = engine.build_train_loader(cfg).dataset
@@ -62,9 +53,7 @@ def sheet_of_draws(
     engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
 ) -> Image.Image:
     """The draws of a config, with its engine; see `training_sheet`."""
-    plain = cfg.clone()
-    plain.defrost()
-    plain.SMALLOBJ.COPY_PASTE = False
+    plain = changed(cfg, {"SMALLOBJ.COPY_PASTE": False})
     originals = engine.build_train_loader(plain).dataset
     view = partial(engine.view, cfg=cfg)
     return training_sheet(dataset, originals, view, positions, width=width)

@@ -162,12 +162,7 @@ class Checked:
         return None
 
     def _add_of(self, name: str, kind: str, what: str, i: Any) -> None:
-        self._add(
-            kind,
-            what,
-            i if name == "images" else None,
-            i if name == "annotations" else None,
-        )
+        self._add(kind, what, **{_ABOUT[name]: i} if name in _ABOUT else {})
 
     # --- Images and categories
 
@@ -271,53 +266,27 @@ class Checked:
         return values
 
 
-_KEYS: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
-    "images": (
-        ("id", "file_name", "height", "width"),
-        frozenset(
-            [
-                "id",
-                "file_name",
-                "height",
-                "width",
-                "license",
-                "flickr_url",
-                "coco_url",
-                "date_captured",
-                "url",
-            ]
+_KEYS: dict[str, tuple[list[str], frozenset[str]]] = {
+    name: (needed.split(), frozenset(f"{needed} {others}".split()))
+    for name, needed, others in (
+        ("images", "id file_name height width", "license flickr_url coco_url date_captured url"),
+        ("categories", "id name", "supercategory keypoints skeleton color"),
+        (
+            "annotations",
+            "id image_id category_id bbox",
+            "bbox_mode segmentation area iscrowd keypoints num_keypoints",
         ),
-    ),
-    "categories": (
-        ("id", "name"),
-        frozenset({"id", "name", "supercategory", "keypoints", "skeleton", "color"}),
-    ),
-    "annotations": (
-        ("id", "image_id", "category_id", "bbox"),
-        frozenset(
-            [
-                "id",
-                "image_id",
-                "category_id",
-                "bbox",
-                "bbox_mode",
-                "segmentation",
-                "area",
-                "iscrowd",
-                "keypoints",
-                "num_keypoints",
-            ]
-        ),
-    ),
+    )
 }
 """Keys that the entries of each list need, and those that the format knows."""
 
 _LOOKED_AT = frozenset(
-    {"id", "file_name", "height", "width", "name", "image_id", "category_id", "bbox", "bbox_mode"}
-    | {"segmentation", "area", "iscrowd", "keypoints"}
+    ["id", "file_name", "height", "width", "name", "image_id", "category_id", "bbox", "bbox_mode"]
+    + ["segmentation", "area", "iscrowd", "keypoints"]
 )
 """Keys whose values have a form of their own, which is checked."""
 
+_ABOUT = {"images": "image", "annotations": "annotation"}
 _TYPES = {int: "number", str: "string"}
 _THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
 _TINY = 16  # pixels

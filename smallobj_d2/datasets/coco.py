@@ -14,6 +14,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.config import changed
 from smallobj_d2.datasets.categories import require_same_categories
 from smallobj_d2.datasets.check import Checked
 from smallobj_d2.datasets.findings import log_findings, stop_on_errors
@@ -110,13 +111,11 @@ def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str
     stem = Path(json_file).stem
     names = chain([stem], (f"{stem}_{i}" for i in count(2)))
     name = next(n for n in names if n not in _BUILTIN and taken.get(n, paths) == paths)
-    cfg = cfg.clone()
-    cfg.defrost()
-    if name not in named:
-        cfg.SMALLOBJ.DATASETS = [*cfg.SMALLOBJ.DATASETS, [name, *paths]]
-    cfg.DATASETS[key] = (name,)
-    cfg.freeze()
-    return cfg
+    new = [] if name in named else [[name, *paths]]
+    return changed(
+        cfg,
+        {f"DATASETS.{key}": (name,), "SMALLOBJ.DATASETS": [*cfg.SMALLOBJ.DATASETS, *new]},
+    )
 
 
 def is_registered(name: str) -> bool:

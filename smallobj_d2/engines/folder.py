@@ -1,6 +1,5 @@
 """The output folder of a run: its lock, its log, and the record of what runs."""
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from smallobj_d2 import files
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors, write_json, writing
@@ -33,19 +33,8 @@ def locked(output: Path) -> Iterator[None]:
     if processes.rank() != 0:
         yield
         return
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        file = (output / ".lock").open("a")
-    with file:
-        try:
-            # Of this process alone: a lock that loader workers inherit would outlive a killed run.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as e:
-            raise SmallObjError(
-                f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
-            ) from e
-        except OSError:  # a file system without locks; better to run without one than not at all
-            logger.warning("%s cannot be locked; let no other run write there.", output)
+    busy = f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
+    with files.locked(output, busy):
         yield
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from smallobj_d2.config import flatten
 from smallobj_d2.errors import SmallObjError
 
 
@@ -68,7 +69,7 @@ def agree(cfg: Any, engine: str, *, resume: bool, eval_only: bool) -> None:
     """See that all processes are about to do the same; they would wait for each other forever."""
     if world_size() == 1:
         return
-    told = {"--engine": engine, "--resume": resume, "--eval-only": eval_only, **_flat(cfg)}
+    told = {"--engine": engine, "--resume": resume, "--eval-only": eval_only, **flatten(cfg)}
     if resume:
         pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
         told["the last checkpoint in OUTPUT_DIR"] = (
@@ -78,14 +79,3 @@ def agree(cfg: Any, engine: str, *, resume: bool, eval_only: bool) -> None:
     whose = f"process 0 ({socket.gethostname()})"
     first, whose = share((told, whose))
     require_same(first, told, f"process {rank()} ({socket.gethostname()})", whose)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as one dict: "SOLVER.MAX_ITER" to its value."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 
+from smallobj_d2.config import changed
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
-from smallobj_d2.engines.seed_and_device import (
-    changed,
-    settle_device,
-    settle_precision,
-    settle_seed,
-)
+from smallobj_d2.engines.seed_and_device import settle_device, settle_precision, settle_seed
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import full_disk, remove_leftovers, write_json
 
@@ -54,7 +50,7 @@ def running(
         setup_logging(output)
         cfg = settle_device(cfg)
         if eval_only:  # no draws, so any seed will do
-            cfg = changed(cfg, "SEED", max(cfg.SEED, 0))
+            cfg = changed(cfg, {"SEED": max(cfg.SEED, 0)})
         else:
             cfg = settle_precision(cfg, engine)
             cfg = settle_seed(cfg, resume, engine=engine)

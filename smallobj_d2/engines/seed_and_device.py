@@ -8,20 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from smallobj_d2.config import changed
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import read_record
 from smallobj_d2.errors import SmallObjError
 
 logger = logging.getLogger(__name__)
-
-
-def changed(cfg: Any, *pairs: Any) -> Any:
-    """A frozen copy of a config with other values: key, value, key, value."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(list(pairs))
-    cfg.freeze()
-    return cfg
 
 
 def settle_device(cfg: Any) -> Any:
@@ -32,7 +24,7 @@ def settle_device(cfg: Any) -> Any:
         logger.info(
             "MODEL.DEVICE is %s, but there is no GPU here: using the CPU.", cfg.MODEL.DEVICE
         )
-    return changed(cfg, "MODEL.DEVICE", "cpu")
+    return changed(cfg, {"MODEL.DEVICE": "cpu"})
 
 
 def has_bfloat16() -> bool:
@@ -63,7 +55,7 @@ def settle_precision(cfg: Any, engine: str) -> Any:
             "SOLVER.AMP.ENABLED is True, but this CPU has no instructions for bfloat16 (see lscpu: "
             "avx512_bf16): training in float32."
         )
-    return changed(cfg, "SOLVER.AMP.ENABLED", False)
+    return changed(cfg, {"SOLVER.AMP.ENABLED": False})
 
 
 def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) -> Any:
@@ -94,7 +86,7 @@ def settle_seed(cfg: Any, resume: bool = False, *, engine: str | None = None) ->
             if seed is None:
                 seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
             logger.info("SEED is negative: using seed %d.", seed)
-    return changed(cfg, "SEED", processes.share(seed))
+    return changed(cfg, {"SEED": processes.share(seed)})
 
 
 def seed_step(seed: int, iteration: int) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -234,8 +233,3 @@ def table(row: Row) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def write_row(path: str | Path, row: Row) -> None:
-    """Write a row as JSON; None becomes null."""
-    Path(path).write_text(json.dumps(row, indent=2) + "\n")

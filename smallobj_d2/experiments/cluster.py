@@ -10,6 +10,7 @@ from typing import Any
 
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.runs import Run, State
+from smallobj_d2.files import write_json
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -82,8 +83,7 @@ def submit(
         rows = [r.config + (f"@{r.dataset}" if r.dataset else "") for r in own]
         alone = [*command, "--rows", *rows, "--seeds", "1", "--first-seed", str(run.seed)]
         job = executor.submit(submitit.helpers.CommandFunction([sys.executable, *alone])).job_id
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / "slurm.json").write_text(json.dumps({"job": job}) + "\n")
+        write_json(run.folder / "slurm.json", {"job": job})
         lines.append(f"{run.name}: submitted as job {job}")
     return lines
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from smallobj_d2.analysis.advice import NEARLY_ALL
 from smallobj_d2.analysis.report import comparison
 from smallobj_d2.analysis.table2 import PUBLISHED
+from smallobj_d2.errors import clock
 from smallobj_d2.evaluation.ap import SIZES, TITLES
 from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Verdict, judge
@@ -30,7 +31,6 @@ from smallobj_d2.experiments.statistics import (
     seeds_text,
     spread,
 )
-from smallobj_d2.experiments.sweep import clock
 from smallobj_d2.visualization.document import Document, Items, Picture, Table, code, strong
 
 COCO_VAL = "coco_2017_val"

@@ -26,7 +26,7 @@ from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
-from smallobj_d2.files import reading
+from smallobj_d2.files import reading, writing
 from smallobj_d2.visualization.detections import config_of_run, dataset_of_run, results_of_run
 
 T = TypeVar("T")
@@ -358,8 +358,8 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
         if key != "runs"
     ]
     runs = ",\n".join(json.dumps(run) for run in content["runs"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{" + ",\n".join(parts) + ',\n"runs": [\n' + runs + "\n]}\n")
+    with writing(path) as temporary:
+        temporary.write_text("{" + ",\n".join(parts) + ',\n"runs": [\n' + runs + "\n]}\n")
 
 
 def load_results(path: Path) -> Results:

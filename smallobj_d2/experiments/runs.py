@@ -5,7 +5,6 @@ the sweep ``request.yaml``, what was asked for; ``output.txt``, what the run pri
 ``attempts.json``, when it was started, how long it took and how it ended.
 """
 
-import fcntl
 import json
 import time
 from collections.abc import Iterable
@@ -16,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from smallobj_d2.config import flatten
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
-from smallobj_d2.files import reading
+from smallobj_d2.files import is_locked, reading, write_json
 
 
 class State(Enum):
@@ -72,7 +72,7 @@ class Run:
             return State.FINISHED
         if not self.folder.is_dir():
             return State.MISSING
-        if is_held(self.folder):
+        if is_locked(self.folder):
             return State.RUNNING
         attempts = self.attempts()
         if not attempts:
@@ -119,7 +119,7 @@ class Run:
     def begin(self, **about: Any) -> None:
         """Note a new attempt, and what is asked for."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(
+        write_json(
             self.folder / "attempts.json",
             [*self.attempts(), {"started": time.time(), "seconds": 0.0, "code": None, **about}],
         )
@@ -130,7 +130,7 @@ class Run:
         attempts = self.attempts()
         attempts[-1]["seconds"] = round(time.time() - attempts[-1]["started"], 1)
         attempts[-1]["code"] = code
-        _write_json(self.folder / "attempts.json", attempts)
+        write_json(self.folder / "attempts.json", attempts)
 
     def complaint(self) -> str:
         """The last thing that it printed."""
@@ -140,21 +140,6 @@ class Run:
         """Remove the checkpoints of a finished run, all but the final one."""
         for path in self.folder.glob("model_[0-9]*.pth"):
             path.unlink()
-
-
-def is_held(folder: Path) -> bool:
-    """Whether another process writes to a run's folder."""
-    lock = folder / ".lock"
-    if not lock.is_file():
-        return False
-    with lock.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
 
 
 def plan_runs(
@@ -195,7 +180,8 @@ def check_requests(runs: Iterable[Run]) -> None:
         path = run.folder / "request.yaml"
         if not path.is_file():
             continue
-        before, now = _flat(yaml.safe_load(path.read_text())), _flat(run.request)
+        asked = yaml.safe_dump(run.request)  # as `before` was written: tuples are lists
+        before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(), asked))
         for key in sorted({*before, *now}):
             if key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
                 continue
@@ -204,22 +190,6 @@ def check_requests(runs: Iterable[Run]) -> None:
                     f"{run.folder} was made with {key} {before.get(key)}; now it is "
                     f"{now.get(key)}. Choose another --out, or remove that folder."
                 )
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def _last_line(path: Path) -> str:

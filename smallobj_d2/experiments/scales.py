@@ -20,6 +20,7 @@ from smallobj_d2.datasets.coco import datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.export.augmented import augment_dataset
+from smallobj_d2.files import writing
 
 AUGMENTED_VAL = "augmented_val"
 """The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""
@@ -111,8 +112,8 @@ class Scale:
         request["DATASETS"]["TRAIN"] = request["DATASETS"]["TEST"]
         request["SEED"] = 0
         path = folder / "augmented_val.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(request))
+        with writing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(request))
         augment_dataset(load_cfg(path), done.parent)
 
     def _require(self, name: str, json: Path, images: Path) -> None:

@@ -19,7 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from smallobj_d2.experiments.runs import Run, State, is_held
+from smallobj_d2.errors import clock
+from smallobj_d2.experiments.runs import Run, State
+from smallobj_d2.files import is_locked
 
 POLL = 0.2  # seconds between looks at the processes
 LOOK = 2.0  # seconds between looks at how far they are
@@ -86,12 +88,6 @@ def typical_seconds(runs: Sequence[Run], otherwise: float) -> float:
 def seconds_left(runs: Sequence[Run], each: float, jobs: int) -> float:
     """How long the rest of a sweep takes, if every run takes `each`."""
     return sum(each * (1 - r.progress()) for r in runs if r.model is None) / jobs
-
-
-def clock(seconds: float) -> str:
-    """Seconds as hours:minutes:seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 @dataclass
@@ -166,7 +162,7 @@ class Sweep:
                     todo.remove(run)
                     self.failed[run.name] = "its model is not finished"
                     continue
-                if model is not State.FINISHED or is_held(run.folder):
+                if model is not State.FINISHED or is_locked(run.folder):
                     continue
                 todo.remove(run)
                 if run.state() is State.FINISHED:  # by another sweep meanwhile
@@ -190,7 +186,7 @@ class Sweep:
 
     def _ended(self, job: _Job, todo: list[Run]) -> None:
         run, code = job.run, job.process.returncode
-        if code and is_held(run.folder):  # another sweep was faster: wait for its run
+        if code and is_locked(run.folder):  # another sweep was faster: wait for its run
             todo.append(run)
             return
         run.end(code)

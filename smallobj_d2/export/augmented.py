@@ -6,7 +6,6 @@ of this project trains on the same images. Draws that show an original are links
 only images in which something was pasted are written, without loss.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -32,7 +31,7 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.files import remove_leftovers, writing
+from smallobj_d2.files import disk_errors, locked, remove_leftovers, write_json, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
@@ -188,24 +187,9 @@ def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise SmallObjError(f"{folder} is not empty. Choose a new folder.")
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as e:
-        raise SmallObjError(f"Cannot write to {folder}: {e.strerror}.") from e
-    with lock:
-        try:  # of this process alone: a lock that workers inherit would outlive a killed one
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise SmallObjError(f"Another process is writing to {folder}. Wait for it.") from e
-        _write(path, (json.dumps(recipe, indent=2) + "\n").encode())
+    with locked(folder, f"Another process is writing to {folder}. Wait for it."):
+        write_json(path, recipe)
         yield
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with writing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 # --- The new dataset
@@ -338,7 +322,8 @@ class _Writer:
             "images": sorted(self.images, key=lambda i: i["id"]),
             "annotations": self.annotations,
         }
-        _write(self.summary.json_file, json.dumps(content).encode())
+        with writing(self.summary.json_file) as temporary:
+            temporary.write_text(json.dumps(content))
 
 
 def _as_coco(annotation: Entry, category_ids: list[int]) -> Entry:
@@ -362,15 +347,13 @@ def _link(source: Path, target: Path) -> None:
     source = source.resolve()
     if not source.is_file():
         raise UnreadableImage(f"{source} cannot be read: it is not there.")
-    try:
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a link to what is no longer there
         try:
             os.link(source, target)
         except OSError:  # another disk, or files of somebody else
             target.symlink_to(source)
-    except OSError as e:
-        raise SmallObjError(f"Cannot link {target} to {source}: {e.strerror}.") from e
 
 
 # --- Work shared out among processes
@@ -454,7 +437,8 @@ def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
         )
         if not ok:
             raise SmallObjError(f"OpenCV could not encode {task.target}.")
-        _write(task.target, data.tobytes())
+        with writing(task.target) as temporary:
+            temporary.write_bytes(data.tobytes())
     places = {id(a): i for i, a in enumerate(record["annotations"])}
     annotations = [places.get(id(a), a) for a in plan.annotations]
     return _Copy(annotations, plan.pasted, plan.left_out, missing)

@@ -53,9 +53,14 @@ class Window(NamedTuple):
         right, bottom = min(self.x + self.width, width), min(self.y + self.height, height)
         return Window(x, y, max(right - x, 0), max(bottom - y, 0))
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns, in an image that holds it."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
     def of(self, image: NDArray[Any]) -> NDArray[Any]:
         """A view of these pixels of an image (H, W, ...), which must hold the window."""
-        return image[self.y : self.y + self.height, self.x : self.x + self.width]
+        return image[self.slices]
 
 
 class Centres:

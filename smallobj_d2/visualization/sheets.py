@@ -49,10 +49,14 @@ class View:
     labels: list[str] = field(default_factory=list)
     """Per instance what is written beside it; without any, nothing is."""
 
-
-def styles_of_copies(pasted: Iterable[bool]) -> list[Style]:
-    """The styles of instances that are pasted copies, or not."""
-    return [PASTED if copy else ORIGINAL for copy in pasted]
+    @classmethod
+    def of_sample(
+        cls, image: NDArray[np.uint8], channels: str, outlines: list[Outlines], pasted: list[bool]
+    ) -> "View":
+        """A mapper's image (3, H, W), RGB or BGR, with its instances; those pasted in pink."""
+        rgb = image[:: -1 if channels == "BGR" else 1].transpose(1, 2, 0)
+        styles = [PASTED if copy else ORIGINAL for copy in pasted]
+        return cls(np.ascontiguousarray(rgb), outlines, styles)
 
 
 def outlines_of_mask(mask: NDArray[Any]) -> Outlines:

@@ -227,13 +227,10 @@ def make_splits(
         Path of the JSON by name of the split.
     """
     # Even seeds for training, odd ones for validation: no two seeds share an image between them.
+    make = partial(make_dataset, root, size=size, progress=progress, each=each)
     return {
-        "scenes_train": make_dataset(
-            root, "scenes_train", num_train, seed=2 * seed, size=size, progress=progress, each=each
-        ),
-        "scenes_val": make_dataset(
-            root, "scenes_val", num_val, seed=2 * seed + 1, size=size, progress=progress, each=each
-        ),
+        "scenes_train": make("scenes_train", num_train, seed=2 * seed),
+        "scenes_val": make("scenes_val", num_val, seed=2 * seed + 1),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from smallobj_d2.datasets.synthetic.layout import SceneObject, polygons_of, rasterize
 from smallobj_d2.datasets.synthetic.shapes import ByteArray, circle, rotation
+from smallobj_d2.masks.shapes import Window
 
 Plane = npt.NDArray[np.floating[Any]]  # what is computed per pixel: (H, W), or (3, H, W) for RGB
 
@@ -38,60 +38,41 @@ def paint_object(
     left, top, right, bottom = (round(v) for v in thing.outline.bounds)
     drop = max(1, round(0.07 * math.sqrt(thing.outline.area)))
     reach = 3 * drop + 1
-    wide = _Window.clipped(left - 1, top - 1, right + reach, bottom + reach, labels.shape)
-    alpha = wide.coverage(polygons)
+    wide = Window.around(left - 1, top - 1, right + reach, bottom + reach).clipped(width, height)
+    alpha = _coverage(wide, polygons)
     # Box filters off their centre: two of them blur and move a shadow in one go.
     shadow, kernel, anchor = alpha, (2 * drop + 1,) * 2, (drop + (drop + 1) // 2,) * 2
     for _ in range(2):
         shadow = np.asarray(cv2.blur(shadow, kernel, None, anchor, cv2.BORDER_CONSTANT), np.float32)
-    canvas[wide.slices] *= 1 - rng.uniform(0.35, 0.6) * shadow
+    canvas[:, *wide.slices] *= 1 - rng.uniform(0.35, 0.6) * shadow
 
-    tight = _Window.clipped(left - 1, top - 1, right + 1, bottom + 1, labels.shape)
-    patch = canvas[tight.slices]
+    tight = Window.around(left - 1, top - 1, right + 1, bottom + 1).clipped(width, height)
+    patch = canvas[:, *tight.slices]
     alpha = alpha[: patch.shape[-2], : patch.shape[-1]]  # both windows begin in one corner
     inverse = np.linalg.inv(thing.pose[:, :2]).astype(np.float32)
-    dx = np.arange(tight.left, tight.right, dtype=np.float32) + np.float32(0.5 - thing.pose[0, 2])
-    dy = np.arange(tight.top, tight.bottom, dtype=np.float32) + np.float32(0.5 - thing.pose[1, 2])
+    columns = np.arange(tight.x, tight.x + tight.width, dtype=np.float32)
+    rows = np.arange(tight.y, tight.y + tight.height, dtype=np.float32)
+    dx = columns + np.float32(0.5 - thing.pose[0, 2])
+    dy = rows + np.float32(0.5 - thing.pose[1, 2])
     u = inverse[0, 0] * dx + (inverse[0, 1] * dy)[:, None]
     v = inverse[1, 0] * dx + (inverse[1, 1] * dy)[:, None]
     base, accent = _colours(thing.category, rng)
     mixture, light = _TEXTURES[thing.category](u, v, rng)
     patch += alpha * (light * (base + mixture * (accent - base)) - patch)
     mask = rasterize(polygons, height, width)
-    labels[tight.slices][mask[tight.slices] > 0] = number
+    tight.of(labels)[tight.of(mask) > 0] = number
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A rectangle of whole pixels inside an image."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    @classmethod
-    def clipped(
-        cls, left: int, top: int, right: int, bottom: int, shape: tuple[int, ...]
-    ) -> _Window:
-        return cls(max(left, 0), max(top, 0), min(right, shape[1]), min(bottom, shape[0]))
-
-    @property
-    def slices(self) -> Any:
-        """Index of its pixels in the last two axes of an array."""
-        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
-
-    def coverage(self, polygons: Sequence[Sequence[float]]) -> Plane:
-        """(H, W) float32 in 0..1: the part of each pixel that is inside, for smooth edges."""
-        fine, bits = 4, 4  # samples to a pixel side, and OpenCV's fixed point
-        width, height = self.right - self.left, self.bottom - self.top
-        cover = np.zeros((fine * height, fine * width), np.uint8)
-        for polygon in polygons:
-            points = np.reshape(polygon, (-1, 2)) - (self.left, self.top)
-            fixed = np.rint((fine * points - 0.5) * (1 << bits)).astype(np.int32)
-            cv2.fillPoly(cover, [fixed], 255, cv2.LINE_8, bits)
-        small = cv2.resize(cover, (width, height), interpolation=cv2.INTER_AREA)
-        return small.astype(np.float32) / np.float32(255)
+def _coverage(window: Window, polygons: Sequence[Sequence[float]]) -> Plane:
+    """(H, W) float32 in 0..1: the part of each pixel that is inside, for smooth edges."""
+    fine, bits = 4, 4  # samples to a pixel side, and OpenCV's fixed point
+    cover = np.zeros((fine * window.height, fine * window.width), np.uint8)
+    for polygon in polygons:
+        points = np.reshape(polygon, (-1, 2)) - (window.x, window.y)
+        fixed = np.rint((fine * points - 0.5) * (1 << bits)).astype(np.int32)
+        cv2.fillPoly(cover, [fixed], 255, cv2.LINE_8, bits)
+    small = cv2.resize(cover, (window.width, window.height), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32) / np.float32(255)
 
 
 # Hue in degrees, its spread, saturation and value of the base colour, hue offset of the accent.
@@ -274,9 +255,9 @@ def _distractor(canvas: Plane, rng: np.random.Generator) -> None:
     points += rng.uniform(0, 1, 2) * (width, height)
     colour = _rgb(rng.random(), rng.uniform(0, 0.4), rng.uniform(0.2, 0.85))
     (left, top), (right, bottom) = points.min(0).astype(int) - 1, points.max(0).astype(int) + 2
-    window = _Window.clipped(left, top, right, bottom, canvas.shape[1:])
-    patch = canvas[window.slices]
-    alpha = rng.uniform(0.45, 0.9) * window.coverage([points.ravel().tolist()])
+    window = Window.around(left, top, right, bottom).clipped(width, height)
+    patch = canvas[:, *window.slices]
+    alpha = rng.uniform(0.45, 0.9) * _coverage(window, [points.ravel().tolist()])
     patch += alpha * (colour - patch)
 
 

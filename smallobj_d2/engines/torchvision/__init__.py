@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from smallobj_d2.datasets.categories import check_categories
@@ -56,7 +55,6 @@ from smallobj_d2.visualization.sheets import (
     View,
     outlines_of_box,
     outlines_of_mask,
-    styles_of_copies,
 )
 
 __all__ = [
@@ -194,9 +192,6 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
 
 def view(sample: dict[str, Any], cfg: Any) -> View:
     """A sample of the mapper as a picture with outlines."""
-    image = sample["image"].permute(1, 2, 0).numpy()
-    if cfg.INPUT.FORMAT == "BGR":
-        image = image[:, :, ::-1]
     target = sample["target"]
     outlines: list[Outlines] = []
     if "masks" in target:
@@ -204,4 +199,5 @@ def view(sample: dict[str, Any], cfg: Any) -> View:
             outlines.append([part + (x0, y0) for part in outlines_of_mask(mask.numpy())])
     else:
         outlines = [outlines_of_box(*box) for box in target["boxes"].tolist()]
-    return View(np.ascontiguousarray(image), outlines, styles_of_copies(target["pasted"].tolist()))
+    pasted = target["pasted"].tolist()
+    return View.of_sample(sample["image"].numpy(), cfg.INPUT.FORMAT, outlines, pasted)

@@ -22,8 +22,9 @@ def check_supported(cfg: Any) -> None:
     Raises:
         SmallObjError: naming the key, its value, and what is available.
     """
+    values = flatten(cfg)
     for key, only in _ONLY.items():
-        value = _get(cfg, key)
+        value = values[key]
         if value != only:
             raise SmallObjError(
                 f"{key} is {value!r}; the torchvision engine has {only!r} only. Set it so, or use "
@@ -39,15 +40,9 @@ def check_supported(cfg: Any) -> None:
         # Keys that Detectron2 has and this engine does not read must be as they are by default.
         own = flatten(torchvision_cfg())
         defaults = flatten(get_cfg())
-        for key, value in flatten(cfg).items():
+        for key, value in values.items():
             if key in defaults and key not in own and value != defaults[key]:
                 raise SmallObjError(
                     f"{key} is {value!r}, but the torchvision engine does not know this key. Leave "
                     f"it at {defaults[key]!r}, or use --engine detectron2."
                 )
-
-
-def _get(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.weights import read_file, write_file
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, clock
 from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
@@ -337,7 +337,7 @@ class Metrics:
             row["lr"],
             row["time"],
             row["data_time"],
-            _clock(row["eta_seconds"]),
+            clock(row["eta_seconds"]),
             memory,
         )
 
@@ -358,8 +358,3 @@ def _memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

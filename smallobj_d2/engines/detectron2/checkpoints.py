@@ -1,0 +1,62 @@
+"""Checkpoints that are written whole or not at all, and execute nothing when read."""
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+
+from smallobj_d2.engines.folder import last_checkpoint
+from smallobj_d2.engines.weights import read_file, require_whole, write_file
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import writing
+
+
+class Checkpointer(DetectionCheckpointer):
+    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads.
+
+    Attributes:
+        whole: whether what is loaded must have all parameters of the model.
+    """
+
+    whole = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As the stock method; a run that is killed here still has the checkpoint before."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        write_file(path, data)
+        self.logger.info("Saved %s", path)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Say which checkpoint is the last."""
+        with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """As the stock method, but a checkpoint that is gone is named."""
+        return str(last_checkpoint(Path(self.save_dir)) or "")
+
+    def _load_file(self, filename: str) -> Any:
+        """As the stock methods, for files that hold no more than weights and basic types."""
+        data = read_file(filename)
+        if not isinstance(data, dict):
+            raise SmallObjError(f"{filename} is not a checkpoint: it holds {type(data).__name__}.")
+        if filename.endswith(".pkl"):
+            if "model" in data and "__author__" in data:  # Detectron2's model zoo
+                return data
+            blobs = data.get("blobs", data)  # Caffe2's
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        return data if "model" in data else {"model": data}
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        """As the stock method, but a model that is to be whole, and is not, is an error."""
+        incompatible = super()._load_model(checkpoint)
+        if self.whole:
+            others = (name for name, _, _ in incompatible.incorrect_shapes)
+            require_whole(self.model, {*incompatible.missing_keys, *others})
+        return incompatible

@@ -1,0 +1,160 @@
+"""Detectron2's trainer with our loader, COCO evaluation, and an exact resume."""
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, defaults
+from detectron2.evaluation import COCOEvaluator
+
+from smallobj_d2.config import changed
+from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.detectron2.checkpoints import Checkpointer
+from smallobj_d2.engines.detectron2.mapper import build_mapper, build_train_loader
+from smallobj_d2.engines.loader import TrainLoader
+from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with our loader, COCO evaluation, and an exact resume."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with _processes_on(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
+        self.register_hooks([_SeedEachStep(cfg.SEED)])
+        self._hooks.insert(0, self._hooks.pop())
+        self._write_metrics = self._trainer._write_metrics
+        self._trainer._write_metrics = self._check_losses
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The stock hooks, which save with our checkpointer."""
+        self.checkpointer = Checkpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        hooks: list[HookBase | None] = super().build_hooks()
+        return hooks
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """The stock loader with our mapper, with readable errors."""
+        mapper = build_mapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """The loader of a run that starts at iteration 0."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """The stock schedule, which cannot take a step at the very end of training."""
+        steps = tuple(s for s in cfg.SOLVER.STEPS if s != cfg.SOLVER.MAX_ITER)
+        return super().build_lr_scheduler(changed(cfg, {"SOLVER.STEPS": steps}), optimizer)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """COCO's evaluation of what the model predicts."""
+        tasks = ["bbox"]
+        if cfg.MODEL.MASK_ON:
+            tasks.append("segm")
+        if cfg.MODEL.KEYPOINT_ON:
+            tasks.append("keypoints")
+        output = os.path.join(cfg.OUTPUT_DIR, "inference")
+        evaluator = COCOEvaluator(
+            dataset_name,
+            tasks=tuple(tasks),
+            output_dir=output,
+            max_dets_per_image=counted_detections(cfg),
+        )
+        evaluator._coco_api = load_ground_truth(MetadataCatalog.get(dataset_name).json_file)
+        return evaluator
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
+        """The stock evaluation, of the same model in all processes, with readable errors.
+
+        Each process has its own batch norm statistics, and evaluates a part of the images.
+        """
+        processes.share_statistics(model)
+        try:
+            return super().test(cfg, model, evaluators)
+        except UnreadableImage as e:  # torch has put a worker's traceback before what it says
+            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; the stream of draws continues where the checkpoint left it."""
+        super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter and not self._has_final_checkpoint():
+            # Killed between the last periodic checkpoint and the final one.
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+        if self.start_iter:
+            self._trainer.reset_data_loader(
+                lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the stock method; a run that began without mixed precision may go over to it."""
+        inner = state_dict["_trainer"]
+        if isinstance(self._trainer, AMPTrainer) and "grad_scaler" not in inner:
+            inner = {**inner, "grad_scaler": self._trainer.grad_scaler.state_dict()}
+        super().load_state_dict({**state_dict, "_trainer": inner})
+
+    def _has_final_checkpoint(self) -> bool:
+        return Path(self.checkpointer.get_checkpoint_file()).name == "model_final.pth"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the last evaluation of the run gave."""
+        return dict(self._last_eval_results)
+
+    def run_step(self) -> None:
+        """One iteration; a loss that is not finite names the draws it came from."""
+        try:
+            super().run_step()
+        except FloatingPointError as e:  # where the model itself has noticed
+            raise self._not_finite(str(e)) from e
+
+    def _check_losses(self, losses: Any, *args: Any, **kwargs: Any) -> None:
+        """Each process looks at its own losses before they are put together."""
+        bad = {k: v for k, v in losses.items() if not torch.isfinite(v).all()}
+        if bad:
+            raise self._not_finite(", ".join(f"{k} {v.item()}" for k, v in bad.items()))
+        self._write_metrics(losses, *args, **kwargs)
+
+    def _not_finite(self, which: str) -> SmallObjError:
+        positions = self._trainer.data_loader.positions
+        return run.not_finite(Path(self.cfg.OUTPUT_DIR), self.iter, positions, which)
+
+
+@contextmanager
+def _processes_on(device: str) -> Iterator[None]:
+    """Let DefaultTrainer run in several processes on the CPU, where it would name a GPU to each."""
+    stock = defaults.create_ddp_model
+    if device == "cpu":
+        defaults.create_ddp_model = partial(stock, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = stock
+
+
+class _SeedEachStep(HookBase):
+    """Makes the model's own randomness (which boxes are sampled) a function of the iteration.
+
+    So a run that was killed and resumed does what an unbroken one does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        seed_step(self.seed, self.trainer.iter)
