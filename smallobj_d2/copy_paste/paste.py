@@ -7,7 +7,7 @@ what an augmentation would paste without reading one image.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -120,8 +120,10 @@ class CopyPaste:
         max_pastes: int = 300,
         blur: int = 0,
     ) -> None:
-        if isinstance(strategy, str):
-            STRATEGIES[strategy]  # or an error that lists those there are
+        # The function itself: a spawned loader worker finds it where the name is not registered.
+        self._choose = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+        if strategy == "multiple":
+            self._choose = partial(multiple, share=multiple_share)
         share = "is a share, above 0 and at most 1"
         labels = f"must be one of {_COVERED_LABELS}"
         for key, value, least, most in (
@@ -167,10 +169,7 @@ class CopyPaste:
 
     def choose(self, candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
         """The candidates that are copied, by the strategy."""
-        if self.strategy == "multiple":
-            return multiple(candidates, rng, self.multiple_share)
-        strategy = STRATEGIES[self.strategy] if isinstance(self.strategy, str) else self.strategy
-        return strategy(candidates, rng)
+        return self._choose(candidates, rng)
 
     def __call__(
         self, image: Image, annotations: Sequence[Annotation], rng: np.random.Generator | int
