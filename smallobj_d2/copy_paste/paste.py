@@ -7,7 +7,7 @@ what an augmentation would paste without reading one image.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -122,8 +122,6 @@ class CopyPaste:
     ) -> None:
         # The function itself: a spawned loader worker finds it where the name is not registered.
         self._choose = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
-        if strategy == "multiple":
-            self._choose = partial(multiple, share=multiple_share)
         share = "is a share, above 0 and at most 1"
         labels = f"must be one of {_COVERED_LABELS}"
         for key, value, least, most in (
@@ -169,6 +167,8 @@ class CopyPaste:
 
     def choose(self, candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
         """The candidates that are copied, by the strategy."""
+        if self._choose is multiple:
+            return multiple(candidates, rng, self.multiple_share)
         return self._choose(candidates, rng)
 
     def __call__(
