@@ -1,5 +1,6 @@
 """What all tests share: the same examples at every run, no deadline, and one thread."""
 
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,9 @@ from smallobj_d2.datasets import coco
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+# A shell that starts the suite in the background has Ctrl-C ignored, here and in what is started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -541,7 +541,7 @@ def test_the_check_notices_a_generator_that_outlives_a_draw(any_engine, cfg, mon
 def test_the_check_notices_a_resize_that_reads_a_global_generator(engine, cfg, monkeypatch):
     module = pytest.importorskip(
         {
-            "detectron2": "smallobj_d2.engines.detectron2",
+            "detectron2": "smallobj_d2.engines.detectron2.mapper",
             "torchvision": "smallobj_d2.engines.torchvision.mapper",
         }[engine]
     )

@@ -123,10 +123,12 @@ def wait_for(path: Path, launcher: "subprocess.Popen[str]") -> None:
 
 
 def ranks(launcher: "subprocess.Popen[str]") -> list[int]:
-    """The processes that train, oldest first."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    commands = {c: Path(f"/proc/{c}/cmdline").read_text() for c in children}
-    return [int(c) for c in children if "spawn_main" in commands[c]]
+    """The processes that train, oldest first: children of a child of the launcher."""
+
+    def children(pid: int) -> list[int]:
+        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+    return [rank for server in children(launcher.pid) for rank in children(server)]
 
 
 def in_session(launcher: "subprocess.Popen[str]") -> list[str]:

@@ -4,7 +4,6 @@ import os
 import pickle
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
-from smallobj_d2.engines.folder import close_logging, last_checkpoint, locked
+from smallobj_d2.engines.folder import close_logging, last_checkpoint
 from smallobj_d2.engines.launch import launch
 from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_mask
@@ -985,21 +984,6 @@ def test_an_error_in_one_of_two_processes_is_the_launchers(cfg):
 
 
 # --- The run's folder, seed and device
-
-
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    code = (
-        "from pathlib import Path; from smallobj_d2.engines.folder import locked\n"
-        "from smallobj_d2.errors import SmallObjError\n"
-        "try:\n"
-        f"    with locked(Path({str(tmp_path)!r})): print('held')\n"
-        "except SmallObjError as e: print(e)\n"
-    )
-    with locked(tmp_path):
-        said = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-        )
-    assert "Another run is writing to" in said.stdout
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(cfg, tmp_path):

@@ -4,8 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import yaml
 
 from smallobj_d2.analysis.table2 import PUBLISHED
+from smallobj_d2.commands import report
 from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
@@ -248,16 +247,13 @@ def test_one_run_is_enough(results):
     assert "there is nothing to compare yet" in text
 
 
-def test_tool_says_what_is_wrong(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "report.py"), "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: There are no results")
+def test_tool_says_what_is_wrong(tmp_path, capsys):
+    assert report.main(["--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: There are no results")
     empty = tmp_path / "tiny" / "torchvision"
     empty.mkdir(parents=True)
-    done = subprocess.run([*command, "--runs", str(empty)], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "is finished" in done.stderr
+    assert report.main(["--results", str(tmp_path), "--runs", str(empty)]) == 2
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_compares_the_scenes_with_coco(runs):

@@ -6,14 +6,15 @@ A fake `train_net.py` stands in for training; it takes the same arguments and le
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from smallobj_d2.commands import reproduce
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.synthetic import make_splits
@@ -22,6 +23,7 @@ from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import Slot, Sweep, share_out
+from tests.forks import fork
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -132,19 +134,18 @@ def test_a_failing_run_stops_nothing_and_is_tried_again(tool, tmp_path, capsys):
     assert [a["code"] for a in runs[2].attempts()] == [1, 0]
 
 
-def start_sweep(tool: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def start_sweep(tool: Path, folder: Path) -> BaseProcess:
     """A sweep in a process of its own, with steps of 0.1 s."""
-    code = f"""
-import signal, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_experiments_sweep import *
-def interrupt(*_): raise KeyboardInterrupt
-signal.signal(signal.SIGTERM, interrupt)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sweep(plan(Path({str(folder)!r})), Path({str(tool)!r}), slots=2).go()
-"""
-    environment = {**os.environ, "FAKE_SECONDS": "0.1"}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def what() -> None:
+        os.environ["FAKE_SECONDS"] = "0.1"
+        signal.signal(signal.SIGTERM, interrupt)
+        sweep(plan(folder), tool, slots=2).go()
+
+    return fork(what)
 
 
 def wait_for(what, seconds=40.0):
@@ -160,8 +161,8 @@ def test_killed_and_restarted_it_repeats_nothing(tool, tmp_path, how):
     process = start_sweep(tool, tmp_path)
     begun = [r for r in runs if r.model is None][2]
     wait_for(lambda: 0 < begun.progress() < 0.9)
-    process.send_signal(how)
-    process.wait(30)
+    os.kill(process.pid, how)
+    process.join(30)
     finished = [r for r in runs if r.state() is State.FINISHED]
     assert finished
     if how != signal.SIGKILL:  # it ends its runs; a killed one cannot, and they continue alone
@@ -183,7 +184,8 @@ def test_two_sweeps_share_the_work(tool, tmp_path):
     runs = plan(tmp_path)
     wait_for(lambda: starts(tool))
     assert sweep(runs, tool, slots=2).go()
-    assert other.wait(30) == 0
+    other.join(30)
+    assert other.exitcode == 0
     for run in runs:
         if run.model is None:
             assert len((run.folder / "metrics.json").read_text().splitlines()) == 5
@@ -286,26 +288,15 @@ def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-def tool_reproduce(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "reproduce.py"), *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def test_dry_run_lists_runs_and_their_cost(tmp_path):
+def test_dry_run_lists_runs_and_their_cost(tmp_path, capsys):
     out = str(tmp_path / "out")
-    done = tool_reproduce(
-        *("--scale", "paper", "--tables", "4", "--seeds", "2", "--engine", "torchvision"),
-        *("--dry-run", "--out", out),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "orig_aug seed 1" in done.stdout
-    assert "baseline seed 0 on augmented_val" in done.stdout  # the control
+    words = ["--scale", "paper", "--tables", "4", "--seeds", "2", "--engine", "torchvision"]
+    assert reproduce.main([*words, "--dry-run", "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert "orig_aug seed 1" in said
+    assert "baseline seed 0 on augmented_val" in said  # the control
     seconds = load_scale(SCALES / "paper.yaml").seconds
-    assert f"{clock(8 * seconds)} left" in done.stdout
+    assert f"{clock(8 * seconds)} left" in said
     assert not Path(out).exists()
 
 
@@ -319,11 +310,11 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path):
         (["--scale", "tiny", "--slurm", "gpu"], "KEY=VALUE"),
     ],
 )
-def test_says_what_is_wrong(args, message, tmp_path):
-    done = tool_reproduce(*args, "--engine", "torchvision", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+def test_says_what_is_wrong(args, message, tmp_path, capsys):
+    assert reproduce.main([*args, "--engine", "torchvision", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
 
 
 def test_slurm_needs_submitit(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from smallobj_d2.augmentation import build_augmentation
+from smallobj_d2.commands.augment_dataset import main
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco, register_from_config
 from smallobj_d2.datasets.synthetic import make_dataset
@@ -24,6 +23,7 @@ from smallobj_d2.export import augmented as offline
 from smallobj_d2.export.augmented import augment_dataset
 from smallobj_d2.sampling import Stream
 from smallobj_d2.training_set import training_data
+from tests.forks import fork
 
 ROOT = Path(__file__).parents[1]
 SEED = 5
@@ -245,27 +245,24 @@ def test_images_that_a_crash_of_the_machine_left_are_written_anew(scenes, made, 
 
 def test_workers_leave_with_a_killed_parent(scenes, made, tmp_path):
     out = tmp_path / "out"
-    code = f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from pathlib import Path
-from test_export_augmented import augment_dataset, config, offline
-write, count = offline.writing, 0
-def slow(path, content):
-    import time
-    write(path, content)
-    time.sleep(0.5)
-offline._write = slow
-augment_dataset(config(Path({str(scenes)!r})), {str(out)!r}, workers=2, progress=False)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    write = offline.writing
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return write(*arguments)
+
+    def what() -> None:
+        offline.writing = slow
+        augment_dataset(config(scenes), out, workers=2, progress=False)
+
+    process = fork(what)
     deadline = time.monotonic() + 60
     while not list(out.rglob("*_draw*.png")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     while group_lives(process.pid):
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.05)
@@ -407,17 +404,14 @@ def test_refuses_what_it_cannot_do(scenes, made, tmp_path):
         augment_dataset(config(scenes, "aug", "SEED", "-1"), tmp_path / "new", progress=False)
 
 
-def test_tool(scenes, tmp_path):
+def test_tool(scenes, tmp_path, capsys):
     command = [
-        *(sys.executable, str(ROOT / "tools" / "augment_dataset.py")),
         *("--config", str(ROOT / "configs" / "aug.yaml"), "--dataset", "offline_train"),
         *("--out", str(tmp_path / "out"), "--workers", "1"),
         *("SMALLOBJ.DATASETS", str(config(scenes).SMALLOBJ.DATASETS)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "augmented ones with" in done.stdout
+    assert main(command) == 0
+    assert "augmented ones with" in capsys.readouterr().out
     assert (tmp_path / "out" / "annotations.json").is_file()
-    wrong = subprocess.run([*command, "SEED", "8"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.splitlines()[-1].startswith("error: ")
+    assert main([*command, "SEED", "8"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")

@@ -17,7 +17,7 @@ from typing import Any
 
 from smallobj_d2.commands import add_dataset_options, command, command_line, parse, with_dataset
 from smallobj_d2.config import load_cfg
-from smallobj_d2.engines import choose_engine, load_engine
+from smallobj_d2.engines import ENGINES, choose_engine, load_engine
 from smallobj_d2.registry import import_modules
 
 
@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=(engine, cfg, args.resume, args.eval_only, args.overwrite),
             args_after_loss=(engine, cfg, args.resume or not args.eval_only, args.eval_only, False),
             max_restarts=args.max_restarts,
+            imports=[ENGINES[engine]],
         )
     except KeyboardInterrupt:
         if not speaks:

@@ -6,12 +6,13 @@ machines do not meet. ``torchrun tools/train_net.py ...`` works as well.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def launch(
     args_after_loss: tuple[Any, ...] | None = None,
     max_restarts: int = 0,
     patience: float = 600.0,
+    imports: Sequence[str] = (),
 ) -> Any:
     """Call ``main(*args)`` in every process of a run, and return what it returns in process 0.
 
@@ -59,6 +61,7 @@ def launch(
         args_after_loss: of `main` when all processes start again; None for the same.
         max_restarts: how often to start all processes again when one is lost.
         patience: seconds to wait for the other machines at the start.
+        imports: modules that all processes need, imported once for all of them.
 
     Returns:
         The result of process 0; None on machines that have no part in it.
@@ -109,7 +112,9 @@ def launch(
             max_restarts=max_restarts,
             monitor_interval=0.1,
         )
-        agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=errors))
+        # Processes are forked from one that has imported what they need, and has done nothing else.
+        multiprocessing.set_forkserver_preload([__name__, *imports])
+        agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=errors), start_method="forkserver")
         try:
             result = agent.run()
             if result.is_failed():

@@ -127,8 +127,13 @@ def main(
 
 
 def _has_no_words(entry: logging.LogRecord) -> bool:
-    """Whether an entry of Detectron2's log is not about an error that says what is wrong."""
-    return not (entry.exc_info and isinstance(entry.exc_info[1], SmallObjError | OSError))
+    """Whether an entry of Detectron2's log is not about an error that is told elsewhere.
+
+    Of several processes the launcher tells the first error; the others only lost each other.
+    """
+    if not entry.exc_info:
+        return True
+    return comm.get_world_size() == 1 and not isinstance(entry.exc_info[1], SmallObjError | OSError)
 
 
 def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
