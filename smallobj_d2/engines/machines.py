@@ -93,7 +93,11 @@ class Machines(StaticTCPRendezvous):
                     f"{self.number} machines are 0 to {self.number - 1}, each once."
                 )
             store.set(f"plan {self.rank}", json.dumps(self.plan))
-            plans = [json.loads(store.get(f"plan {other}")) for other in range(self.number)]
+            ranks = range(self.number)
+            plans = [json.loads(store.get(f"plan {other}")) for other in ranks]
+            store.set(f"{self.rank} has read", "")
+            if self.rank == 0:  # the store leaves with it
+                store.wait([f"{other} has read" for other in ranks])
         except (dist.DistError, ValueError) as e:
             raise SmallObjError(
                 f"The {self.number} machines have not met at --dist-url {self.url} within "
