@@ -175,6 +175,15 @@ def test_a_killed_process_is_one_line(scenes, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_no_process_outlives_a_killed_launcher(scenes, tmp_path):
+    opts = [*small(scenes, tmp_path / "out", workers=1), "SOLVER.MAX_ITER", "4000"]
+    with started("torchvision", ["--num-gpus", "2"], opts) as launcher:
+        wait_for(tmp_path / "out" / "last_checkpoint", launcher)
+        launcher.kill()
+        launcher.communicate()
+        wait_until(lambda: not in_session(launcher), seconds=20)
+
+
 def wait_until(holds: Callable[[], bool], seconds: float = 5.0) -> None:
     until = time.monotonic() + seconds
     while not holds():

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -146,6 +147,7 @@ def _process(
 ) -> Any:
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_follow_launcher, daemon=True).start()
     if one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
@@ -162,6 +164,13 @@ def _process(
             time.sleep(1)  # it may be that another process is gone; that is to be seen first
         get_error_handler().record_exception(error)
         sys.exit(1)
+
+
+def _follow_launcher() -> None:
+    """Stop as by Ctrl-C when the launcher is gone, however it went."""
+    if launcher := multiprocessing.parent_process():
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _interrupt_once(*_: object) -> None:
