@@ -37,6 +37,9 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.IMPORTS = []
     # What counts as small: mask area below this many pixels of the original image (Table 1).
     s.SMALL_AREA = SMALL_AREA
+    # Evaluation also gives AP and recall between these: sides of a square of an object's area, in
+    # pixels of the original image.
+    s.SIZE_LIMITS = (8, 16, 32, 64, 128, 256)
     # Names of the function that gives repeat factors per image, and of the mapper.
     s.SAMPLER = "SmallObjectOversampling"
     s.MAPPER = "SmallObjectMapper"
@@ -406,6 +409,10 @@ RULES: dict[str, Rule] = {
         "must be a list; each entry is the name of a module or the path of a .py file",
     ),
     "SMALLOBJ.SMALL_AREA": _from(0),
+    "SMALLOBJ.SIZE_LIMITS": Rule(
+        lambda value: _each(_POSITIVE).holds(value) and [*value] == sorted(set(value)),
+        "must be a list of numbers above 0, ascending",
+    ),
     "SMALLOBJ.OVERSAMPLING_FACTOR": _from(1, 1000, "must be from 1 (off) to 1000"),
     "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
     "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),

@@ -6,6 +6,8 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.evaluation.ap import coco_metrics, count_objects, row_of
+
 
 def result(image, category, mask, score):
     rle = coco_mask.encode(np.asfortranarray(mask))
@@ -18,6 +20,11 @@ def result(image, category, mask, score):
         "bbox": box,
         "score": float(score),
     }
+
+
+def ap_row(truth, results, iou_types=("segm", "bbox")):
+    """The numbers of a table row."""
+    return row_of({t: coco_metrics(truth, results, t) for t in iou_types}, count_objects(truth))
 
 
 def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):

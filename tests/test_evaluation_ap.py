@@ -10,7 +10,6 @@ from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import (
     SIZES,
-    ap_row,
     as_detectron2,
     coco_metrics,
     count_objects,
@@ -20,6 +19,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
+from tests.detections import ap_row
 
 BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
 

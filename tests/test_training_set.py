@@ -13,8 +13,9 @@ from smallobj_d2.config import get_cfg
 from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.datasets.images import opened, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.evaluation.ap import ap_row, load_ground_truth
+from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.training_set import check_test_data
+from tests.detections import ap_row
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
 

@@ -34,11 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=480, help="width of each picture in pixels")
     parser.add_argument("--out", type=path, default=Path("output/detections.png"), metavar="PNG")
     args = parser.parse_args(argv)
-    names = args.names or _names(args.runs)
-    if len(set(names)) != len(args.runs):
-        raise SmallObjError(
-            f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
-        )
+    names = names_of(args.runs, args.names)
     out = writable(args.out)
     sheet, text = detection_sheet(
         dict(zip(names, args.runs, strict=True)),
@@ -53,8 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{text}\n{out}")
 
 
-def _names(runs: list[Path]) -> list[str]:
-    """The parts of their paths that tell the runs apart; `baseline/seed0` and such."""
+def names_of(runs: Sequence[Path], given: Sequence[str] | None = None) -> list[str]:
+    """What to call runs: as given, or the parts of their paths that tell them apart.
+
+    Raises:
+        SmallObjError: if there are not as many different names as runs.
+    """
+    names = list(given or _parts(runs))
+    if len(set(names)) != len(runs):
+        raise SmallObjError(
+            f"{len(runs)} runs need as many different names, not {' '.join(names)}."
+        )
+    return names
+
+
+def _parts(runs: Sequence[Path]) -> list[str]:
+    """`baseline/seed0` and such."""
     ends = [run.absolute().parts for run in runs]
     while len({end[0] for end in ends}) == 1 and all(len(end) > 1 for end in ends):
         ends = [end[1:] for end in ends]

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
 from smallobj_d2.engines.seed_and_device import settle_device, settle_precision, settle_seed
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import TITLES, Row, counted_detections, load_ground_truth
+from smallobj_d2.evaluation.by_size import by_size, size_table
+from smallobj_d2.evaluation.run_folder import results_of_run
 from smallobj_d2.files import full_disk, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
@@ -148,6 +151,28 @@ def report_losses(output: Path, loader: Any) -> None:
         logger.warning("Skipped %d %s: %s", count, "time" if count == 1 else "times", what)
     logger.warning("%d images were skipped, %d draws in all.", len(skipped), skipped.total())
     write_json(path, dict(skipped.most_common()))
+
+
+def write_row(cfg: Any, rows: Mapping[str, Row], json_file: str | Path) -> Row:
+    """Measure the first test set by size as well, log that, and write all of it to row.json.
+
+    Args:
+        cfg: the config.
+        rows: by test set; their detections lie in OUTPUT_DIR.
+        json_file: annotations of the first test set.
+
+    Returns:
+        Its row, with ``by_size``: what `smallobj_d2.evaluation.by_size.by_size` gives for each
+        half.
+    """
+    output, first = Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST[0]
+    truth, results = load_ground_truth(json_file), results_of_run(output, first)
+    limits, counted = cfg.SMALLOBJ.SIZE_LIMITS, counted_detections(cfg)
+    sizes = {t: by_size(truth, results, t, limits, counted) for t in TITLES if t in rows[first]}
+    logger.info("%s by size:\n%s", first, size_table(sizes))
+    row = {**rows[first], "by_size": sizes}
+    write_json(output / "row.json", {"dataset": first, **row})
+    return row
 
 
 def not_finite(output: Path, iteration: int, positions: Iterable[int], which: str) -> SmallObjError:

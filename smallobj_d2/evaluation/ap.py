@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +129,31 @@ def matched(
     detections: int,
     *,
     iou: float | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    relative: bool = False,
 ) -> COCOeval:
     """Detections matched with annotations by pycocotools: a COCOeval with its ``evalImgs``.
 
     Args:
         ground_truth, results, iou_type, detections: see `coco_metrics`; at least one detection.
         iou: the only threshold, and all sizes together; None for COCO's ten and for each size.
+        ranges: lowest and highest area of each size by its name, in place of COCO's.
+        relative: areas are shares of the image's, in `ground_truth` and in `ranges`.
     """
     own = [dict(r) for r in results]
     if iou_type == "segm":
         for result in own:  # given a box, pycocotools would measure a mask's size by it
             result.pop("bbox", None)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(ground_truth, ground_truth.loadRes(own), iou_type)
+        found = ground_truth.loadRes(own)
+        if relative:
+            for result in found.anns.values():
+                image = found.imgs[result["image_id"]]
+                result["area"] /= image["height"] * image["width"]
+        evaluation = COCOeval(ground_truth, found, iou_type)
         evaluation.params.maxDets = [detections]
+        if ranges is not None:
+            evaluation.params.areaRngLbl, evaluation.params.areaRng = [*ranges], [*ranges.values()]
         if iou is not None:
             evaluation.params.iouThrs = np.array([iou])
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -158,22 +169,6 @@ def _mean(evaluation: COCOeval, iou: float | None, size: str) -> float | None:
         precision = precision[np.isclose(evaluation.params.iouThrs, iou)]
     known = precision[precision > -1]
     return float(known.mean()) if len(known) else None
-
-
-def ap_row(
-    coco_gt: COCO,
-    results: Sequence[Mapping[str, Any]],
-    iou_types: Iterable[str] = ("segm", "bbox"),
-) -> Row:
-    """The numbers of a table row.
-
-    Args:
-        coco_gt: what `load_ground_truth` gives.
-        results: detections in COCO's result format; may be none, and is then an AP of 0.
-        iou_types: which halves of the row.
-    """
-    metrics = {t: coco_metrics(coco_gt, results, t) for t in iou_types}
-    return row_of(metrics, count_objects(coco_gt))
 
 
 def row_of(metrics: Mapping[str, Mapping[str, float | None]], counts: Mapping[str, int]) -> Row:
@@ -223,13 +218,15 @@ def table(row: Row) -> str:
                 [title, *("-" if row[task][s] is None else f"{row[task][s]:.3f}" for s in SIZES)]
             )
     lines.append(["objects", *(str(row["ground_truth"][s]) for s in SIZES)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(SIZES) + 1)]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
+            [words[0].ljust(first), *(w.rjust(n) for w, n in zip(words[1:], others, strict=True))]
         ).rstrip()
-        for line in lines
+        for words in lines
     )

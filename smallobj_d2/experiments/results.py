@@ -23,11 +23,11 @@ from smallobj_d2.datasets.coco import dataset_info, load_coco, register_from_con
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, counted_detections, load_ground_truth
 from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
+from smallobj_d2.evaluation.run_folder import config_of_run, dataset_of_run, results_of_run
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
 from smallobj_d2.files import reading, writing
-from smallobj_d2.visualization.detections import config_of_run, dataset_of_run, results_of_run
 
 T = TypeVar("T")
 

@@ -1,25 +1,20 @@
-"""What runs found and what they missed, to look at.
+"""What runs found and what they missed, to look at."""
 
-A run leaves its detections in ``inference/coco_instances_results.json``, whatever its engine.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.datasets.coco import dataset_info, load_dataset
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
-from smallobj_d2.evaluation.matches import Detections, Outcome, Result, match_detections
-from smallobj_d2.files import reading
+from smallobj_d2.evaluation.matches import Detections, Outcome, match_detections
+from smallobj_d2.evaluation.run_folder import results_of_run, runs_of_one_test_set
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
     FOUND,
@@ -34,50 +29,6 @@ from smallobj_d2.visualization.sheets import (
     outlines_of_mask,
     zoom,
 )
-
-
-def config_of_run(folder: Path) -> CfgNode:
-    """The config of a run's last evaluation, with training (run.json) or alone (eval.json).
-
-    Args:
-        folder: a run's ``OUTPUT_DIR``.
-
-    Raises:
-        SmallObjError: if there is no run, or it has not evaluated anything yet.
-    """
-    records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
-    if not records or not (folder / "row.json").is_file():
-        raise SmallObjError(
-            f"{folder} has no row.json with a run.json or eval.json beside it: it is no folder of "
-            "a run that was evaluated."
-        )
-    last = max(records, key=lambda path: path.stat().st_mtime)
-    with reading(last):
-        return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
-
-
-def results_of_run(folder: Path, dataset: str) -> list[Result]:
-    """The detections that a run has left.
-
-    Args:
-        folder: a run's ``OUTPUT_DIR``.
-        dataset: that it was evaluated on.
-
-    Raises:
-        SmallObjError: if they are not there.
-    """
-    name = "coco_instances_results.json"
-    places = [folder / "inference" / dataset / name, folder / "inference" / name]
-    path = next(filter(Path.is_file, places), None)
-    if path is None:
-        raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
-    with reading(path):
-        results: list[Result] = json.loads(path.read_bytes())
-        for result in results:
-            float(result["score"]), int(result["category_id"])
-            if len(result["bbox"]) != 4:
-                raise ValueError(f"a box of {len(result['bbox'])} numbers")
-    return results
 
 
 def detection_sheet(
@@ -108,13 +59,7 @@ def detection_sheet(
     Raises:
         SmallObjError: naming what a run lacks, or an image that is not in the test set.
     """
-    configs = {name: config_of_run(folder) for name, folder in folders.items()}
-    for cfg in configs.values():
-        register_from_config(cfg)
-    datasets = {dataset_of_run(folder) for folder in folders.values()}
-    if len(datasets) > 1:
-        raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
-    dataset = datasets.pop()
+    dataset, configs = runs_of_one_test_set(folders)
     truth = load_ground_truth(dataset_info(dataset).json_file)
     runs = []
     for name, folder in folders.items():
@@ -142,13 +87,6 @@ def detection_sheet(
     everywhere = _summary(truth, runs, truth.getImgIds())
     sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
     return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
-
-
-def dataset_of_run(folder: Path) -> str:
-    """What a run was evaluated on."""
-    path = folder / "row.json"
-    with reading(path):
-        return str(json.loads(path.read_bytes())["dataset"])
 
 
 def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 BLACK, BLUE, ORANGE, YELLOW = "#000000", "#0072B2", "#D55E00", "#E69F00"
 GREEN, PINK, SKY, WINE = "#009E73", "#CC79A7", "#56B4E9", "#882255"
 GREY = "#888888"
+COLOURS = (BLACK, BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, WINE)
+"""In turn, where each line is one of many."""
 
 _STYLE: Any = {
     "font.size": 10,

@@ -40,7 +40,6 @@ from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import Row, count_objects, from_detectron2, load_ground_truth, table
-from smallobj_d2.files import write_json
 from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
@@ -144,16 +143,14 @@ def _with_local_weights(cfg: CfgNode, resume: bool) -> CfgNode:
 
 
 def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
-    """Log the table row of each test set and write that of the first to row.json."""
+    """Log the table row of each test set; that of the first goes to row.json."""
     rows = {}
     for name in cfg.DATASETS.TEST:
         truth = load_ground_truth(MetadataCatalog.get(name).json_file)
         metrics = results if len(cfg.DATASETS.TEST) == 1 else results[name]
         rows[name] = from_detectron2(metrics, count_objects(truth))
         logger.info("%s:\n%s", name, table(rows[name]))
-    first = cfg.DATASETS.TEST[0]
-    write_json(Path(cfg.OUTPUT_DIR) / "row.json", {"dataset": first, **rows[first]})
-    return rows[first]
+    return run.write_row(cfg, rows, MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
 
 
 def view(sample: dict[str, Any], cfg: CfgNode) -> View:

@@ -69,6 +69,8 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.KEYPOINT_ON:
             tasks.append("keypoints")
         output = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            output = os.path.join(output, dataset_name)
         evaluator = COCOEvaluator(
             dataset_name,
             tasks=tuple(tasks),

@@ -48,7 +48,6 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
-from smallobj_d2.files import write_json
 from smallobj_d2.training_set import check_test_data
 from smallobj_d2.visualization.sheets import (
     Outlines,
@@ -134,7 +133,7 @@ def main(
 
 
 def _first(cfg: Any, rows: dict[str, Row]) -> Row | None:
-    return rows[cfg.DATASETS.TEST[0]] if rows else None
+    return run.write_row(cfg, rows, dataset_info(cfg.DATASETS.TEST[0]).json_file) if rows else None
 
 
 def _device(cfg: Any) -> torch.device:
@@ -184,9 +183,6 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         prefix = f"{name}/" if several else ""
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
-    if rows:
-        first = cfg.DATASETS.TEST[0]
-        write_json(output / "row.json", {"dataset": first, **rows[first]})
     return rows, numbers
 
 
