@@ -116,6 +116,27 @@ def test_keeps_a_few_losses_and_the_speed_of_each_run(runs):
     assert "loss" not in found["baseline", 0]
 
 
+def test_ap_by_size_stands_beside_the_baseline(runs):
+    """From row.json, over the seeds that both rows have."""
+
+    def sizes(ap: float) -> dict:
+        bands = [{"from": 0, "to": 16, "objects": 5, "AP": ap, "AP50": ap, "AR": ap}]
+        bands.append({"from": 16, "to": None, "objects": 0, "AP": None, "AP50": None, "AR": None})
+        return {"pixels": bands, "relative": bands, "small": bands[0], "categories": {}}
+
+    for row, ap in (("baseline", 0.1), ("orig_aug", 0.15)):
+        for seed in (0, 1):
+            path = runs / row / f"seed{seed}" / "row.json"
+            measured = json.loads(path.read_text())
+            measured["by_size"] = {"segm": sizes(ap + seed / 100)}
+            path.write_text(json.dumps(measured))
+    text = markdown_of(parse_results(distil(SCALE, runs)))
+    section = text.split("By size of the objects")[1]
+    assert "| | Seeds | below 16 | from 16 | small: AP50 | small: recall |" in section
+    assert "| `baseline` | 0-1 | 10.5 | - | 10.5 | 10.5 |" in section
+    assert "| `orig_aug` | 0-1 | 15.5 (+5.0) | - | 15.5 (+5.0) | 15.5 (+5.0) |" in section
+
+
 def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     first = distil(SCALE, runs)
     shutil.rmtree(runs / "orig_aug")

@@ -18,11 +18,12 @@ from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, table2
-from smallobj_d2.config import load_cfg
+from smallobj_d2.config import get_cfg, load_cfg
 from smallobj_d2.datasets.coco import dataset_info, load_coco, register_from_config
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, counted_detections, load_ground_truth
 from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
+from smallobj_d2.evaluation.by_size import by_size
 from smallobj_d2.evaluation.run_folder import config_of_run, dataset_of_run, results_of_run
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import Run, State
@@ -57,6 +58,9 @@ class Results:
     """By (row, base, seeds): 95% interval over validation images of the difference in mask AP_S."""
     commits: dict[tuple[str, int], str] = field(default_factory=dict)
     """Of the code of each run, where it was kept."""
+    by_size: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    """``pixels`` and ``small`` of `smallobj_d2.evaluation.by_size.by_size`, of masks or else of
+    boxes."""
 
     @property
     def rows(self) -> list[str]:
@@ -104,6 +108,7 @@ class Results:
             numbers=kept(self.numbers),
             seconds=kept(self.seconds),
             speed=kept(self.speed),
+            by_size=kept(self.by_size),
         )
 
 
@@ -143,6 +148,8 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
         entry |= aps
         if not dataset:
             entry |= training_log(path / "metrics.json")
+            if sizes := _by_size(path, row):
+                entry["by_size"] = {key: sizes[key] for key in ("pixels", "small")}
         runs.append(entry)
         if ground_truth.setdefault(dataset or "validation", counts) != counts:
             raise SmallObjError(
@@ -183,6 +190,20 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
         "runs": runs,
         "over_images": _over_images(folder, runs, resamples) if resamples else [],
     }
+
+
+def _by_size(path: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """AP by size as the run has left it, or from its detections; nothing if it kept neither."""
+    task = next(t for t in KINDS if t in row)
+    if "by_size" in row:
+        return dict(row["by_size"][task])
+    if not (path / "inference").is_dir():
+        return {}
+    cfg, name = config_of_run(path), dataset_of_run(path)
+    register_from_config(cfg)
+    truth = load_ground_truth(dataset_info(name).json_file)
+    limits = get_cfg().SMALLOBJ.SIZE_LIMITS
+    return by_size(truth, results_of_run(path, name), task, limits, counted_detections(cfg))
 
 
 def _over_images(
@@ -374,7 +395,7 @@ def load_results(path: Path) -> Results:
 
 def parse_results(data: dict[str, Any]) -> Results:
     """What `distil` gives, as `Results`."""
-    numbers, seconds, speed, commits = {}, {}, {}, {}
+    numbers, seconds, speed, commits, sizes = {}, {}, {}, {}, {}
     for run in data["runs"]:
         row = str(run["config"]) + (f"@{run['dataset']}" if "dataset" in run else "")
         key = row, int(run["seed"])
@@ -389,6 +410,8 @@ def parse_results(data: dict[str, Any]) -> Results:
             speed[key] = float(run["iteration"])
         if "commit" in run:
             commits[key] = str(run["commit"])
+        if "by_size" in run:
+            sizes[key] = dict(run["by_size"])
     tables = [
         Table(**{**t, "rows": {s: _row(row) for s, row in t["rows"].items()}})
         for t in data["table2"]
@@ -406,7 +429,7 @@ def parse_results(data: dict[str, Any]) -> Results:
     for name in ("versions", "schedule", "ground_truth"):
         about[name].items()
     failed = [dict(f) for f in data["failed"]]
-    return Results(about, numbers, seconds, failed, tables, speed, over_images, commits)
+    return Results(about, numbers, seconds, failed, tables, speed, over_images, commits, sizes)
 
 
 def _row(values: dict[str, float | None]) -> Row:
