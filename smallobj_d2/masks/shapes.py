@@ -155,6 +155,11 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
         return Bitmap.decode(segmentation, box_xyxy(annotation))
     if isinstance(segmentation, np.ndarray):
         return Bitmap.of_array(segmentation, height, width)
+    if not isinstance(segmentation, list | tuple | None):
+        raise SmallObjError(
+            f"`segmentation` is a {type(segmentation).__name__}; it must be polygons, an RLE, or a "
+            "numpy array of the image's size."
+        )
     if segmentation:
         return Outline([_points(part) for part in segmentation])
     x0, y0, x1, y1 = box_xyxy(annotation)
