@@ -36,9 +36,14 @@ def tight(mask: np.ndarray) -> list[float]:
     return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def require_apart(after, originals=4) -> int:
-    """Assert that copies overlap nothing; returns how many there are."""
-    annotations = [{"segmentation": rle_of(np.asarray(m).astype(np.uint8))} for m in after]
+def require_apart(after, originals=4, gap=0) -> int:
+    """Assert that copies overlap nothing; returns how many there are.
+
+    Args:
+        after: (M, H, W), masks of the originals, then of the copies.
+    """
+    masks = np.asarray(after).astype(np.uint8)
+    annotations = [{"segmentation": rle_of(m)} for m in masks]
     counts: Counter = Counter()
 
     def law(name, holds, detail=""):
@@ -46,6 +51,6 @@ def require_apart(after, originals=4) -> int:
         assert holds, (name, detail)
 
     copies = annotations[originals:]
-    check_apart(law, annotations[:originals], copies, 0, HEIGHT, WIDTH)
+    check_apart(law, annotations[:originals], copies, gap, *masks.shape[1:])
     assert counts or not copies
     return len(copies)

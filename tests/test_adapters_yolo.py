@@ -144,6 +144,23 @@ def test_masks_of_pixels_come_back_exactly(scenes, tmp_path):
     assert all((a == b).all() for a, b in zip(masks[1:], back, strict=True))
 
 
+def test_labels_are_where_readers_look_for_them(scenes, tmp_path, monkeypatch):
+    """In a relative folder, and where an image lies in another folder that is called images."""
+    truth = json.loads(scenes.read_bytes())
+    truth["images"][0]["file_name"] = f"images/{truth['images'][0]['file_name']}"
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    for image in truth["images"]:
+        (tmp_path / "in" / image["file_name"]).symlink_to(
+            scenes.parent / "images" / Path(image["file_name"]).name
+        )
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    done = to_yolo(tmp_path / "a.json", tmp_path / "in", Path(), "train")
+    data, _ = to_coco(Path("data.yaml"), "train")
+    assert len(data["annotations"]) == done.instances == len(truth["annotations"])
+
+
 def test_yolo_comes_back_word_for_word(tmp_path):
     texts = ["1 0.25 0.5 0.5 0.5\n0 0.5 0.25 0.25 0.125\n", "", "1 0.5 0.5 1 1\n"]
     file = write_yolo(tmp_path / "a", texts)

@@ -47,7 +47,7 @@ class CopyPasteTransform:
         for image, image_id, objects in zip(
             batch["image"], batch["image_id"], batch["objects"], strict=True
         ):
-            pixels, instances = np.asarray(image.convert("RGB")), _instances(objects)
+            pixels, instances = np.array(image.convert("RGB")), _instances(objects)
             rng = self.randomness.generator(image_id)
             if rng is not None and instances:
                 self._require_masks(instances)

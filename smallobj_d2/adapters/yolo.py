@@ -259,7 +259,7 @@ def to_yolo(
     written: dict[Path, str] = {}
     for record in dataset.records:
         name = Path(record["file_name"]).relative_to(image_root)
-        label = folders[1] / name.with_suffix(".txt")
+        label = label_file((folders[0] / name).absolute())
         if label in written:
             raise SmallObjError(f"{name} and {written[label]} would share one label file.")
         written[label] = str(name)
