@@ -47,7 +47,7 @@ def write_yolo(folder, labels, **more):
 def as_written(points, height, width):
     """The mask of a polygon after its way through text."""
     shares = [float(f"{v:.10g}") for v in (points / (width, height)).ravel()]
-    back = np.reshape(shares, (-1, 2)) * (width, height)
+    back = np.round(np.reshape(shares, (-1, 2)) * (width, height), 5)
     return raster([back.ravel().tolist()], height, width)
 
 
@@ -63,21 +63,26 @@ def test_a_mask_of_pixels_is_one_polygon_exactly(mask):
         assert (as_written(points, *mask.shape) == mask).all()
 
 
-def test_several_parts_are_joined_at_the_cost_of_a_few_pixels():
+def test_several_parts_are_joined_exactly_unless_they_overlap():
     rng = np.random.default_rng(0)
-    differing = pixels = 0
-    for _ in range(150):
+    apart, overlapping = [], []
+    for _ in range(200):
         height, width = rng.integers(20, 300, 2).tolist()
         radius = rng.choice([3, 10, 40])
-        parts = [outline(rng, height, width, radius) for _ in range(rng.integers(1, 4))]
+        parts = [outline(rng, height, width, radius) for _ in range(rng.integers(2, 4))]
         thing = annotation_of(rng, parts, height, width, "parts")
-        want = raster(thing["segmentation"], height, width)
+        masks = [raster([p.ravel().tolist()], height, width) for p in parts]
         points, joined = one_polygon(thing, height, width)
-        if not joined and len(parts) == 1:
-            assert points.tolist() == parts[0].tolist()
-        differing += int((as_written(points, height, width) != want).sum())
-        pixels += int(want.sum())
-    assert differing < 0.002 * pixels
+        want = raster(thing["segmentation"], height, width)
+        difference = int((as_written(points, height, width) != want).sum())
+        if sum(masks).max() > 1:
+            overlapping.append(difference / want.sum())
+        else:
+            assert joined
+            apart.append(difference)
+    assert len(apart) > 100
+    assert sum(apart) <= 2
+    assert max(overlapping) < 0.05
 
 
 def test_a_hole_stays_a_hole():
@@ -111,7 +116,7 @@ def test_coco_polygons_come_back(scenes, tmp_path):
         for a, b in zip(old["annotations"], new["annotations"], strict=True):
             assert a["category_id"] == b["category_id"]
             if len(a["segmentation"]) == 1:
-                assert np.allclose(a["segmentation"], b["segmentation"], atol=1e-6)
+                assert np.allclose(a["segmentation"], b["segmentation"], atol=1e-5)
             assert abs(a["area"] - b["area"]) <= 0.05 * a["area"] + 4
             assert np.allclose(a["bbox"], b["bbox"], atol=1)
 
@@ -122,7 +127,7 @@ def test_boxes_come_back(scenes, tmp_path):
     data, _ = to_coco(tmp_path / "data.yaml", "val")
     before = load_coco(scenes, scenes.parent / "images")
     old = [a["bbox"] for r in before.records for a in r["annotations"]]
-    assert np.allclose(old, [a["bbox"] for a in data["annotations"]], atol=1e-6)
+    assert np.allclose(old, [a["bbox"] for a in data["annotations"]], atol=1e-4)
     assert not any("segmentation" in a for a in data["annotations"])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import shapely
 import yaml
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from smallobj_d2.copy_paste.labels import geometry_of, polygons_of, squares_of
 from smallobj_d2.datasets.coco import load_coco, mask_area
@@ -29,6 +30,9 @@ SPLITS = ("train", "val", "test")
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 _OUTSIDE = 0.01
 """By how much a share may be off the image; it is clipped then."""
+_DECIMALS = 5
+"""Of coordinates in pixels. What was divided by the image's size comes back as it was, and COCO's
+rasterizer, which counts fifths of a pixel, gives the same mask."""
 
 
 # --- YOLO to COCO
@@ -69,7 +73,8 @@ def to_coco(file: Path, split: str) -> tuple[dict[str, Any], Path]:
     root = Path(commonpath([f.parent for f in files]))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, image in enumerate(files, 1):
+    bar = tqdm(files, desc=split, unit="img", disable=None)  # None: where it is no terminal
+    for number, image in enumerate(bar, 1):
         height, width = upright_size({"file_name": str(image), "image_id": number})
         size = {"height": height, "width": width}
         images.append({"id": number, "file_name": image.relative_to(root).as_posix(), **size})
@@ -142,7 +147,7 @@ def _annotation(
     corners = shares[0] + shares[1] * [[-0.5], [0.5]] if is_box else shares
     if not (np.abs(corners - 0.5) <= 0.5 + _OUTSIDE).all():  # NaN is not
         raise SmallObjError(f"{where}: it leaves the image; shares are from 0 to 1.")
-    points = corners.clip(0, 1) * (width, height)
+    points = np.round(corners.clip(0, 1) * (width, height), _DECIMALS)
     x, y = points.min(axis=0).tolist()
     w, h = np.ptp(points, axis=0).tolist()
     if not w * h:
@@ -176,8 +181,8 @@ def one_polygon(annotation: dict[str, Any], height: int, width: int) -> tuple[Po
     """The mask of an instance as one polygon, the only form that YOLO has.
 
     A single polygon stays what it is. Of several parts and of pixels the outline is taken, and its
-    rings, those of holes included, are joined by lines that go there and back. By the even-odd rule
-    such a line encloses nothing.
+    rings, those of holes included, are joined by lines that go there and back, which enclose
+    nothing.
 
     Returns:
         (P, 2) float64, and whether rings were joined.
@@ -257,7 +262,7 @@ def to_yolo(
     instances = [a for r in dataset.records for a in r["annotations"]]
     done = Summary(masks=not boxes and all(map(has_mask, instances)))
     written: dict[Path, str] = {}
-    for record in dataset.records:
+    for record in tqdm(dataset.records, desc=split, unit="img", disable=None):
         name = Path(record["file_name"]).relative_to(image_root)
         label = label_file((folders[0] / name).absolute())
         if label in written:
