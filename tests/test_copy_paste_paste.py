@@ -329,9 +329,11 @@ def test_an_array_that_is_no_mask_of_the_image_is_refused(mask):
 
 
 def test_a_mask_of_another_kind_is_refused_with_its_type():
-    mask = memoryview(square_mask(9, 9, 5))
+    mask = square_mask(9, 9, 5)
     with pytest.raises(SmallObjError, match="Annotation 0: `segmentation` is a memoryview"):
-        CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=mask)], 60, 70, 0)
+        CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=memoryview(mask))], 60, 70, 0)
+    with pytest.raises(SmallObjError, match="A polygon in `segmentation` is .False, False"):
+        CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=mask.tolist())], 60, 70, 0)
 
 
 def test_a_seed_is_as_good_as_a_generator():

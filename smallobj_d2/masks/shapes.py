@@ -169,6 +169,7 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
 def _points(part: Any) -> Points:
     flat = np.asarray(part, dtype=np.float64)
     sound = flat.ndim == 1 and len(flat) >= 6 and len(flat) % 2 == 0
+    sound = sound and not isinstance(part[0], bool)  # the row of a mask as lists
     # Written so that NaN fails it too.
     if not (sound and np.maximum.reduce(np.abs(flat)) < FARTHEST):
         raise SmallObjError(
