@@ -332,7 +332,7 @@ def test_a_mask_of_another_kind_is_refused_with_its_type():
     mask = square_mask(9, 9, 5)
     with pytest.raises(SmallObjError, match="Annotation 0: `segmentation` is a memoryview"):
         CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=memoryview(mask))], 60, 70, 0)
-    with pytest.raises(SmallObjError, match="A polygon in `segmentation` is .False, False"):
+    with pytest.raises(SmallObjError, match=r"A polygon in `segmentation` is .False, False"):
         CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=mask.tolist())], 60, 70, 0)
 
 
