@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from yaml import YAMLError
 
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, UnreadableImage
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,27 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """
     for path in (folder.rglob if recursive else folder.glob)(f"{_PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` a hard link to an image, or where that cannot be a symbolic one.
+
+    Raises:
+        UnreadableImage: if there is no such image.
+        SmallObjError: if the link cannot be made.
+    """
+    if target.exists():
+        return
+    source = source.resolve()
+    if not source.is_file():
+        raise UnreadableImage(f"{source} cannot be read: it is not there.")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a link to what is no longer there
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or files of somebody else
+            target.symlink_to(source)
 
 
 @contextmanager

@@ -328,6 +328,14 @@ def test_an_array_that_is_no_mask_of_the_image_is_refused(mask):
         CopyPaste()(image, [rectangle(9, 9, 5, 5, segmentation=mask)], 0)
 
 
+def test_a_mask_of_another_kind_is_refused_with_its_type():
+    mask = square_mask(9, 9, 5)
+    with pytest.raises(SmallObjError, match="Annotation 0: `segmentation` is a memoryview"):
+        CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=memoryview(mask))], 60, 70, 0)
+    with pytest.raises(SmallObjError, match=r"A polygon in `segmentation` is .False, False"):
+        CopyPaste().plan([rectangle(9, 9, 5, 5, segmentation=mask.tolist())], 60, 70, 0)
+
+
 def test_a_seed_is_as_good_as_a_generator():
     image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
     one, two = (CopyPaste()(image, [rectangle(9, 9, 5, 5)], r) for r in (4, np.int64(4)))
@@ -348,6 +356,8 @@ def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
     del thing["bbox_mode"]
     with pytest.raises(SmallObjError, match=r"Annotation 0 has bbox .* add bbox_mode 0"):
         CopyPaste()(image, [thing], 0)
+    with pytest.raises(SmallObjError, match="add bbox_mode 0"):
+        CopyPaste().plan([thing], 60, 70, 0)
     CopyPaste()(image, [{**thing, "bbox_mode": 0}], 0)
     CopyPaste()(image, [{**thing, "bbox": [30, 30, 15, 20]}], 0)
 

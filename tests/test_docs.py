@@ -1,7 +1,9 @@
 """README and docs: code blocks run or parse, links lead somewhere, tables name what is there."""
 
 import argparse
+import ast
 import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -27,6 +29,7 @@ PAGES = sorted(
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README, RECIPE = Path("README.md"), Path("docs/recipe.md")
+FRAMEWORKS = Path("docs/frameworks.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -284,6 +287,16 @@ def test_the_readme_works_without_a_framework():
     assert len(names["annotations"]) == 4
 
 
+def require_libraries(block: str) -> None:
+    """Skip a block that imports a library which is not installed, and name it."""
+    for node in ast.walk(ast.parse(block)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        for library in (name.partition(".")[0] for name in names):
+            if importlib.util.find_spec(library) is None:
+                pytest.skip(f"{library} is not installed")
+
+
 @pytest.mark.parametrize(("page", "block"), blocks("python"))
 def test_each_other_python_block_runs(page, block, stand_ins, monkeypatch):
     monkeypatch.chdir(stand_ins)
@@ -293,7 +306,53 @@ def test_each_other_python_block_runs(page, block, stand_ins, monkeypatch):
         files = [p.read_text() for p in (ROOT / "tests" / "extensions").glob("*.py")]
         assert block in files
     else:
+        require_libraries(block)
         exec(block, {})
+
+
+def test_the_lightning_block_trains_and_resumes(stand_ins, monkeypatch, tmp_path, forget_datasets):
+    """Each batch is the one that a loader without Lightning gives."""
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    import torch
+
+    from smallobj_d2.engines.torchvision import build_train_loader
+
+    monkeypatch.chdir(stand_ins)
+    (block,) = (
+        b for n, b in FENCE.findall(TEXTS[FRAMEWORKS]) if n == "python" and "Lightning" in b
+    )
+    names: dict[str, Any] = {}
+    exec(block, names)
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, _):
+            seen.append([sample["draw"].position for sample in batch])
+            return sum(s["image"].float().mean() for s in batch) * self.weight
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = ["SMALLOBJ.DATASETS", '[["frameworks", "train.json", "images/train"]]']
+    cfg = load_cfg(
+        "configs/orig_aug_multi3x.yaml",
+        [*data, "DATASETS.TRAIN", "('frameworks',)", "SEED", "0", "INPUT.MIN_SIZE_TRAIN", "(96,)"]
+        + ["SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"],
+    )
+    seen: list[list[int]] = []
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "default_root_dir": tmp_path}
+    first = lightning.Trainer(max_steps=3, enable_checkpointing=False, **options)
+    first.fit(Model(), names["SmallObjectData"](cfg))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = lightning.Trainer(max_steps=5, enable_checkpointing=False, **options)
+    second.fit(Model(), names["SmallObjectData"](cfg), ckpt_path=tmp_path / "last.ckpt")
+    loader = build_train_loader(cfg)
+    batches = zip(range(5), loader, strict=False)
+    assert seen == [[sample["draw"].position for sample in batch] for _, batch in batches]
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("yaml"))

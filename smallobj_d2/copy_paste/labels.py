@@ -153,15 +153,15 @@ def _difference(below: Outline, above: Bitmap) -> Iterator[NDArray[np.float64]]:
     Cutting along pixels rather than along the outline of what is above gives each pixel to one of
     the two, whatever rasterises them.
     """
-    rest = shapely.difference(_geometry(below), _squares(above))
-    for polygon in _polygons(rest):
+    rest = shapely.difference(geometry_of(below), squares_of(above))
+    for polygon in polygons_of(rest):
         for simple in _without_holes(polygon):
             points = np.asarray(simple.exterior.coords)[:-1]
             if len(points) >= 3 and Outline([points]).pixels(Window.around(*simple.bounds)).any():
                 yield points
 
 
-def _squares(bitmap: Bitmap) -> Any:
+def squares_of(bitmap: Bitmap) -> Any:
     """The union of a bitmap's pixels as squares, put together from the runs of its rows."""
     steps = np.diff(bitmap.mask.astype(np.int8), axis=1, prepend=0, append=0)
     rows, left = np.nonzero(steps > 0)
@@ -170,17 +170,18 @@ def _squares(bitmap: Bitmap) -> Any:
     return shapely.union_all(shapely.box(left + x, rows + y, right + x, rows + y + 1))
 
 
-def _geometry(outline: Outline) -> Any:
+def geometry_of(outline: Outline) -> Any:
     """The union of an outline's parts; hand-drawn ones may cross themselves."""
     return shapely.union_all([shapely.make_valid(shapely.Polygon(p)) for p in outline.parts])
 
 
-def _polygons(geometry: Any) -> Iterator[Any]:
+def polygons_of(geometry: Any) -> Iterator[Any]:
+    """The polygons of a shapely geometry of any kind; lines and points have no area."""
     for part in getattr(geometry, "geoms", [geometry]):
         if part.geom_type == "Polygon" and not part.is_empty:
             yield part
         elif hasattr(part, "geoms"):
-            yield from _polygons(part)
+            yield from polygons_of(part)
 
 
 def _without_holes(polygon: Any) -> Iterator[Any]:
@@ -195,5 +196,5 @@ def _without_holes(polygon: Any) -> Iterator[Any]:
     if left < round(middle) < right:
         middle = round(middle)  # between pixels, where the cut divides none
     for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
-        for part in _polygons(shapely.intersection(polygon, half)):
+        for part in polygons_of(shapely.intersection(polygon, half)):
             yield from _without_holes(part)

@@ -31,7 +31,7 @@ from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.copy_paste.sources import SameImage, Sources
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.masks.rle import Mask
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Shape, Window, has_mask, shape_of
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Shape, Window, has_mask
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,6 @@ class CopyPaste:
             SmallObjError: for an image or an annotation that is invalid.
         """
         require_image(image)
-        _require_xywh(annotations, *image.shape[:2])
         plan = self.plan(annotations, image.shape[0], image.shape[1], rng)
         image = image.copy()
         self.composite(image, plan)
@@ -213,9 +212,13 @@ class CopyPaste:
             rng: source of randomness, or the seed of one.
             image: its name, such as the ``file_name`` of its dataset dict, so that a bank does not
                 give it its own objects.
+
+        Raises:
+            SmallObjError: for an annotation that is invalid.
         """
         rng = _generator(rng)
         scene = Scene(annotations, height, width)
+        _require_xywh(scene)
         plan = Plan(list(annotations))
         chosen = self.choose(self.sources.candidates(scene, rng, image), rng)
         plan.tried = len(chosen) * self.copies
@@ -293,26 +296,26 @@ def _generator(rng: np.random.Generator | int) -> np.random.Generator:
     )
 
 
-def _require_xywh(annotations: Sequence[Annotation], height: int, width: int) -> None:
+def _require_xywh(scene: Scene) -> None:
     """Refuse boxes without ``bbox_mode`` that are XYXY for all that their masks or the image say.
 
     Raises:
         SmallObjError: naming the first.
     """
-    for i, annotation in enumerate(annotations):
-        if "bbox_mode" in annotation or "bbox" not in annotation:
+    for i, annotation in enumerate(scene.annotations):
+        if "bbox_mode" in annotation:
             continue
         x, y, a, b = annotation["bbox"]
         if has_mask(annotation):
-            bounds = np.array(shape_of(annotation, height, width).bounds())
+            bounds = np.array(scene.shape(i).bounds())
             off, off_xyxy = (
                 np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b))
             )
             is_xyxy = off_xyxy <= 1.5 < off
             why = "its mask"
         else:
-            leaves = x + a > width + 1 or y + b > height + 1
-            is_xyxy = leaves and x < a <= width + 1 and y < b <= height + 1
+            leaves = x + a > scene.width + 1 or y + b > scene.height + 1
+            is_xyxy = leaves and x < a <= scene.width + 1 and y < b <= scene.height + 1
             why = "the image"
         if is_xyxy:
             raise SmallObjError(

@@ -316,6 +316,17 @@ def read_rgb(record: Mapping[str, Any]) -> Pixels:
     return image
 
 
+def upright_size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the image of a dataset dict, turned upright as its EXIF says.
+
+    Raises:
+        UnreadableImage: naming the file and the image's id.
+    """
+    with opened(record) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
+
+
 def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:
     """Resize an image bilinearly, or a mask to the nearest pixel, as Detectron2 does.
 

@@ -31,7 +31,7 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.files import disk_errors, locked, remove_leftovers, write_json, writing
+from smallobj_d2.files import link, locked, remove_leftovers, write_json, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
@@ -264,7 +264,7 @@ class _Writer:
         if not first and draw is not None:
             entry["id"] = self.next_image + draw.position
             entry["file_name"] = self._file_name(image_id, draw, own.suffix)
-        _link(own, self.summary.image_root / entry["file_name"])
+        link(own, self.summary.image_root / entry["file_name"])
         self.kept.add(image_id)
         if draw is not None:
             entry["draw"] = self._origin(image_id, draw)
@@ -338,22 +338,6 @@ def _as_coco(annotation: Entry, category_ids: list[int]) -> Entry:
             k if i % 3 == 2 else k - 0.5 for i, k in enumerate(annotation["keypoints"])
         ]
     return new
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a hard link to a file, or where that cannot be a symbolic one."""
-    if target.exists():
-        return
-    source = source.resolve()
-    if not source.is_file():
-        raise UnreadableImage(f"{source} cannot be read: it is not there.")
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a link to what is no longer there
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or files of somebody else
-            target.symlink_to(source)
 
 
 # --- Work shared out among processes

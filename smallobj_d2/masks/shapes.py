@@ -155,6 +155,11 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
         return Bitmap.decode(segmentation, box_xyxy(annotation))
     if isinstance(segmentation, np.ndarray):
         return Bitmap.of_array(segmentation, height, width)
+    if not isinstance(segmentation, list | tuple | None):
+        raise SmallObjError(
+            f"`segmentation` is a {type(segmentation).__name__}; it must be polygons, an RLE, or a "
+            "numpy array of the image's size."
+        )
     if segmentation:
         return Outline([_points(part) for part in segmentation])
     x0, y0, x1, y1 = box_xyxy(annotation)
@@ -164,6 +169,7 @@ def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
 def _points(part: Any) -> Points:
     flat = np.asarray(part, dtype=np.float64)
     sound = flat.ndim == 1 and len(flat) >= 6 and len(flat) % 2 == 0
+    sound = sound and not isinstance(part[0], bool)  # the row of a mask as lists
     # Written so that NaN fails it too.
     if not (sound and np.maximum.reduce(np.abs(flat)) < FARTHEST):
         raise SmallObjError(

@@ -1,0 +1,91 @@
+"""Copy-paste between a Hugging Face dataset and the image processor of a DETR-like model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from smallobj_d2.adapters.randomness import Randomness
+from smallobj_d2.copy_paste import CopyPaste
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.masks.shapes import has_mask
+
+
+class CopyPasteTransform:
+    """A function of batches, for ``Dataset.with_transform``.
+
+    A batch has ``image`` (PIL), ``image_id`` and ``objects``: for each image a dict of lists, or a
+    list of dicts, with ``bbox`` (x, y, width, height in pixels), ``category``, ``area`` and perhaps
+    ``iscrowd`` and ``segmentation``, as COCO has them. Polygons stay polygons. Crowds are not
+    pasted over, and left out afterwards, as the processors do.
+
+    Args:
+        copy_paste: what is done.
+        processor: called with ``images``, COCO-style ``annotations`` and ``return_tensors="pt"``.
+        p: share of the images to augment.
+        seed: see `Randomness`.
+    """
+
+    def __init__(
+        self,
+        copy_paste: CopyPaste,
+        processor: Callable[..., Any],
+        *,
+        p: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        self.copy_paste, self.processor = copy_paste, processor
+        self.randomness = Randomness(p, seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, where there is a seed."""
+        self.randomness.set_epoch(epoch)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        """Augment a batch and let the processor make model inputs of it."""
+        images, annotations = [], []
+        for image, image_id, objects in zip(
+            batch["image"], batch["image_id"], batch["objects"], strict=True
+        ):
+            pixels, instances = np.array(image.convert("RGB")), _instances(objects)
+            rng = self.randomness.generator(image_id)
+            if rng is not None and instances:
+                self._require_masks(instances)
+                pixels, instances = self.copy_paste(pixels, instances, rng)
+            images.append(pixels)
+            kept = [
+                {k: v for k, v in a.items() if k not in ("copy_paste", "bbox_mode")}
+                for a in instances
+                if not a["iscrowd"]
+            ]
+            annotations.append({"image_id": image_id, "annotations": kept})
+        return self.processor(images=images, annotations=annotations, return_tensors="pt")
+
+    def _require_masks(self, instances: list[dict[str, Any]]) -> None:
+        rule = getattr(self.copy_paste.sources, "rule", None)
+        if rule and not rule.boxes and not any("segmentation" in a for a in instances):
+            raise SmallObjError(
+                "`objects` has no `segmentation` to cut objects out by. Add it, or paste "
+                "rectangles: CopyPaste(sources=SameImage(SourceRule(boxes=True)))."
+            )
+
+
+def _instances(objects: Any) -> list[dict[str, Any]]:
+    """The objects of one image as COCO-style annotations."""
+    if isinstance(objects, Mapping):
+        objects = [
+            dict(zip(objects, row, strict=True)) for row in zip(*objects.values(), strict=True)
+        ]
+    instances = []
+    for given in objects:
+        a = {k: v for k, v in given.items() if k != "id" and v is not None}
+        try:
+            a["category_id"] = a.pop("category")
+            a["bbox"] = [float(v) for v in a["bbox"]]
+        except KeyError as e:
+            raise SmallObjError(f"`objects` has no {e}; it needs bbox, category and area.") from e
+        a |= {"bbox_mode": 1, "iscrowd": int(a.get("iscrowd", 0))}
+        if not has_mask(a):
+            a.pop("segmentation", None)
+        instances.append(a)
+    return instances
