@@ -15,7 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.files import disk_errors, locked, remove_leftovers, write_json, writing
+from smallobj_d2.export.folder import claimed, link
+from smallobj_d2.files import remove_leftovers, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
@@ -120,7 +121,7 @@ def augment_dataset(
     recipe = _recipe(cfg, source, len(stream))
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
-    with _claimed(folder, recipe):
+    with claimed(folder, recipe):
         augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
         writer = _Writer(source, dataset.category_ids, summary, cfg, augmentation)
         draws = [stream[k] for k in range(len(stream))]
@@ -169,27 +170,6 @@ def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
         "draws": draws,
         "smallobj": settings,
     }
-
-
-@contextmanager
-def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
-    """Hold a folder for this recipe alone.
-
-    Raises:
-        SmallObjError: if it holds something else, or another process writes there now.
-    """
-    path = folder / "recipe.json"
-    if path.is_file():
-        if json.loads(path.read_bytes()) != recipe:
-            raise SmallObjError(
-                f"{folder} holds the copy of another dataset, config or seed; see {path}. Choose "
-                "another folder, or remove that one."
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise SmallObjError(f"{folder} is not empty. Choose a new folder.")
-    with locked(folder, f"Another process is writing to {folder}. Wait for it."):
-        write_json(path, recipe)
-        yield
 
 
 # --- The new dataset
@@ -264,7 +244,7 @@ class _Writer:
         if not first and draw is not None:
             entry["id"] = self.next_image + draw.position
             entry["file_name"] = self._file_name(image_id, draw, own.suffix)
-        _link(own, self.summary.image_root / entry["file_name"])
+        link(own, self.summary.image_root / entry["file_name"])
         self.kept.add(image_id)
         if draw is not None:
             entry["draw"] = self._origin(image_id, draw)
@@ -338,22 +318,6 @@ def _as_coco(annotation: Entry, category_ids: list[int]) -> Entry:
             k if i % 3 == 2 else k - 0.5 for i, k in enumerate(annotation["keypoints"])
         ]
     return new
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a hard link to a file, or where that cannot be a symbolic one."""
-    if target.exists():
-        return
-    source = source.resolve()
-    if not source.is_file():
-        raise UnreadableImage(f"{source} cannot be read: it is not there.")
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a link to what is no longer there
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or files of somebody else
-            target.symlink_to(source)
 
 
 # --- Work shared out among processes
