@@ -181,6 +181,13 @@ def test_little_of_an_object_is_left_out_but_of_a_crowd_nothing_is():
         assert left.left_out == 2 - len(kept)
 
 
+def test_a_small_part_of_an_object_larger_than_the_tile_is_kept():
+    wall = annotation([[0.0, 0, 130, 0, 130, 100, 0, 100]])
+    found = parts([wall], size=40, overlap=0, min_share=0.3)
+    assert all(t.annotations for t in found)
+    assert max(t.annotations[0]["tile"]["share"] for t in found) < 0.2
+
+
 def test_boxes_without_masks_are_clipped():
     own = annotation([[30.0, 10, 60, 10, 60, 20, 30, 20]])
     del own["segmentation"]

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = predictions.load_run(args.run, opts, weights=args.weights, categories=categories)
     if categories:
         require_same_categories({str(args.run): run.categories, str(args.json): categories})
-    predict = partial(run, score=args.score)
+    predict: predictions.Predict = partial(run, score=args.score)
     if args.slices is not None:
         try:
             from smallobj_d2.engines.slices import in_slices

@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dataset:
         info = dataset_info(args.dataset)
         files = [info.json_file, info.image_root]
+    json_file, image_root = files
     try:
         done = tile_dataset(
-            *files,
+            json_file,
+            image_root,
             args.out,
             size=args.size,
             overlap=args.overlap,

@@ -40,6 +40,7 @@ Predict = Callable[[Sequence[Pixels]], list[list[Result]]]
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SHOWN_AS_THEY_ARE = (".jpeg", ".jpg", ".png")
+_LEAST_WIDTH = 800  # of a picture, so that there is room for words
 
 
 # --- The model of a run
@@ -288,7 +289,8 @@ def predict_images(
                 _write(file, results, record["image_id"], summary, as_results)
                 if pictures is not None:
                     view = prediction_view(pixels, results, categories)
-                    picture = Image.fromarray(draw(view, width=pixels.shape[1]))
+                    wide = max(pixels.shape[1], _LEAST_WIDTH)
+                    picture = Image.fromarray(draw(view, width=wide))
                     with writing(picture_of(record["name"], pictures)) as unfinished:
                         picture.save(unfinished, quality=90)
             bar.update(len(several))

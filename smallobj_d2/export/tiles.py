@@ -31,7 +31,8 @@ from smallobj_d2.masks.rle import decode, encode
 from smallobj_d2.masks.shapes import Window
 
 MIN_SHARE = 0.3
-"""An object that a tile's edge cuts is kept if at least this share of its area is inside."""
+"""An object that a tile's edge cuts is kept if at least this share of its area is inside, or fills
+this share of the tile."""
 
 _FORMAT = 1  # raise it whenever the same recipe would give other files
 _JPEG = (".jpg", ".jpeg")
@@ -83,8 +84,8 @@ def tile_dataset(
         size: width and height of a tile in pixels; less where the image is smaller.
         overlap: of neighboring tiles, as a share of `size`; they may overlap more, so that all
             are of the same size.
-        min_share: leave out what is less of an object than this share of its area. Crowds are
-            kept, however little of them is inside.
+        min_share: leave out what is less of an object than this share of its area, unless it fills
+            this share of the tile. Crowds are kept, however little of them is inside.
         drop_empty: leave out tiles without any annotation.
         skip_unreadable: leave out images that cannot be read, instead of stopping.
         workers: threads; None for one per core. Each holds one image.
@@ -209,7 +210,12 @@ def _tiles(
         suffix = name.suffix if name.suffix.lower() in _JPEG or len(cut) == 1 else ".png"
         own = name.with_name(f"{name.stem}_{window.x}_{window.y}{suffix}")
         parts = [part for o in objects if (part := o.within(window)) is not None]
-        kept = [p for p in parts if p["iscrowd"] or p["tile"]["share"] >= min_share]
+        enough = min_share * window.width * window.height
+        kept = [
+            p
+            for p in parts
+            if p["iscrowd"] or p["tile"]["share"] >= min_share or p["area"] >= enough
+        ]
         yield _Tile(window, own.as_posix(), kept, len(parts) - len(kept))
 
 
@@ -220,7 +226,8 @@ class _Object:
         self.annotation = {"iscrowd": 0, **annotation}
         self.mask = repaired_mask(annotation.get("segmentation"), image)
         """None: no mask, so that its box counts. Empty: nothing of it is valid."""
-        self.outline = None
+        self.outline: Any = None
+        """A shapely geometry; RLE has none."""
         if isinstance(self.mask, dict):
             x, y, w, h = coco_mask.toBbox(self.mask).tolist()
             self.bounds = (x, y, x + w, y + h)
@@ -323,16 +330,16 @@ def _write_tiles(image: Entry, source: Path, tiles: list[_Tile], folder: Path) -
         "image_id": image["id"],
         **{k: int(image[k]) for k in ("height", "width")},
     }
-    pixels = read_rgb(record) if missing else None
+    pixels: Any = read_rgb(record) if missing else None
     for tile in missing:
         _write_image(folder / tile.name, tile.window.of(pixels))
 
 
 def _write_image(path: Path, pixels: Pixels) -> None:
-    lossy = {"quality": 95, "subsampling": 0}
+    jpeg = path.suffix.lower() in _JPEG
+    how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"compress_level": 3}
     with writing(path) as temporary:
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        image.save(temporary, **(lossy if path.suffix.lower() in _JPEG else {"compress_level": 3}))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, **how)
 
 
 def _in_order(
