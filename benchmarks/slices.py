@@ -37,13 +37,18 @@ from smallobj_d2.masks.rle import encode
 from smallobj_d2.masks.shapes import Window, shape_of
 
 
+_DETECTIONS = 1000  # of a mosaic that count
+
+
 def write_mosaics(json_file: Path, images: Path, out: Path, grid: int, cell: int) -> Path:
     """Write mosaics of ``grid x grid`` images, and their annotations as RLE; the JSON's path.
 
-    Images come in the order of their ids, each in a cell of `cell` pixels, from which what is
-    larger is cropped. Those that do not fill a mosaic are left out.
+    Images come in the order of their brightness, so that those of a mosaic look like one, each in a
+    cell of `cell` pixels, from which what is larger is cropped. Those that do not fill a mosaic
+    are left out.
     """
     dataset = load_coco(json_file, images)
+    dataset.records.sort(key=lambda record: float(read_rgb(record).mean()))
     (out / "images").mkdir(parents=True)
     side = grid * cell
     entries: list[dict[str, Any]] = []
@@ -90,7 +95,7 @@ def measure(predict: Predict, json_file: Path, categories: Any) -> tuple[str, fl
     seconds = (perf_counter() - start) / len(images.records)
     truth = load_ground_truth(json_file)
     found = json.loads(results.read_bytes())
-    metrics = {task: coco_metrics(truth, found, task, 10_000) for task in ("segm", "bbox")}
+    metrics = {task: coco_metrics(truth, found, task, _DETECTIONS) for task in ("segm", "bbox")}
     return table(row_of(metrics, count_objects(truth))), seconds
 
 

@@ -1,7 +1,9 @@
 """A trained run used: what it finds in image files, whichever engine has trained it."""
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -154,6 +156,19 @@ def test_a_folder_without_a_run_or_a_checkpoint_is_named(run, tmp_path):
     with pytest.raises(SmallObjError, match=r"no checkpoint yet.*--weights"):
         load_run(copy)
     assert load_run(copy, weights=copy / "model_final.pth").weights == copy / "model_final.pth"
+
+
+def test_the_page_on_large_images_is_right(run, images, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "large_images.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Image.open(first(images)).save("large.png")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "mine").symlink_to(run)
+    assert len(blocks) == 2
+    for block in blocks:
+        if find_spec("sahi") or "sahi" not in block:
+            exec(block, {})
 
 
 # --- Without one

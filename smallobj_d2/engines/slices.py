@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from sahi.models.base import DetectionModel
-from sahi.predict import get_sliced_prediction
+from sahi.predict import LOW_MODEL_CONFIDENCE, get_sliced_prediction
 from sahi.prediction import ObjectPrediction
 from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
 
@@ -96,6 +96,9 @@ def in_slices(
             "share from 0 to below 1."
         )
     model = SahiModel(run, score)
+    # SAHI does the same of its own accord, with a warning for each image: uncertain detections are
+    # too many to be merged one into the other.
+    merge, overlap_of = ("GREEDYNMM", "IOS") if score >= LOW_MODEL_CONFIDENCE else ("NMS", "IOU")
 
     def predict(images: Sequence[Pixels]) -> list[list[Result]]:
         return [
@@ -109,6 +112,8 @@ def in_slices(
                     overlap_height_ratio=overlap,
                     overlap_width_ratio=overlap,
                     perform_standard_pred=True,
+                    postprocess_type=merge,
+                    postprocess_match_metric=overlap_of,
                     batch_size=batch,
                     verbose=0,
                 ).object_prediction_list
