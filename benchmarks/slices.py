@@ -36,7 +36,6 @@ from smallobj_d2.evaluation.ap import coco_metrics, count_objects, load_ground_t
 from smallobj_d2.masks.rle import encode
 from smallobj_d2.masks.shapes import Window, shape_of
 
-
 _DETECTIONS = 1000  # of a mosaic that count
 
 

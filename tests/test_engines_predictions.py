@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from smallobj_d2.commands import ROOT
+from smallobj_d2.commands.predict import _apart
 from smallobj_d2.commands.predict import main as tool
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
@@ -97,7 +98,7 @@ def test_a_dataset_of_its_own_with_pictures(run, scenes, images, tmp_path, capsy
     said = capsys.readouterr()
     assert "bad.jpg" in said.out + said.err
     assert "5 images" in said.out
-    assert "1 images skipped" in said.out
+    assert "skipped, as named above: 1" in said.out
     coco = COCO(str(out))
     names = {i["file_name"]: i for i in coco.imgs.values()}
     assert "below/gray.bmp" in names
@@ -260,6 +261,19 @@ def test_nothing_is_written_over_in_silence(images, tmp_path, capsys):
     assert predict(tmp_path, *words, "--overwrite", "--pictures", images) == 2
     assert "there is no image" in capsys.readouterr().err
     assert predict(tmp_path, first(images), "--overwrite", "--pictures", images) == 2
+
+
+def test_overrides_are_told_from_images(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.open(first(images)).save("LARGE.PNG")
+    words = ["MODEL.DEVICE", "cpu", "LARGE.PNG", "images", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    assert _apart(words) == (["LARGE.PNG", "images"], [*words[:2], *words[4:]])
+
+
+@pytest.mark.skipif(find_spec("sahi") is not None, reason="SAHI is installed")
+def test_slices_without_sahi_say_what_to_install(images, tmp_path, capsys):
+    assert predict(tmp_path, images, "--slices", "64", "--out", tmp_path / "p.json") == 2
+    assert "pip install sahi" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

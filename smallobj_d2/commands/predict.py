@@ -10,9 +10,11 @@ its own, with a score in each annotation. With --json it is a list of results wi
 file, as COCO's evaluation takes it. --slices needs SAHI (pip install sahi).
 """
 
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from smallobj_d2.commands import command, command_line, parse, path, writable, writable_folder
 from smallobj_d2.datasets.categories import require_same_categories
@@ -62,15 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions.require_new(args.out, args.pictures, images, overwrite=args.overwrite)
     if args.pictures:
         writable_folder(args.pictures)
+    in_slices = _slices() if args.slices is not None else None
     run = predictions.load_run(args.run, opts, weights=args.weights, categories=categories)
     if categories:
         require_same_categories({str(args.run): run.categories, str(args.json): categories})
     predict: predictions.Predict = partial(run, score=args.score)
-    if args.slices is not None:
-        try:
-            from smallobj_d2.engines.slices import in_slices
-        except ModuleNotFoundError as e:
-            raise SmallObjError(f"--slices needs SAHI ({e}). Install it: pip install sahi") from e
+    if in_slices is not None:
         how = {"overlap": args.overlap, "score": args.score, "batch": args.batch}
         predict = in_slices(run, args.slices, **how)
     for file in images.unknown:
@@ -89,10 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     skipped = len(done.skipped) + len(images.unknown)
     print(
         f"{done.images:,} images, {done.detections:,} detections with a score of {args.score} or "
-        f"more{f'; {skipped:,} images skipped, named above' if skipped else ''}.\n{args.out}"
+        f"more{f'; skipped, as named above: {skipped:,}' if skipped else ''}.\n{args.out}"
     )
     if args.pictures:
         print(args.pictures)
+
+
+def _slices() -> Any:
+    try:
+        from smallobj_d2.engines.slices import in_slices
+    except ModuleNotFoundError as e:
+        raise SmallObjError(f"--slices needs SAHI ({e}). Install it: pip install sahi") from e
+    return in_slices
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -100,7 +107,7 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     images, opts = [], []
     rest = iter(words)
     for word in rest:
-        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word):
+        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
             opts += [word, *(value for value in [next(rest, None)] if value is not None)]
         else:
             images.append(word)
