@@ -30,7 +30,6 @@ from smallobj_d2.engines.predictions import (
     predict_images,
     with_ids_of,
 )
-from smallobj_d2.engines.slices import in_slices
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import coco_metrics, count_objects, load_ground_truth, row_of, table
 from smallobj_d2.masks.rle import encode
@@ -111,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.json or not args.images:
         raise SmallObjError("Give --json and --images.")
+    from smallobj_d2.engines.slices import in_slices  # needs SAHI
+
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary, "mosaics")
         json_file = write_mosaics(args.json, args.images, out, args.grid, args.slices)
