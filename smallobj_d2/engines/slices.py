@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from sahi.models.base import DetectionModel
-from sahi.predict import LOW_MODEL_CONFIDENCE, get_sliced_prediction
+from sahi.predict import get_sliced_prediction
 from sahi.prediction import ObjectPrediction
 from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
 
@@ -53,8 +53,8 @@ class SahiModel(DetectionModel):
         self, shift_amount_list: Any = None, full_shape_list: Any = None
     ) -> None:
         shifts = fix_shift_amount_list(shift_amount_list or [0, 0])
-        shapes = fix_full_shape_list(full_shape_list)
-        everything = zip(self._original_predictions, shifts, shapes or [None], strict=True)
+        shapes: list[Any] = fix_full_shape_list(full_shape_list) or [None]
+        everything = zip(self._original_predictions, shifts, shapes, strict=True)
         self._object_prediction_list_per_image = [
             [p for r in results if (p := self._prediction(r, shift, shape))]
             for results, shift, shape in everything
@@ -69,7 +69,7 @@ class SahiModel(DetectionModel):
         return ObjectPrediction(
             bbox=[x, y, x + width, y + height],
             category_id=result["category_id"],
-            category_name=self.category_mapping[str(result["category_id"])],
+            category_name=self.model.categories[result["category_id"]],
             segmentation=outline,
             score=result["score"],
             shift_amount=shift,
@@ -80,7 +80,10 @@ class SahiModel(DetectionModel):
 def in_slices(
     run: TrainedRun, size: int, *, overlap: float = 0.2, score: float = 0.5, batch: int = 1
 ) -> Predict:
-    """Detections in large images: in slices, in the whole image, and both merged.
+    """Detections in large images: in slices and in the whole image, each object once.
+
+    Of detections of one class that overlap by half of the smaller box, the best is kept. SAHI's own
+    default joins their masks; so a small object gets the coarse mask that the whole image gave it.
 
     Args:
         run: what looks at them.
@@ -96,9 +99,6 @@ def in_slices(
             "share from 0 to below 1."
         )
     model = SahiModel(run, score)
-    # SAHI does the same of its own accord, with a warning for each image: uncertain detections are
-    # too many to be merged one into the other.
-    merge, overlap_of = ("GREEDYNMM", "IOS") if score >= LOW_MODEL_CONFIDENCE else ("NMS", "IOU")
 
     def predict(images: Sequence[Pixels]) -> list[list[Result]]:
         return [
@@ -112,8 +112,8 @@ def in_slices(
                     overlap_height_ratio=overlap,
                     overlap_width_ratio=overlap,
                     perform_standard_pred=True,
-                    postprocess_type=merge,
-                    postprocess_match_metric=overlap_of,
+                    postprocess_type="NMS",
+                    postprocess_match_metric="IOS",
                     batch_size=batch,
                     verbose=0,
                 ).object_prediction_list
