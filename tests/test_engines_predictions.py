@@ -46,7 +46,12 @@ def run(request, scenes, tmp_path_factory):
         "SOLVER.MAX_ITER": 1,
         "SOLVER.IMS_PER_BATCH": 1,
         "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
         "INPUT.MIN_SIZE_TEST": 64,
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "TEST.DETECTIONS_PER_IMAGE": 20,
         "MODEL.DEVICE": "cpu",
     }
     words = [str(word) for pair in opts.items() for word in pair]
@@ -94,7 +99,7 @@ def test_a_dataset_of_its_own_with_pictures(run, scenes, images, tmp_path, capsy
     (images / "bad.jpg").write_bytes(b"no image")
     out, pictures = tmp_path / "a" / "p.json", tmp_path / "pictures"
     words = [images, "--score", "0.1", "--out", out, "--pictures", pictures, "--batch", "2"]
-    assert predict(run, *words, "TEST.DETECTIONS_PER_IMAGE", "20") == 0
+    assert predict(run, *words, "TEST.DETECTIONS_PER_IMAGE", "7") == 0
     said = capsys.readouterr()
     assert "bad.jpg" in said.out + said.err
     assert "5 images" in said.out
@@ -110,7 +115,7 @@ def test_a_dataset_of_its_own_with_pictures(run, scenes, images, tmp_path, capsy
     assert min(a["score"] for a in coco.anns.values()) >= 0.1
     for annotation in coco.anns.values():
         assert annotation["area"] == coco.annToMask(annotation).sum()
-    assert max(map(len, coco.imgToAnns.values())) <= 20
+    assert max(map(len, coco.imgToAnns.values())) <= 7
     for name, image in names.items():
         picture = Image.open(pictures / (f"{name}.jpg" if name.endswith(".bmp") else name))
         assert picture.width == 800
