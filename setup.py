@@ -31,6 +31,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "slices": ["sahi>=0.12"],
         "slurm": ["submitit"],
         "test": ["hypothesis", "import-linter", "mypy", "pytest", "ruff", "scipy", "types-PyYAML"],
     },

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"albumentations", "detectron2", "submitit"}
+OPTIONAL = {"albumentations", "detectron2", "sahi", "submitit"}
 """Used where they are installed."""
 NAMES = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml"}
 """Where a distribution is not called as what is imported from it."""

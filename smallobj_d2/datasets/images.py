@@ -312,7 +312,8 @@ def read_rgb(record: Mapping[str, Any]) -> Pixels:
     """
     with opened(record) as file:
         image: Pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    require_size(record, (image.shape[1], image.shape[0]))
+    if "height" in record and "width" in record:
+        require_size(record, (image.shape[1], image.shape[0]))
     return image
 
 

@@ -6,7 +6,10 @@ An engine is a module with
 * ``build_train_loader(cfg, *, start_iter=0)``: batches of samples,
 * ``main(cfg, resume, eval_only, overwrite)``: train and evaluate in this process, return the
   table row,
-* ``view(sample, cfg)``: a sample as a picture with outlines, for `visualization.sheets`.
+* ``view(sample, cfg)``: a sample as a picture with outlines, for `visualization.sheets`,
+* ``predictor(cfg, weights)``: a trained model as a function. It takes images, (H, W, 3) uint8 RGB,
+  and gives for each a list of detections in COCO's result format, with the contiguous class in
+  ``category_id`` and a meaningless ``image_id``. `predictions.load_run` builds it.
 """
 
 from importlib import import_module

@@ -103,7 +103,13 @@ def start_anew(output: Path, *, overwrite: bool = False) -> None:
             "OUTPUT_DIR, or add --overwrite to start again in its place."
         )
     with disk_errors(output):
-        for name in ("last_checkpoint", "skipped.json", "metrics.json", "row.json"):
+        for name in (
+            "last_checkpoint",
+            "skipped.json",
+            "metrics.json",
+            "row.json",
+            "categories.json",
+        ):
             (output / name).unlink(missing_ok=True)
 
 

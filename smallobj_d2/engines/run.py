@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from smallobj_d2.config import changed
+from smallobj_d2.datasets.categories import Categories
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
 from smallobj_d2.engines.seed_and_device import settle_device, settle_precision, settle_seed
@@ -173,6 +174,20 @@ def write_row(cfg: Any, rows: Mapping[str, Row], json_file: str | Path) -> Row:
     row = {**rows[first], "by_size": sizes}
     write_json(output / "row.json", {"dataset": first, **row})
     return row
+
+
+def record_categories(cfg: Any, categories_of: Callable[[str], Categories | None]) -> None:
+    """Keep what a run's classes mean in categories.json, as a COCO JSON has it.
+
+    Args:
+        cfg: the run's config.
+        categories_of: name of a dataset to its categories, or to None where they are not known.
+    """
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    known = next((c for name in names if (c := categories_of(name)) is not None), None)
+    if known is not None and processes.rank() == 0:
+        content = [{"id": i, "name": name} for i, name in known.items()]
+        write_json(Path(cfg.OUTPUT_DIR) / "categories.json", content)
 
 
 def not_finite(output: Path, iteration: int, positions: Iterable[int], which: str) -> SmallObjError:

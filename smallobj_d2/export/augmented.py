@@ -15,7 +15,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.files import link, locked, remove_leftovers, write_json, writing
+from smallobj_d2.export.folder import claimed
+from smallobj_d2.files import link, remove_leftovers, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
@@ -120,7 +121,7 @@ def augment_dataset(
     recipe = _recipe(cfg, source, len(stream))
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
-    with _claimed(folder, recipe):
+    with claimed(folder, recipe):
         augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
         writer = _Writer(source, dataset.category_ids, summary, cfg, augmentation)
         draws = [stream[k] for k in range(len(stream))]
@@ -169,27 +170,6 @@ def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
         "draws": draws,
         "smallobj": settings,
     }
-
-
-@contextmanager
-def _claimed(folder: Path, recipe: dict[str, Any]) -> Iterator[None]:
-    """Hold a folder for this recipe alone.
-
-    Raises:
-        SmallObjError: if it holds something else, or another process writes there now.
-    """
-    path = folder / "recipe.json"
-    if path.is_file():
-        if json.loads(path.read_bytes()) != recipe:
-            raise SmallObjError(
-                f"{folder} holds the copy of another dataset, config or seed; see {path}. Choose "
-                "another folder, or remove that one."
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise SmallObjError(f"{folder} is not empty. Choose a new folder.")
-    with locked(folder, f"Another process is writing to {folder}. Wait for it."):
-        write_json(path, recipe)
-        yield
 
 
 # --- The new dataset

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from smallobj_d2.datasets.coco import dataset_info, load_dataset
@@ -15,6 +16,7 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
 from smallobj_d2.evaluation.matches import Detections, Outcome, match_detections
 from smallobj_d2.evaluation.run_folder import results_of_run, runs_of_one_test_set
+from smallobj_d2.masks.rle import decode
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
     FOUND,
@@ -129,6 +131,36 @@ def _view(
     )
 
 
+def prediction_view(
+    pixels: NDArray[np.uint8],
+    results: Sequence[Mapping[str, Any]],
+    categories: Mapping[Any, str],
+) -> View:
+    """Detections in an image that need no annotations, with their categories and scores.
+
+    Args:
+        pixels: (H, W, 3) RGB.
+        results: in COCO's result format; masks as compressed RLE.
+        categories: names by category id.
+    """
+    outlines = [
+        _outlines_of_rle(mask) if (mask := r.get("segmentation")) else _outlines_of_box(r["bbox"])
+        for r in results
+    ]
+    labels = [f"{categories[r['category_id']]} {r['score']:.2f}" for r in results]
+    return View(pixels, outlines, [FOUND] * len(results), labels)
+
+
+def _outlines_of_rle(rle: Mapping[str, Any]) -> Outlines:
+    x, y, width, height = map(int, coco_mask.toBbox(rle).tolist())
+    return [part + (x, y) for part in outlines_of_mask(decode(rle, x, y, width, height))]
+
+
+def _outlines_of_box(box: Sequence[float]) -> Outlines:
+    x, y, w, h = box
+    return outlines_of_box(x, y, x + w, y + h)
+
+
 def _label(truth: COCO, thing: Mapping[str, Any]) -> str:
     """The category, unless there is but one, and a detection's score."""
     words = [str(truth.cats[thing["category_id"]]["name"])] if len(truth.cats) > 1 else []
@@ -141,8 +173,7 @@ def _outlines(truth: COCO, thing: Mapping[str, Any]) -> Outlines:
     """The outline of an annotation or a detection: of its mask, or of its box."""
     segmentation = thing.get("segmentation")
     if not segmentation:
-        x, y, w, h = thing["bbox"]
-        return outlines_of_box(x, y, x + w, y + h)
+        return _outlines_of_box(thing["bbox"])
     if isinstance(segmentation, list):
         return [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
     return outlines_of_mask(truth.annToMask(thing))

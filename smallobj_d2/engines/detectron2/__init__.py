@@ -6,12 +6,15 @@
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -58,6 +61,7 @@ __all__ = [
     "catalog_categories",
     "main",
     "oversampling_sampler",
+    "predictor",
     "read_records",
     "register_datasets",
     "sampler_from_config",
@@ -115,6 +119,7 @@ def main(
             trainer = Trainer(cfg)
             names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
             check_categories(cfg, names, catalog_categories)
+            run.record_categories(cfg, catalog_categories)
             trainer.resume_or_load(resume)
             with run.telling_where_it_stops(lambda: trainer.iter, cfg.SOLVER.MAX_ITER):
                 trainer.train()
@@ -151,6 +156,23 @@ def _report(cfg: CfgNode, results: dict[str, Any]) -> Row:
         rows[name] = from_detectron2(metrics, count_objects(truth))
         logger.info("%s:\n%s", name, table(rows[name]))
     return run.write_row(cfg, rows, MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
+
+
+def predictor(cfg: CfgNode, weights: Path) -> Callable[[Sequence[Any]], list[list[dict[str, Any]]]]:
+    """A trained model as a function of images; see `smallobj_d2.engines`."""
+    model = build_model(cfg).eval()
+    checkpointer = Checkpointer(model)
+    checkpointer.whole = True
+    checkpointer.load(str(weights))
+    mapper = build_mapper(cfg, False)
+
+    @torch.no_grad()
+    def predict(images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        sizes = [{"image_id": 0, "height": len(i), "width": i.shape[1]} for i in images]
+        outputs = model([mapper({**s, "pixels": i}) for s, i in zip(sizes, images, strict=True)])
+        return [instances_to_coco_json(output["instances"].to("cpu"), 0) for output in outputs]
+
+    return predict
 
 
 def view(sample: dict[str, Any], cfg: CfgNode) -> View:

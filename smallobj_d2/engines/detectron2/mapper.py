@@ -116,6 +116,8 @@ class SmallObjectMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict to a model input; see DatasetMapper."""
+        if "pixels" in dataset_dict:
+            return self._of_pixels(dataset_dict)
         if not self.is_train:
             with opened(dataset_dict, PathManager.open):
                 return super().__call__(dataset_dict)
@@ -147,6 +149,15 @@ class SmallObjectMapper(DatasetMapper):
             utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
         if "annotations" in record:
             self._transform_annotations(record, transforms, shape)
+        return record
+
+    def _of_pixels(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map a dict that has its ``pixels``, (H, W, 3) uint8 RGB, and needs no file."""
+        record = {k: v for k, v in dataset_dict.items() if k not in ("pixels", "annotations")}
+        pixels = dataset_dict["pixels"]
+        aug_input = T.AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
+        self.augmentations(aug_input)
+        record["image"] = torch.as_tensor(_channels_first(aug_input.image))
         return record
 
     def _add_areas(self, record: dict[str, Any]) -> None:

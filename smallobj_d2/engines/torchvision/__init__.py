@@ -6,6 +6,7 @@ ask for).
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.engines.torchvision.inference import detect, write_results
+from smallobj_d2.engines.torchvision.inference import coco_results, detect, write_results
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
     SmallObjectMapper,
@@ -63,6 +64,7 @@ __all__ = [
     "build_train_loader",
     "evaluate",
     "main",
+    "predictor",
     "view",
 ]
 
@@ -123,6 +125,7 @@ def main(
 
         loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
         check_categories(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], categories_of)
+        run.record_categories(cfg, categories_of)
         trainer.train(
             loader,
             eval_period=cfg.TEST.EVAL_PERIOD,
@@ -184,6 +187,25 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         numbers |= {prefix + k: v for k, v in as_detectron2(metrics).items()}
         logger.info("%s:\n%s", name, table(rows[name]))
     return rows, numbers
+
+
+def predictor(cfg: Any, weights: Path) -> Callable[[Sequence[Any]], list[list[dict[str, Any]]]]:
+    """A trained model as a function of images; see `smallobj_d2.engines`."""
+    check_supported(cfg)
+    model = build_model(cfg).to(_device(cfg)).eval()
+    load_weights(model, weights, whole=True)
+    mapper = build_mapper(cfg, False)
+    classes = range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+
+    @torch.no_grad()
+    def predict(images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        sizes = [{"image_id": 0, "height": len(i), "width": i.shape[1]} for i in images]
+        samples = [mapper({**s, "pixels": i}) for s, i in zip(sizes, images, strict=True)]
+        inputs = [sample["image"].to(_device(cfg)).float() for sample in samples]
+        found = zip(model(inputs), inputs, sizes, strict=True)
+        return [coco_results(d, i.shape[-2:], size, classes) for d, i, size in found]
+
+    return predict
 
 
 def view(sample: dict[str, Any], cfg: Any) -> View:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everybody calls it that
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +19,7 @@ from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import writing
+from smallobj_d2.masks.rle import encode
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ def coco_results(
             "score": scores[i],
         }
         if masks is not None:
-            bitmap = paste_mask(masks[i], (x0, y0, x1, y1), height, width)
-            rle = coco_mask.encode(np.asfortranarray(bitmap))
+            window, left, top = _paste_window(masks[i], (x0, y0, x1, y1), height, width)
+            rle = encode(window, left, top, width, height)
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
         results.append(result)
     return results
@@ -151,6 +151,16 @@ def paste_mask(
     Returns:
         (height, width) uint8 of 0 and 1.
     """
+    window, left, top = _paste_window(mask, box, height, width)
+    bitmap = np.zeros((height, width), dtype=np.uint8)
+    bitmap[top : top + len(window), left : left + window.shape[1]] = window
+    return bitmap
+
+
+def _paste_window(
+    mask: Tensor, box: tuple[float, float, float, float], height: int, width: int
+) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]":
+    """The part of `paste_mask`'s bitmap that may hold the mask, and where its corner lies."""
     x0, y0, x1, y1 = box
     left, top = max(int(x0) - 1, 0), max(int(y0) - 1, 0)
     right, bottom = min(int(x1) + 2, width), min(int(y1) + 2, height)
@@ -158,9 +168,7 @@ def paste_mask(
     y = (torch.arange(top, bottom, device=mask.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
-    bitmap = np.zeros((height, width), dtype=np.uint8)
-    bitmap[top:bottom, left:right] = inside.cpu().numpy()
-    return bitmap
+    return inside.cpu().numpy().astype(np.uint8), left, top
 
 
 def write_results(output: Path, results: list[dict[str, Any]]) -> None:

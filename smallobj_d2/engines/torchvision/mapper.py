@@ -150,6 +150,7 @@ class SmallObjectMapper:
         image = read_image(sample, self.image_format)
         if not self.is_train:
             sample.pop("annotations", None)
+            sample.pop("pixels", None)
             sample["image"] = _tensor(
                 resize(image, self._size(image, self.min_size[0]), fast=self.fast_resize)
             )
@@ -182,10 +183,12 @@ class SmallObjectMapper:
 def read_image(record: Mapping[str, Any], image_format: str) -> NDArray[np.uint8]:
     """The image of a dataset dict, turned upright as its EXIF says: (H, W, 3) uint8, writable.
 
+    A dict that has its ``pixels``, (H, W, 3) uint8 RGB, needs no file.
+
     Raises:
         UnreadableImage: naming the file and the image's id.
     """
-    image = read_rgb(record)
+    image = record["pixels"] if "pixels" in record else read_rgb(record)
     return np.ascontiguousarray(image[:, :, ::-1]) if image_format == "BGR" else image
 
 

@@ -41,8 +41,13 @@ def check_supported(cfg: Any) -> None:
         own = flatten(torchvision_cfg())
         defaults = flatten(get_cfg())
         for key, value in values.items():
-            if key in defaults and key not in own and value != defaults[key]:
+            if key in defaults and key not in own and _plain(value) != _plain(defaults[key]):
                 raise SmallObjError(
                     f"{key} is {value!r}, but the torchvision engine does not know this key. Leave "
                     f"it at {defaults[key]!r}, or use --engine detectron2."
                 )
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML gives it, which writes tuples within tuples as lists."""
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,114 @@
+"""What a trained model finds in your images: COCO JSON, and pictures with categories and scores.
+
+tools/predict.py --run output/mine images/ --out predictions.json --pictures out/
+tools/predict.py --run output/mine 'images/*.png' --out predictions.json --score 0.3
+tools/predict.py --run output/mine large.tif --out predictions.json --slices 640
+tools/predict.py --run output/mine images/val --json val.json --out results.json --score 0.05
+
+The run is the folder (OUTPUT_DIR) of a training run, of either engine. The JSON is a dataset of
+its own, with a score in each annotation. With --json it is a list of results with the ids of that
+file, as COCO's evaluation takes it. --slices needs SAHI (pip install sahi).
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from smallobj_d2.commands import command, command_line, parse, path, writable, writable_folder
+from smallobj_d2.datasets.categories import require_same_categories
+from smallobj_d2.errors import SmallObjError, printable
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("inputs", nargs="*", metavar="IMAGES", help="files, folders, patterns")
+    parser.add_argument("--run", required=True, type=path, metavar="FOLDER", help="the trained run")
+    parser.add_argument("--out", type=path, default=path("output/predictions.json"), metavar="JSON")
+    parser.add_argument("--pictures", type=path, metavar="FOLDER", help="draw what is found")
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="lowest score of a detection (default 0.5)"
+    )
+    parser.add_argument(
+        "--json", type=path, metavar="FILE", help="COCO JSON of these images, for their ids"
+    )
+    parser.add_argument(
+        "--slices", type=int, metavar="SIZE", help="look at large images in slices as well"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="share of a slice that its neighbor has, too"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images or slices that the model takes at a time"
+    )
+    parser.add_argument(
+        "--weights", type=path, metavar="FILE", help="a checkpoint (default: the last)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    args = parse(parser, argv)
+    inputs, opts = _apart([*args.inputs, *args.opts])
+    if not inputs:
+        raise SmallObjError("Name the images: files, folders, or patterns such as 'images/*.png'.")
+    if args.batch < 1 or not 0 <= args.score <= 1:
+        raise SmallObjError("--batch must be 1 or more, and --score from 0 to 1.")
+    # Loads torch, which takes seconds.
+    from smallobj_d2.engines import predictions
+
+    images = predictions.find_images(inputs, args.pictures)
+    categories = None
+    if args.json:
+        images, categories = predictions.with_ids_of(images, args.json)
+    writable(args.out, (".json",))
+    predictions.require_new(args.out, args.pictures, images, overwrite=args.overwrite)
+    if args.pictures:
+        writable_folder(args.pictures)
+    in_slices = _slices() if args.slices is not None else None
+    run = predictions.load_run(args.run, opts, weights=args.weights, categories=categories)
+    if categories:
+        require_same_categories({str(args.run): run.categories, str(args.json): categories})
+    predict: predictions.Predict = partial(run, score=args.score)
+    if in_slices is not None:
+        how = {"overlap": args.overlap, "score": args.score, "batch": args.batch}
+        predict = in_slices(run, args.slices, **how)
+    for file in images.unknown:
+        print(f"skipped: {printable(file)} is not in {args.json}.")
+    info = {"run": str(args.run), "weights": str(run.weights), "score": args.score}
+    done = predictions.predict_images(
+        predict,
+        images,
+        args.out,
+        categories=run.categories,
+        info={**info, "slices": args.slices},
+        as_results=args.json is not None,
+        pictures=args.pictures,
+        batch=args.batch if args.slices is None else 1,
+    )
+    skipped = len(done.skipped) + len(images.unknown)
+    print(
+        f"{done.images:,} images, {done.detections:,} detections with a score of {args.score} or "
+        f"more{f'; skipped, as named above: {skipped:,}' if skipped else ''}.\n{args.out}"
+    )
+    if args.pictures:
+        print(args.pictures)
+
+
+def _slices() -> Any:
+    try:
+        from smallobj_d2.engines.slices import in_slices
+    except ModuleNotFoundError as e:
+        raise SmallObjError(f"--slices needs SAHI ({e}). Install it: pip install sahi") from e
+    return in_slices
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images, and ``KEY VALUE`` overrides, which may stand before or after them."""
+    images, opts = [], []
+    rest = iter(words)
+    for word in rest:
+        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
+            opts += [word, *(value for value in [next(rest, None)] if value is not None)]
+        else:
+            images.append(word)
+    return images, opts

@@ -1,0 +1,370 @@
+"""What a trained run finds in image files, as COCO JSON and as pictures.
+
+Images are read, looked at and written one batch after the other, so that their number does not
+matter; only their names are kept.
+"""
+
+import glob
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import categories_of, register_from_config
+from smallobj_d2.datasets.images import Pixels, read_rgb
+from smallobj_d2.datasets.reading import read_json
+from smallobj_d2.engines import load_engine
+from smallobj_d2.engines.folder import last_checkpoint, read_record
+from smallobj_d2.engines.seed_and_device import settle_device
+from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.files import disk_errors, reading, writing
+from smallobj_d2.visualization.detections import prediction_view
+from smallobj_d2.visualization.sheets import draw
+
+Result = dict[str, Any]
+"""A detection in COCO's result format, without ``image_id``."""
+
+Predict = Callable[[Sequence[Pixels]], list[list[Result]]]
+"""Images, (H, W, 3) uint8 RGB, to the detections in each."""
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SHOWN_AS_THEY_ARE = (".jpeg", ".jpg", ".png")
+_LEAST_WIDTH = 800  # of a picture, so that there is room for words
+
+
+# --- The model of a run
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained model as a function of images."""
+
+    folder: Path
+    """The run's OUTPUT_DIR."""
+    weights: Path
+    cfg: Any
+    categories: Mapping[Any, str]
+    """Names by the dataset's category id, in the order of the model's classes."""
+    predictor: Predict
+    """See `smallobj_d2.engines`."""
+
+    def __call__(self, images: Sequence[Pixels], score: float = 0.0) -> list[list[Result]]:
+        """Detections in images, the best first, in pixels of these images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each.
+            score: leave out detections below. The model's own limit is
+                ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
+
+        Returns:
+            For each image COCO results with the dataset's category ids, and no ``image_id``.
+        """
+        ids = list(self.categories)
+        return [
+            [
+                {k: v for k, v in r.items() if k != "image_id"}
+                | {"category_id": ids[r["category_id"]]}
+                for r in sorted(found, key=lambda r: -r["score"])
+                if r["score"] >= score
+            ]
+            for found in self.predictor(images)
+        ]
+
+
+def load_run(
+    folder: str | Path,
+    opts: Sequence[str] = (),
+    *,
+    weights: str | Path | None = None,
+    categories: Mapping[Any, str] | None = None,
+) -> TrainedRun:
+    """The model of a run, with the engine that trained it.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+        opts: ``KEY VALUE`` pairs over the run's config, such as ``MODEL.DEVICE cpu``.
+        weights: a checkpoint; None for the run's last.
+        categories: names by category id, for a run that has kept none, and whose datasets are gone.
+
+    Raises:
+        SmallObjError: naming what the run lacks.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if not record or not (folder / "config.yaml").is_file():
+        raise SmallObjError(
+            f"{folder} has no run.json and config.yaml: it is not the folder (OUTPUT_DIR) of a "
+            "training run."
+        )
+    path = Path(weights) if weights else last_checkpoint(folder)
+    if path is None:
+        raise SmallObjError(f"{folder} has no checkpoint yet. Train on, or give --weights FILE.")
+    cfg = settle_device(load_cfg(folder / "config.yaml", opts))
+    names = _categories_of_run(folder, cfg) or categories
+    if not names:
+        raise SmallObjError(
+            f"{folder} has no categories.json, and its datasets are not here, so that the names of "
+            "its classes are unknown. Give --json FILE, the annotations that it was trained on."
+        )
+    if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise SmallObjError(
+            f"The model has {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, but {len(names)} category "
+            f"names are known: {', '.join(names.values())}."
+        )
+    engine = load_engine(record["engine"])
+    if not hasattr(engine, "predictor"):
+        raise SmallObjError(f"The engine {record['engine']} has no function `predictor`.")
+    return TrainedRun(folder, path, cfg, names, engine.predictor(cfg, path))
+
+
+def _categories_of_run(folder: Path, cfg: Any) -> Mapping[Any, str] | None:
+    path = folder / "categories.json"
+    if path.is_file():
+        with reading(path):
+            return {c["id"]: str(c["name"]) for c in json.loads(path.read_bytes())}
+    register_from_config(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        with suppress(SmallObjError):
+            return categories_of(name)
+    return None
+
+
+# --- The images
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files to look at."""
+
+    root: Path
+    """The folder that all of them are in; their names are relative to it."""
+    records: Sequence[Mapping[str, Any]]
+    """``file_name`` (a path), ``name`` and ``image_id``; ``height`` and ``width`` where known."""
+    unknown: Sequence[str] = ()
+    """Files that the annotations do not name."""
+
+
+def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Images:
+    """Image files by name, in folders with all that is below, and by patterns such as ``a/*.png``.
+
+    Args:
+        inputs: files, folders and patterns.
+        not_in: a folder to leave out: that of the pictures.
+
+    Raises:
+        SmallObjError: for an input that leads to no image.
+    """
+    files: dict[Path, None] = {}
+    roots = []
+    for text in map(os.path.expanduser, map(str, inputs)):
+        path = Path(text)
+        found = [path] if path.exists() else [Path(p) for p in glob.glob(text, recursive=True)]
+        listed = [f for p in sorted(found) for f in (_images_in(p) if p.is_dir() else [p])]
+        kept = [f for f in listed if not_in is None or not_in not in f.parents]
+        if not kept:
+            raise SmallObjError(f"{text}: there is no image ({', '.join(_SUFFIXES)}).")
+        roots += [p if p.is_dir() else p.parent for p in found]
+        files.update(dict.fromkeys(kept))
+    root = Path(os.path.commonpath([r.absolute() for r in roots]))
+    records = [
+        {
+            "file_name": str(file),
+            "name": file.absolute().relative_to(root).as_posix(),
+            "image_id": number,
+        }
+        for number, file in enumerate(files, start=1)
+    ]
+    return Images(root, records)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = folder.rglob("*")
+    return sorted(
+        f for f in found if f.suffix.lower() in _SUFFIXES and f.name[0] != "." and f.is_file()
+    )
+
+
+def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]]:
+    """The images with the ids of a COCO JSON, and its categories.
+
+    An image is found in the JSON by its name relative to the root, or else by the name of the file
+    alone, where the JSON has it but once.
+    """
+    with reading(json_file):
+        data = read_json(json_file)
+        known = {i["file_name"]: i for i in data["images"]}
+        alone: dict[str, Any] = {}
+        for name, entry in known.items():
+            base = name.rpartition("/")[2]
+            alone[base] = None if base in alone else entry
+        categories = {c["id"]: str(c["name"]) for c in data.get("categories", [])}
+    records, unknown = [], []
+    for record in images.records:
+        name = record["name"]
+        entry = known.get(name) or alone.get(name.rpartition("/")[2])
+        if entry is None:
+            unknown.append(record["file_name"])
+            continue
+        size = {k: int(entry[k]) for k in ("height", "width") if k in entry}
+        records.append({**record, "image_id": entry["id"], **size})
+    if not records:
+        raise SmallObjError(f"None of the {len(unknown)} images is in {json_file}.")
+    return Images(images.root, records, unknown), categories
+
+
+# --- Looking at all of them
+
+
+@dataclass
+class Summary:
+    """What was found."""
+
+    images: int = 0
+    detections: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """Files that could not be read, and why."""
+
+
+def predict_images(
+    predict: Predict,
+    images: Images,
+    out: Path,
+    *,
+    categories: Mapping[Any, str],
+    info: Mapping[str, Any],
+    as_results: bool = False,
+    pictures: Path | None = None,
+    batch: int = 1,
+    progress: bool = True,
+) -> Summary:
+    """Write the detections in images to a COCO JSON, and onto pictures of them.
+
+    The JSON is there when all is done, and not before. It is a dataset with ``images``,
+    ``categories`` and ``annotations``, which have a ``score``; or a list of results.
+
+    Args:
+        predict: images to detections with the ids of `categories`.
+        images: what `find_images` or `with_ids_of` gives.
+        out: the JSON.
+        categories: names by category id.
+        info: what the JSON says of its making.
+        as_results: write a list of results, as COCO's evaluation takes it.
+        pictures: folder for the pictures; None for no pictures.
+        batch: images that the model takes at a time.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        SmallObjError: if no image can be read, or something cannot be written.
+    """
+    summary = Summary()
+    entries: list[tuple[Any, str, int, int]] = []
+    bar = tqdm(total=len(images.records), unit="img", disable=None if progress else True)
+    with bar, writing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        if not as_results:
+            named = [{"id": i, "name": name} for i, name in categories.items()]
+            file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(named)}, ')
+            file.write('"annotations": ')
+        file.write("[")
+        ahead = _read_ahead(images.records, 2 * batch)
+        while several := list(islice(ahead, batch)):
+            for _, pixels in several:
+                if isinstance(pixels, UnreadableImage):
+                    summary.skipped.append(str(pixels))
+                    bar.write(f"skipped: {pixels}")
+            read = [(r, p) for r, p in several if not isinstance(p, UnreadableImage)]
+            found = predict([p for _, p in read]) if read else []
+            for (record, pixels), results in zip(read, found, strict=True):
+                entries.append((record["image_id"], record["name"], *pixels.shape[1::-1]))
+                _write(file, results, record["image_id"], summary, as_results)
+                if pictures is not None:
+                    view = prediction_view(pixels, results, categories)
+                    wide = max(pixels.shape[1], _LEAST_WIDTH)
+                    picture = Image.fromarray(draw(view, width=wide))
+                    with writing(picture_of(record["name"], pictures)) as unfinished:
+                        picture.save(unfinished, quality=90)
+            bar.update(len(several))
+        file.write("\n]")
+        if not as_results:
+            file.write(', "images": [')
+            for at, (number, name, width, height) in enumerate(entries):
+                entry = {"id": number, "file_name": name, "width": width, "height": height}
+                file.write(f"{',' if at else ''}\n{json.dumps(entry)}")
+            file.write("\n]}\n")
+        if not entries:
+            raise SmallObjError(f"None of the {len(images.records)} images can be read.")
+    summary.images = len(entries)
+    return summary
+
+
+def picture_of(name: str, pictures: Path) -> Path:
+    """Where the picture of an image is: under its name, which is longer if it is no JPEG or PNG."""
+    shown = name.lower().endswith(_SHOWN_AS_THEY_ARE)
+    return pictures / (name if shown else f"{name}.jpg")
+
+
+def _write(
+    file: IO[str], results: Iterable[Result], image_id: Any, summary: Summary, as_results: bool
+) -> None:
+    for result in results:
+        entry = {"image_id": image_id, **result}
+        if not as_results:
+            mask = result.get("segmentation")
+            area = coco_mask.area(mask) if mask else result["bbox"][2] * result["bbox"][3]
+            entry |= {"id": summary.detections + 1, "area": float(area), "iscrowd": 0}
+        file.write(f"{',' if summary.detections else ''}\n{json.dumps(entry)}")
+        summary.detections += 1
+
+
+def _read_ahead(
+    records: Iterable[Mapping[str, Any]], ahead: int
+) -> Iterator[tuple[Mapping[str, Any], Pixels | UnreadableImage]]:
+    """Images in their order, the next ones being read while one is looked at."""
+
+    def read(record: Mapping[str, Any]) -> Pixels | UnreadableImage:
+        try:
+            return read_rgb(record)
+        except UnreadableImage as e:
+            return e
+
+    waiting: deque[tuple[Mapping[str, Any], Future[Pixels | UnreadableImage]]] = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for record in records:
+            waiting.append((record, pool.submit(read, record)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def require_new(out: Path, pictures: Path | None, images: Images, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, and over the images themselves in any case.
+
+    Raises:
+        SmallObjError: naming the file or folder.
+    """
+    sources = {Path(r["file_name"]).resolve() for r in images.records}
+    targets = [out] + [picture_of(r["name"], pictures) for r in images.records if pictures]
+    for target in targets:
+        if target.resolve() in sources:
+            raise SmallObjError(f"{target} is one of the images. Choose another place to write to.")
+    if out.exists() and not overwrite:
+        raise SmallObjError(f"{out} is there already. Choose another --out, or add --overwrite.")
+    if pictures is not None:
+        with disk_errors(pictures):
+            taken = pictures.exists() and next(pictures.iterdir(), None) is not None
+        if taken and not overwrite:
+            raise SmallObjError(
+                f"{pictures} is not empty. Choose another --pictures, or add --overwrite."
+            )
