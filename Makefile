@@ -22,7 +22,7 @@ lint: $(READY)
 pictures: $(READY)
 	$(BIN)/python tools/demo.py --pictures-only --num 3 --out docs/images
 
-$(READY): requirements.txt setup.py
+$(READY): requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

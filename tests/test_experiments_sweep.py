@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from smallobj_d2.commands import reproduce
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.synthetic import make_splits
@@ -82,7 +83,7 @@ def plan(folder: Path, rows=TABLE, seeds=(0, 1), **changes):
 
 
 def sweep(runs, tool, slots=1, **more) -> Sweep:
-    return Sweep(runs, "torchvision", [Slot()] * slots, tool, 9.0, **more)
+    return Sweep(runs, "torchvision", [Slot()] * slots, [str(tool)], 9.0, **more)
 
 
 def starts(tool: Path) -> list[str]:
@@ -212,7 +213,7 @@ def test_shares_out_gpus():
 def test_runs_see_their_own_gpu(tool, tmp_path):
     runs = plan(tmp_path, rows=["baseline", "aug"])
     slots = share_out(["2", "7"], 1, None, 8)
-    assert Sweep(runs, "torchvision", slots, tool, 9.0).go()
+    assert Sweep(runs, "torchvision", slots, [str(tool)], 9.0).go()
     seen = {tuple(line.split()[1:]) for line in starts(tool)}
     assert seen == {("2", "4"), ("7", "4")}
 
@@ -326,10 +327,10 @@ def test_says_what_is_wrong(args, message, tmp_path):
     assert message in done.stderr
 
 
-def test_slurm_needs_submitit(tmp_path, monkeypatch):
+def test_slurm_needs_submitit(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(SmallObjError, match="pip install submitit"):
-        cluster.submit([], [], gpus=1, seconds=1, folder=tmp_path, options={})
+    assert reproduce.main(["--scale", "tiny", "--slurm", "--out", str(tmp_path)]) == 2
+    assert 'pip install "smallobj_d2[slurm]"' in capsys.readouterr().err
 
 
 def test_slurm_gets_one_job_a_run(tmp_path, monkeypatch):

@@ -19,7 +19,9 @@ def run(folder: Path, *arguments: str) -> tuple[int, dict[str, dict]]:
     for name in ("data", "work", "out"):
         command += [f"--{name}", str(folder / name)]
     nowhere = os.environ | {"DETECTRON2_DATASETS": str(folder / "none")}
-    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=nowhere)
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=nowhere
+    )
     assert "Traceback" not in said.stderr, said.stderr
     summary = json.loads((folder / "out" / "summary.json").read_text())
     return said.returncode, {step["step"]: step for step in summary["steps"]}
