@@ -39,6 +39,7 @@ def failing(error: BaseException):
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device."),
         (FileNotFoundError(2, "No such file or directory", b"a"), 2, "error: a: No such file"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "error: What should"),
+        (ModuleNotFoundError(name="submitit"), 2, "error: This needs submitit, which is not"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (KeyboardInterrupt("Stopped. Resume it so."), 130, "Stopped. Resume it so."),
     ],
@@ -50,7 +51,14 @@ def test_one_line_and_an_exit_code(capsys, error, code, line):
 
 
 @pytest.mark.parametrize(
-    "bug", [KeyError("a"), OSError("bad"), ValueError("b"), OSError(9, "bad", 3)]
+    "bug",
+    [
+        KeyError("a"),
+        ModuleNotFoundError(name="a"),
+        OSError("bad"),
+        ValueError("b"),
+        OSError(9, "bad", 3),
+    ],
 )
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smallobj_d2.commands import reproduce
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.synthetic import make_splits
@@ -327,10 +326,10 @@ def test_says_what_is_wrong(args, message, tmp_path):
     assert message in done.stderr
 
 
-def test_slurm_needs_submitit(tmp_path, monkeypatch, capsys):
+def test_slurm_needs_submitit(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert reproduce.main(["--scale", "tiny", "--slurm", "--out", str(tmp_path)]) == 2
-    assert 'pip install "smallobj_d2[slurm]"' in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError, match="submitit"):
+        cluster.submit([], [], gpus=1, seconds=1, folder=tmp_path, options={})
 
 
 def test_slurm_gets_one_job_a_run(tmp_path, monkeypatch):
