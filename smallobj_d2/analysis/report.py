@@ -90,7 +90,7 @@ def comparison(tables: Sequence[Table2]) -> Table:
 def _pictures(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> list[Picture]:
     """The plots; none without matplotlib, and a note that says so."""
     if find_spec("matplotlib") is None:
-        analysis.notes.append('Plots need matplotlib: pip install "smallobj_d2[report]"')
+        analysis.notes.append("No plots: they need matplotlib, which the extra report installs.")
         return []
     from smallobj_d2.visualization.plots import file_of
 
