@@ -13,7 +13,7 @@ if not __package__:  # run by its path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from smallobj_d2 import __version__
-from smallobj_d2.errors import how_to_install, printable
+from smallobj_d2.errors import SmallObjError, how_to_install, printable
 
 COMMANDS = {
     "analyze": ("analyze", "are small objects the problem, and is the dataset sound?"),
@@ -44,8 +44,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
     """
     try:
         main = import_module(f"smallobj_d2.commands.{COMMANDS[name][0]}").main
-    except ModuleNotFoundError as e:
-        words = how_to_install(e)
+    except (ModuleNotFoundError, SmallObjError) as e:
+        words = str(e) if isinstance(e, SmallObjError) else how_to_install(e)
         if words is None:
             raise
         print(f"error: {words}", file=sys.stderr)
