@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint pictures clean
+.PHONY: demo test lint oldest newest pictures clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
@@ -18,11 +18,22 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The suite with the oldest versions that pyproject.toml allows, or with the newest that there are:
+# make oldest; make newest PYTHON=python3.13; either with TESTS="tests/test_sampling.py ..." for some.
+oldest: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+oldest newest:
+	$(PYTHON) -m venv $(VENV)/$@
+	$(VENV)/$@/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/$@/bin/uv pip install --quiet --python $(VENV)/$@ --resolution $(RESOLUTION) \
+	    -e ".[all,slurm,test]"
+	$(VENV)/$@/bin/python -m pytest $(TESTS)
+
 # The pictures of the README.
 pictures: $(READY)
 	$(BIN)/python tools/demo.py --pictures-only --num 3 --out docs/images
 
-$(READY): requirements.txt setup.py
+$(READY): requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .

@@ -7,6 +7,7 @@ Every key is documented where it is added, below. ``docs/reference.md`` lists th
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import reduce
 from importlib.util import find_spec
 from math import isfinite
@@ -19,6 +20,11 @@ from fvcore.common.config import CfgNode
 from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sizes import SMALL_AREA
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+"""What holds ``configs/`` and ``experiments/``: the package in a wheel, else the checkout."""
+CONFIGS = ROOT / "configs"
 
 
 def add_smallobj_config(cfg: CfgNode) -> None:
@@ -140,16 +146,43 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
+def config_names() -> list[str]:
+    """The names of the configs that come with the package: ``orig_aug``, ``beyond/bank``."""
+    files = (p.relative_to(CONFIGS) for p in CONFIGS.rglob("*.yaml"))
+    return sorted(p.with_suffix("").as_posix() for p in files)
+
+
+def find_config(config: str | Path) -> Path:
+    """The file of a config.
+
+    Args:
+        config: a path, or one of `config_names`.
+
+    Raises:
+        SmallObjError: there is none; it names those that are spelled alike, or all.
+    """
+    path, names = Path(config).expanduser(), config_names()
+    if path.is_file():
+        return path
+    if str(config) in names:
+        return CONFIGS / f"{config}.yaml"
+    word = str(config).removeprefix("configs/").removesuffix(".yaml")
+    known = ", ".join(get_close_matches(word, names) or names)
+    raise SmallObjError(f"There is no config file {path}. By name there are: {known}.")
+
+
 def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then ``KEY VALUE`` pairs over that, and freeze.
+
+    Args:
+        config_file: its path, or the name of a config of the package, such as ``orig_aug``.
+        opts: the pairs.
 
     Raises:
         SmallObjError: the file or a key does not exist, a value of the wrong type or size.
     """
     cfg = get_cfg()
-    path = Path(config_file).expanduser()
-    if not path.is_file():
-        raise SmallObjError(f"There is no config file {path}.")
+    path = find_config(config_file)
     _require_plain(path, ())
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)

@@ -18,6 +18,31 @@ class UnreadableImage(SmallObjError):
     """An image file that is missing, damaged, or not of the size that its annotations say."""
 
 
+_EXTRAS = {
+    "albumentations": "frameworks",
+    "cv2": "headless",
+    "iopath": "train",
+    "matplotlib": "report",
+    "sahi": "slices",
+    "scipy": "report",
+    "submitit": "slurm",
+    "tensorboard": "train",
+    "torch": "train",
+    "torchvision": "train",
+}
+"""The extra of pyproject.toml that installs a package which only some commands need."""
+
+
+def how_to_install(error: ModuleNotFoundError) -> str | None:
+    """What to do about an import that failed, if an extra installs what is missing."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        return None
+    also = " (or opencv-python, if you show windows)" if package == "cv2" else ""
+    extra = f'pip install "smallobj_d2[{_EXTRAS[package]}]"'
+    return f"This needs {package}, which is not installed: {extra}{also}"
+
+
 def printable(text: object) -> str:
     r"""Text from data, fit for a line of a terminal or a log.
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from smallobj_d2.commands import ROOT, command, command_line, parse, scale_file, writable
+from smallobj_d2.__main__ import COMMANDS
+from smallobj_d2.commands import command, command_line, parse, scale_file, writable
 from smallobj_d2.commands import reproduce as reproduce_tool
 from smallobj_d2.commands.train_net import parser as train_parser
-from smallobj_d2.config import load_cfg
+from smallobj_d2.config import ROOT, load_cfg
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import load_scale
-
-COMMANDS = sorted(p.stem for p in (ROOT / "tools").glob("[a-z]*.py"))
 
 
 def failing(error: BaseException):
@@ -40,6 +39,7 @@ def failing(error: BaseException):
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device."),
         (FileNotFoundError(2, "No such file or directory", b"a"), 2, "error: a: No such file"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "error: What should"),
+        (ModuleNotFoundError(name="submitit"), 2, "error: This needs submitit, which is not"),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (KeyboardInterrupt("Stopped. Resume it so."), 130, "Stopped. Resume it so."),
     ],
@@ -51,20 +51,39 @@ def test_one_line_and_an_exit_code(capsys, error, code, line):
 
 
 @pytest.mark.parametrize(
-    "bug", [KeyError("a"), OSError("bad"), ValueError("b"), OSError(9, "bad", 3)]
+    "bug",
+    [
+        KeyError("a"),
+        ModuleNotFoundError(name="a"),
+        OSError("bad"),
+        ValueError("b"),
+        OSError(9, "bad", 3),
+    ],
 )
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):
         failing(bug)([])
 
 
+def test_every_command_has_its_line():
+    modules = {p.stem for p in (ROOT / "smallobj_d2" / "commands").glob("[a-z]*.py")}
+    assert modules == {module for module, _ in COMMANDS.values()}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_one(name):
-    main = import_module(f"smallobj_d2.commands.{name}").main
-    assert hasattr(main, "__wrapped__")
+def test_every_command_is_one_and_its_help_has_an_example(name, capsys):
+    module = import_module(f"smallobj_d2.commands.{COMMANDS[name][0]}")
+    assert hasattr(module.main, "__wrapped__")
     with pytest.raises(SystemExit) as e:
-        main(["--help"])
+        module.main(["--help"])
     assert e.value.code == 0
+    assert f"smallobj {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("door", sorted((ROOT / "tools").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_every_tool_is_a_door_to_its_command(door):
+    (name,) = (name for name, (module, _) in COMMANDS.items() if module == door.stem)
+    assert f'run("{name}")' in door.read_text()
 
 
 def test_a_reader_that_leaves_is_no_error():

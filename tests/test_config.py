@@ -12,6 +12,7 @@ from smallobj_d2 import config
 from smallobj_d2.config import (
     add_smallobj_config,
     check_cfg,
+    config_names,
     get_cfg,
     has_detectron2,
     load_cfg,
@@ -67,6 +68,30 @@ def test_defaults_are_the_papers_with_everything_off():
     assert s.REQUIRE_INSIDE
     assert s.MAX_COVERED < 1
     assert not s.PASTE_BOXES
+
+
+def test_a_config_is_found_by_its_name_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"orig_aug_multi3x", "beyond/bank"} < {*config_names()}
+    assert load_cfg("beyond/bank").SMALLOBJ.SOURCES == "bank"
+    (tmp_path / "orig_aug").write_text("SEED: 3")
+    assert load_cfg("orig_aug").SEED == 3  # a path comes first
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("orig_aug_multi3", "By name there are: orig_aug_multi3x, "),
+        ("configs/orig_aug_multi3x.yaml", "By name there are: orig_aug_multi3x, "),
+        ("zzz", "By name there are: aug, aug_oversample_2x, base, baseline, beyond/bank, "),
+    ],
+)
+def test_a_config_that_is_not_there_is_answered_with_those_that_are(
+    tmp_path, monkeypatch, config, says
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SmallObjError, match=re.escape(says)):
+        load_cfg(config)
 
 
 def test_every_key_is_explained_where_it_is_added():

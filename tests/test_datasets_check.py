@@ -481,7 +481,7 @@ def test_all_defects_are_named_in_one_pass(tmp_path):
     assert order == sorted(order)
     assert all(f"annotation {n}" in text for kind, n in wanted if KINDS[kind][0] != "note")
     with pytest.raises(
-        SmallObjError, match=r"\d+ errors; tools/analyze\.py --check --json .*lists all"
+        SmallObjError, match=r"\d+ errors; smallobj analyze --check --json .*lists all"
     ):
         load_coco(path, tmp_path)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from smallobj_d2.__main__ import COMMANDS
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.copy_paste import STRATEGIES
 from smallobj_d2.datasets.synthetic import make_dataset
@@ -121,10 +122,10 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namesp
         from torch.distributed.run import get_args_parser
 
         args = get_args_parser().parse_args(words[1:])
-        return parsed([args.training_script, *args.training_script_args], monkeypatch)
-    if words[0].startswith("tools/"):
-        assert (ROOT / words[0]).is_file()
-        module, rest = f"smallobj_d2.commands.{Path(words[0]).stem}", words[1:]
+        assert (args.module, args.training_script) == (True, "smallobj_d2")
+        return parsed(["smallobj", *args.training_script_args], monkeypatch)
+    if words[0] == "smallobj":
+        module, rest = f"smallobj_d2.commands.{COMMANDS[words[1]][0]}", words[2:]
     else:
         assert words[:2] in (["python", "-m"], ["python3", "-m"]), words
         module, rest = words[2], words[3:]
@@ -205,7 +206,7 @@ def test_each_command_is_understood(page, block, stand_ins, monkeypatch):
 def test_each_command_in_a_sentence_is_understood(page, stand_ins, monkeypatch):
     monkeypatch.chdir(stand_ins)
     for span in re.findall(r"`([^`]+)`", FENCE.sub("", TEXTS[page])):
-        is_command = re.match(r"(tools/\w+\.py|python3? -m (proofs|benchmarks)\.\w+)\s.*--", span)
+        is_command = re.match(r"(smallobj \w+|python3? -m (proofs|benchmarks)\.\w+)\s.*--", span)
         if is_command and not re.search(r"\.\.\.|CONFIG", span):
             check_command(span.split(), monkeypatch)
 
@@ -221,14 +222,14 @@ def test_the_quick_start_runs(stand_ins, monkeypatch, capsys):
         if name == "bash"
         for words in command_lines(block)
     ]
-    (train,) = (words[1:] for words in lines if "my_train" in " ".join(words))
+    (train,) = (words[2:] for words in lines if "my_train" in " ".join(words))
     overrides = train_net.parser().parse_known_args(train)[1]
-    (look,) = (words[1:] for words in lines if words[0] == "tools/visualize.py")
+    (look,) = (words[2:] for words in lines if words[:2] == ["smallobj", "visualize"])
     small = ["SMALLOBJ.SMALL_AREA", "400.0", "INPUT.MIN_SIZE_TRAIN", "(96,)", "SEED", "0"]
     small += ["MODEL.ROI_HEADS.NUM_CLASSES", "6"]
     assert visualize.main([*look, *overrides, *small, "--num", "1"]) == 0
     assert (stand_ins / "sheet.png").is_file()
-    (ask,) = (w[1:] for w in lines if w[0] == "tools/analyze.py" and "--augment" in w)
+    (ask,) = (w[2:] for w in lines if w[:2] == ["smallobj", "analyze"] and "--augment" in w)
     assert analyze.main(ask) == 0
     assert "small object" in capsys.readouterr().out
 
@@ -240,8 +241,8 @@ def test_dry_runs_run(stand_ins, monkeypatch, capsys):
     for text in TEXTS.values():
         for name, block in FENCE.findall(text):
             for words in command_lines(block) if name == "bash" else ():
-                if words[0] == "tools/reproduce.py" and "--dry-run" in words:
-                    assert reproduce.main(words[1:]) == 0
+                if words[:2] == ["smallobj", "reproduce"] and "--dry-run" in words:
+                    assert reproduce.main(words[2:]) == 0
     assert "seed" in capsys.readouterr().out
 
 

@@ -1,5 +1,7 @@
 """Outlines and bitmaps: which pixels they own and cover, and their image under an affine map."""
 
+import importlib
+
 import cv2
 import numpy as np
 import pytest
@@ -9,11 +11,18 @@ from hypothesis import strategies as st
 
 from proofs.copy_paste_laws import PIXEL_TOLERANCE, warped
 from proofs.random_scenes import outline, raster, rectangle, rle_of
-from smallobj_d2 import Jitter, SmallObjError
+from smallobj_d2 import Jitter, SmallObjError, masks
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.masks.shapes import Bitmap, Centres, Outline, Window, shape_of, warp
 
 SIZE = 24
+
+
+def test_an_opencv_that_gives_wrong_boxes_is_refused(monkeypatch):
+    monkeypatch.setattr(cv2, "__version__", "4.9.0")
+    with pytest.raises(SmallObjError, match=r"This is OpenCV 4\.9\.0; .* Install 4\.10 or newer"):
+        importlib.reload(masks)
+
 
 seeds = st.integers(0, 10**6)
 # Coordinates of quarters, on the grid lines too, and reaching out of the image.

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Section 5.1's offline copies: what training would draw, as a COCO-format dataset on disk.
-
-The command itself is ``smallobj_d2/commands/augment_dataset.py``.
-"""
+"""``smallobj augment``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.augment_dataset import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("augment"))

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Compare runs by the size of what they find: AP, recall and gain, octave by octave.
-
-The command itself is ``smallobj_d2/commands/compare.py``.
-"""
+"""``smallobj compare``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.compare import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("compare"))

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""The whole job on synthetic scenes: look at the augmentation, train on the CPU, read AP_S.
-
-The command itself is ``smallobj_d2/commands/demo.py``.
-"""
+"""``smallobj demo``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.demo import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("demo"))

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Contact sheet of what trained models found: the annotations, and each run's detections.
-
-The command itself is ``smallobj_d2/commands/detections.py``.
-"""
+"""``smallobj detections``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.detections import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("detections"))

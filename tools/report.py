@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""The report on what tools/reproduce.py has run so far, as Markdown and HTML.
-
-The command itself is ``smallobj_d2/commands/report.py``.
-"""
+"""``smallobj report``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.report import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("report"))

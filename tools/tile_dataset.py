@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""A dataset of large images, cut into tiles for training; polygons and RLE stay what they are.
-
-The command itself is ``smallobj_d2/commands/tile_dataset.py``.
-"""
+"""``smallobj tile``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.tile_dataset import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("tile"))

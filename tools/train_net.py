@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Train and evaluate, with Detectron2's own flags.
-
-The command itself is ``smallobj_d2/commands/train_net.py``.
-"""
+"""``smallobj train``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.train_net import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("train"))

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Contact sheet of what the mapper feeds the model: original beside augmented.
-
-The command itself is ``smallobj_d2/commands/visualize.py``.
-"""
+"""``smallobj visualize``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.visualize import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("visualize"))

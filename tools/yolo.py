@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Datasets with YOLO's labels to COCO format, and back.
-
-The command itself is ``smallobj_d2/commands/yolo.py``.
-"""
+"""``smallobj yolo``, in a clone that is not installed."""
 
 import sys
 
 import _path  # noqa: F401
 
-from smallobj_d2.commands.yolo import main
+from smallobj_d2.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("yolo"))

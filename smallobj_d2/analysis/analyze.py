@@ -120,7 +120,7 @@ def _notes(data: CocoFile) -> list[str]:
         if count
     ]
     if warnings := sum(f.severity == "warning" for f in data.findings):
-        notes.append(f"tools/analyze.py --check has {warnings:,} warnings about these annotations.")
+        notes.append(f"smallobj analyze --check has {warnings:,} warnings about these annotations.")
     return notes
 
 

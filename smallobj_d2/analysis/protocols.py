@@ -188,4 +188,4 @@ LAYOUTS: dict[str, Protocol] = {
         _at_800(_FPN_PAPER), as_detectron2=True, divisibility=32
     ),
 }
-"""Readings of section 3.2 that were tried for Table 2; ``tools/analyze.py --layouts`` runs them."""
+"""Readings of section 3.2 that were tried for Table 2; ``smallobj analyze --layouts`` runs them."""

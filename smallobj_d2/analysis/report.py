@@ -3,15 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from smallobj_d2.analysis import figures
 from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.protocols import Protocol
@@ -20,7 +19,9 @@ from smallobj_d2.analysis.table2 import Table as Table2
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.visualization.document import Document, Items, Picture, Table, emphasis
-from smallobj_d2.visualization.plots import file_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(
@@ -37,11 +38,7 @@ def write_report(
     Returns:
         The files, the report itself first.
     """
-    pictures = [
-        Picture(stem, file_of(figure, "png"), "png", caption)
-        for stem, (figure, caption) in _figures(analysis, data, show).items()
-    ]
-    document = build_report(analysis, pictures)
+    document = build_report(analysis, _pictures(analysis, data, show))
     drawn = document.write_pictures(folder)
     files = [folder / "report.html", folder / "tables.md", folder / "tables.json"]
     files[0].write_text(document.html(), encoding="utf-8")
@@ -90,10 +87,25 @@ def comparison(tables: Sequence[Table2]) -> Table:
     return Table(header, rows, text=2, rules=range(0, len(rows), len(tables)))
 
 
+def _pictures(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> list[Picture]:
+    """The plots; none without matplotlib, and a note that says so."""
+    if find_spec("matplotlib") is None:
+        analysis.notes.append("No plots: they need matplotlib, which the extra report installs.")
+        return []
+    from smallobj_d2.visualization.plots import file_of
+
+    return [
+        Picture(stem, file_of(figure, "png"), "png", caption)
+        for stem, (figure, caption) in _figures(analysis, data, show).items()
+    ]
+
+
 def _figures(
     analysis: Analysis, data: CocoFile | None, show: Sequence[str]
-) -> dict[str, tuple[Figure, str]]:
-    """Pictures by the stem of their file, each with a sentence on what it shows."""
+) -> "dict[str, tuple[Figure, str]]":
+    """Figures by the stem of their file, each with a sentence on what it shows."""
+    from smallobj_d2.analysis import figures
+
     objects, small_area = analysis.objects, analysis.small_area
     after = analysis.after.objects if analysis.after else None
     by_name = {p.name: m for p, m in zip(analysis.protocols, analysis.matches, strict=True)}
@@ -140,7 +152,9 @@ def _figures(
 
 def _figure5(
     analysis: Analysis, data: CocoFile, show: Sequence[str]
-) -> dict[str, tuple[Figure, str]]:
+) -> "dict[str, tuple[Figure, str]]":
+    from smallobj_d2.analysis import figures
+
     chosen = figure5_images(data, show)
     read = [(i, read_picture(data[i])) for i in chosen]
     missing = [data.images[i]["file_name"] for i, picture in read if picture is None]

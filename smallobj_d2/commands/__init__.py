@@ -1,4 +1,7 @@
-"""What a user types: one module per command. The files under ``tools/`` call them."""
+"""What a user types: one module per command, with its name and its place in ``__main__.COMMANDS``.
+
+The files under ``tools/`` call them, too.
+"""
 
 import argparse
 import errno
@@ -11,12 +14,12 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import changed, load_cfg
+from smallobj_d2.config import ROOT, changed, load_cfg
 from smallobj_d2.datasets.coco import with_paths
-from smallobj_d2.errors import SmallObjError, printable
+from smallobj_d2.errors import SmallObjError, how_to_install, printable
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout, which holds ``configs/`` and ``experiments/``."""
+PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
+"""The command ``smallobj`` as a file that any Python can run, installed or not."""
 
 Main = Callable[[Sequence[str] | None], int | None]
 
@@ -26,9 +29,9 @@ def command(main: Main) -> Callable[..., int]:
 
     The function takes the arguments of the command line (None: this process's own), and returns its
     exit code, or None for 0. Of what it raises, a `SmallObjError`, an error of a file that has a
-    name, text that is not UTF-8 and a full disk become a line ``error: ...`` and code 2; Ctrl-C
-    becomes 130, and a reader of the output that has left (``| head``) 141. All else is a bug and
-    keeps its traceback.
+    name, text that is not UTF-8, a full disk and a package that an extra would install become a
+    line ``error: ...`` and code 2; Ctrl-C becomes 130, and a reader of the output that has left
+    (``| head``) 141. All else is a bug and keeps its traceback.
     """
 
     @wraps(main)
@@ -43,7 +46,7 @@ def command(main: Main) -> Callable[..., int]:
             # Else Python would try to write the rest when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (SmallObjError, UnicodeDecodeError, OSError) as e:
+        except (SmallObjError, ModuleNotFoundError, UnicodeDecodeError, OSError) as e:
             words = _words(e)
             if words is None:
                 raise
@@ -54,8 +57,10 @@ def command(main: Main) -> Callable[..., int]:
     return run
 
 
-def _words(error: SmallObjError | UnicodeDecodeError | OSError) -> str | None:
+def _words(error: Exception) -> str | None:
     """What is wrong, or None if it is a bug."""
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
     if isinstance(error, UnicodeDecodeError):
         return f"What should be text in {error.encoding} is not: {error.reason}."
     if not isinstance(error, OSError):
@@ -80,7 +85,10 @@ def command_line(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if config:
-        parser.add_argument("--config-file", "--config", required=True, metavar="FILE")
+        words = "a config's name, such as orig_aug, or the path of your own file"
+        parser.add_argument(
+            "--config-file", "--config", required=True, metavar="CONFIG", help=words
+        )
     if engine:
         words = "auto (default), detectron2 or torchvision"
         parser.add_argument("--engine", default="auto", help=words)

@@ -1,10 +1,10 @@
 """Section 3 for any dataset: Table 2, pictures, and whether the augmentation will help.
 
-tools/analyze.py coco_2017_val
-tools/analyze.py --json annotations.json --images images/
-tools/analyze.py coco_2017_train --augment configs/orig_aug_multi3x.yaml
-tools/analyze.py --check --json annotations.json
-tools/analyze.py --check-images coco_2017_val
+smallobj analyze coco_2017_val
+smallobj analyze --json annotations.json --images images/
+smallobj analyze coco_2017_train --augment orig_aug_multi3x
+smallobj analyze --check --json annotations.json
+smallobj analyze --check-images coco_2017_val
 """
 
 import argparse
@@ -15,15 +15,13 @@ from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
-from smallobj_d2.commands import ROOT, command, command_line, path, writable_folder
+from smallobj_d2.commands import command, command_line, path, writable_folder
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.check import check_dataset
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.visualization.document import Table
-
-BASE = ROOT / "configs" / "base.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,10 +39,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--config-file",
         "--config",
-        metavar="FILE",
-        help="config of the `training` protocol (default: --augment's, else configs/base.yaml)",
+        metavar="CONFIG",
+        help="config of the `training` protocol (default: --augment's, else base)",
     )
-    p.add_argument("--augment", metavar="FILE", help="compare with the draws of this config")
+    p.add_argument("--augment", metavar="CONFIG", help="compare with the draws of this config")
     p.add_argument(
         "--epochs", type=int, default=1, help="epochs of draws for --augment (default 1)"
     )
@@ -95,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     augment = load_cfg(args.augment, opts) if args.augment else None
     cfg = augment
     if args.config_file or cfg is None:
-        cfg = load_cfg(args.config_file or BASE, opts)
+        cfg = load_cfg(args.config_file or "base", opts)
     for config in (cfg, augment):
         if config is not None:
             register_from_config(config)
@@ -130,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         name,
         cfg,
         augment=augment,
-        config_name=Path(args.augment or args.config_file or BASE).stem,
+        config_name=Path(args.augment or args.config_file or "base").stem,
         protocols=PROTOCOLS if args.protocol == "both" else (args.protocol,),
         epochs=args.epochs,
         draws=args.draws,

@@ -1,8 +1,8 @@
 """Section 5.1's offline copies: what training would draw, as a COCO-format dataset on disk.
 
-tools/augment_dataset.py --config configs/orig_aug_multi3x.yaml --out datasets/coco_orig_aug
-tools/augment_dataset.py --config configs/aug.yaml --dataset coco_2017_val --out datasets/aug_val
-tools/augment_dataset.py --config configs/aug.yaml --json a.json --images images/ --out aug
+smallobj augment --config orig_aug_multi3x --out datasets/coco_orig_aug
+smallobj augment --config aug --dataset coco_2017_val --out datasets/aug_val
+smallobj augment --config aug --json a.json --images images/ --out aug
 
 Any framework can train on it. The second is the augmented validation set of section 6.2. A call
 that was interrupted continues when it is repeated.

@@ -1,7 +1,7 @@
 """Compare runs by the size of what they find: AP, recall and gain, octave by octave.
 
-tools/compare.py --runs output/baseline output/orig_aug_multi3x --out sizes.png
-tools/compare.py --runs output/baseline output/mine --boxes --limits 4 8 16 32 64
+smallobj compare --runs output/baseline output/orig_aug_multi3x --out sizes.png
+smallobj compare --runs output/baseline output/mine --boxes --limits 4 8 16 32 64
 
 The runs are folders (OUTPUT_DIR) of finished runs with the same test set, of either engine; the
 first is what the others are compared with. Sides are those of a square of an object's area.

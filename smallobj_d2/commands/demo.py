@@ -1,5 +1,8 @@
 """The whole job on synthetic scenes: look at the augmentation, train on the CPU, read AP_S.
 
+smallobj demo
+smallobj demo --pictures-only --out pictures
+
 Makes the demo dataset, a contact sheet of what the augmentation does to it, trains the small model
 of configs/demo.yaml, and prints its table row.
 """
@@ -9,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.commands import (
-    ROOT,
     command,
     command_line,
     parse,
@@ -24,7 +26,6 @@ from smallobj_d2.engines import load_engine
 from smallobj_d2.visualization.detections import detection_sheet
 from smallobj_d2.visualization.draws import augmented_positions
 
-CONFIG = ROOT / "configs" / "demo.yaml"
 TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
 """Images to train on and to evaluate on, their longest side in pixels, and the scenes' seed."""
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_splits(scenes, num_train=TRAIN, num_val=VAL, seed=SEED, size=SIZE)
 
     sheet = args.out / "contact_sheet.png"
-    cfg = load_cfg(CONFIG, args.opts)
+    cfg = load_cfg("demo", args.opts)
     engine = load_engine(args.engine)
     dataset = engine.build_train_loader(cfg).dataset
     positions = augmented_positions(dataset, args.num)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = args.out / "run"
     code = train_net.main(
         [
-            *("--config", str(CONFIG), "--engine", args.engine, "--overwrite"),
+            *("--config", "demo", "--engine", args.engine, "--overwrite"),
             *("OUTPUT_DIR", str(run), *args.opts),
         ]
     )

@@ -1,7 +1,7 @@
 """Contact sheet of what trained models found: the annotations, and each run's detections.
 
-tools/detections.py --runs output/baseline output/orig_aug_multi3x --out detections.png
-tools/detections.py --runs output/mine --images 139 285 632 --score 0.3
+smallobj detections --runs output/baseline output/orig_aug_multi3x --out detections.png
+smallobj detections --runs output/mine --images 139 285 632 --score 0.3
 
 Found objects are outlined in green, missed ones in red, detections of nothing in orange. The runs
 are folders (OUTPUT_DIR) of finished runs with the same test set; of either engine.

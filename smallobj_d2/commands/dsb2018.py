@@ -1,6 +1,6 @@
 """The nuclei of the Data Science Bowl 2018 as COCO files, with the split that is used here.
 
-tools/dsb2018.py stage1_train --out datasets/dsb2018
+smallobj dsb2018 stage1_train --out datasets/dsb2018
 
 Stage 1's training images are public (CC0) as BBBC038 of the Broad Bioimage Benchmark Collection,
 https://bbbc.broadinstitute.org/BBBC038:
@@ -23,7 +23,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from smallobj_d2.commands import ROOT, command, command_line, path, writable_folder
+from smallobj_d2.commands import command, command_line, path, writable_folder
+from smallobj_d2.config import ROOT
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.files import writing
 

@@ -1,9 +1,9 @@
 """What a trained model finds in your images: COCO JSON, and pictures with categories and scores.
 
-tools/predict.py --run output/mine images/ --out predictions.json --pictures out/
-tools/predict.py --run output/mine 'images/*.png' --out predictions.json --score 0.3
-tools/predict.py --run output/mine large.tif --out predictions.json --slices 640
-tools/predict.py --run output/mine images/val --json val.json --out results.json --score 0.05
+smallobj predict --run output/mine images/ --out predictions.json --pictures out/
+smallobj predict --run output/mine 'images/*.png' --out predictions.json --score 0.3
+smallobj predict --run output/mine large.tif --out predictions.json --slices 640
+smallobj predict --run output/mine images/val --json val.json --out results.json --score 0.05
 
 The run is the folder (OUTPUT_DIR) of a training run, of either engine. The JSON is a dataset of
 its own, with a score in each annotation. With --json it is a list of results with the ids of that

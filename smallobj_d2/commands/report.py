@@ -1,8 +1,8 @@
-"""The report on what tools/reproduce.py has run so far, as Markdown and HTML.
+"""The report on what smallobj reproduce has run so far, as Markdown and HTML.
 
-tools/report.py                                             # of what is in experiments/results
-tools/report.py --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
-tools/report.py --runs output/reproduce/tiny/torchvision --add    # beside those added before
+smallobj report                                             # of what is in experiments/results
+smallobj report --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
+smallobj report --runs output/reproduce/tiny/torchvision --add    # beside those added before
 
 Works on partial results: rows that are missing are named.
 
@@ -12,7 +12,8 @@ With --resamples N, intervals over the validation images stand beside those over
 import json
 from collections.abc import Sequence
 
-from smallobj_d2.commands import ROOT, command, command_line, path, scale_file
+from smallobj_d2.commands import command, command_line, path, scale_file
+from smallobj_d2.config import ROOT, config_names
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import load_plan
@@ -21,6 +22,7 @@ from smallobj_d2.experiments.results import distil, load_results, together, writ
 from smallobj_d2.experiments.scales import load_scale
 
 EXPERIMENTS = ROOT / "experiments"
+RESULTS = EXPERIMENTS / "results"  # in a checkout; an installed package has none
 
 
 @command
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--results",
         type=path,
-        default=EXPERIMENTS / "results",
+        default=RESULTS if RESULTS.is_dir() else path("output/report"),
         metavar="FOLDER",
         help="folder of the result JSONs, one per scale and engine, and of the report",
     )
@@ -67,11 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not paths:
         raise SmallObjError(f"There are no results in {args.results}; name --runs.")
     paper = load_paper(EXPERIMENTS / "paper.yaml")
-    configs = {
-        p.relative_to(ROOT / "configs").with_suffix("").as_posix()
-        for p in (ROOT / "configs").rglob("*.yaml")
-    }
     plan = load_plan(EXPERIMENTS / "plan.yaml")
-    document = build_report(paper, [*map(load_results, paths)], plan, configs)
+    document = build_report(paper, [*map(load_results, paths)], plan, config_names())
     for file in document.write(args.results, "report"):
         print(file)

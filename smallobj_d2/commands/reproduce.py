@@ -1,13 +1,13 @@
 """Rerun the paper's tables: all runs that are missing, and the rest of those that were cut off.
 
-tools/reproduce.py --scale tiny --tables 3 4 --seeds 3 --dry-run
-tools/reproduce.py --scale tiny --tables 3 4 --seeds 3
-tools/reproduce.py --scale small --rows baseline aug orig_aug --seeds 5
-tools/reproduce.py --scale paper --seeds 1 --slurm slurm_partition=gpu
-tools/reproduce.py --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
+smallobj reproduce --scale tiny --tables 3 4 --seeds 3 --dry-run
+smallobj reproduce --scale tiny --tables 3 4 --seeds 3
+smallobj reproduce --scale small --rows baseline aug orig_aug --seeds 5
+smallobj reproduce --scale paper --seeds 1 --slurm slurm_partition=gpu
+smallobj reproduce --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
 Runs are in output/reproduce/SCALE/ENGINE/ROW/seedK. The same command continues a
-sweep that was stopped. tools/report.py makes the report, at any time.
+sweep that was stopped. smallobj report makes the report, at any time.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import ROOT, command, command_line, path, scale_file, writable_folder
-from smallobj_d2.config import load_cfg
+from smallobj_d2.commands import PROGRAM, command, command_line, path, scale_file, writable_folder
+from smallobj_d2.config import CONFIGS, ROOT, load_cfg
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError, clock
@@ -34,7 +34,6 @@ from smallobj_d2.experiments.sweep import (
     typical_seconds,
 )
 
-CONFIGS = ROOT / "configs"
 EXPERIMENTS = ROOT / "experiments"
 OUT = Path("output", "reproduce")
 
@@ -128,7 +127,7 @@ def missing_data(scale: Scale, folder: Path) -> str:
                     return f"{name} of scale {scale.name}: there is no {where}."
         return ""
     try:
-        datasets = load_cfg(CONFIGS / "baseline.yaml").DATASETS
+        datasets = load_cfg("baseline").DATASETS
         for name in (*datasets.TRAIN, *datasets.TEST):
             dataset_info(name)
     except SmallObjError as e:
@@ -180,10 +179,9 @@ def run(args: argparse.Namespace) -> int:
         own = scale_file(args.scale).absolute()
         given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
         same = ["--scale", given, "--engine", engine, "--out", str(args.out.absolute())]
-        tool = str(ROOT / "tools" / "reproduce.py")
         lines = cluster.submit(
             runs,
-            [tool, *same, "--gpus-per-run", str(wanted)],
+            [PROGRAM, "reproduce", *same, "--gpus-per-run", str(wanted)],
             gpus=wanted,
             seconds=scale.seconds,
             folder=data / "slurm",
@@ -193,9 +191,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if wanted > len(slots[0].gpus):
         print(f"This scale is for {wanted} GPUs a run; it gets {len(slots[0].gpus)} here.")
-    sweep = Sweep(runs, engine, slots, ROOT / "tools" / "train_net.py", scale.seconds)
+    sweep = Sweep(runs, engine, slots, (PROGRAM, "train"), scale.seconds)
     if sweep.go():
-        print(f"All {len(runs)} runs are finished: tools/report.py --runs {folder}")
+        print(f"All {len(runs)} runs are finished: smallobj report --runs {folder}")
         return 0
     for name, why in sweep.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """A dataset of large images, cut into tiles for training; polygons and RLE stay what they are.
 
-tools/tile_dataset.py --json train.json --images images/train --size 640 --out tiles/train
-tools/tile_dataset.py --dataset coco_2017_val --size 320 --overlap 0.25 --out tiles/val
+smallobj tile --json train.json --images images/train --size 640 --out tiles/train
+smallobj tile --dataset coco_2017_val --size 320 --overlap 0.25 --out tiles/val
 
 Writes FOLDER/annotations.json and FOLDER/images. An object that a tile's edge cuts keeps the part
 inside, if that is at least --min-share of its area. A call that was interrupted continues when it

@@ -1,8 +1,8 @@
 """Contact sheet of what the mapper feeds the model: original beside augmented.
 
-tools/visualize.py --config configs/orig_aug_multi3x.yaml --out sheet.png
-tools/visualize.py --config configs/aug.yaml SEED 7 --positions 17 20 23
-tools/visualize.py --config configs/aug.yaml --json annotations.json --images images/
+smallobj visualize --config orig_aug_multi3x --out sheet.png
+smallobj visualize --config aug SEED 7 --positions 17 20 23
+smallobj visualize --config aug --json annotations.json --images images/
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """Datasets with YOLO's labels to COCO format, and back.
 
-tools/yolo.py to-coco data.yaml --out annotations
-tools/yolo.py to-yolo --json train.json --images images/train --split train --out yolo
+smallobj yolo to-coco data.yaml --out annotations
+smallobj yolo to-yolo --json train.json --images images/train --split train --out yolo
 
 The first writes a COCO JSON for each split, and says where its images are. The second makes links
-to the images, and takes augmented copies (tools/augment_dataset.py) as well. Both take boxes and
+to the images, and takes augmented copies (smallobj augment) as well. Both take boxes and
 polygons. YOLO's one polygon an object holds masks of several parts, with holes and of pixels as
 outlines joined by lines without width.
 """

@@ -176,7 +176,7 @@ def stop_on_errors(findings: Iterable[Finding]) -> None:
     text = [f"{f.file}: {f}" for f in errors[:_FIRST]]
     if len(errors) > 1:
         file = errors[0].file
-        text.append(f"{len(errors)} errors; tools/analyze.py --check --json {file} lists all.")
+        text.append(f"{len(errors)} errors; smallobj analyze --check --json {file} lists all.")
     raise SmallObjError(" ".join(text))
 
 

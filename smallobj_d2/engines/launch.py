@@ -2,7 +2,7 @@
 
 It is the agent of ``torchrun``: it starts processes, watches them, ends all when one fails, brings
 their errors here, and starts them again if asked. What is added is a rendezvous that says why
-machines do not meet. ``torchrun tools/train_net.py ...`` works as well.
+machines do not meet. ``torchrun -m smallobj_d2 train ...`` works as well.
 """
 
 import logging

@@ -195,7 +195,7 @@ def not_finite(output: Path, iteration: int, positions: Iterable[int], which: st
     draws = " ".join(map(str, positions))
     return SmallObjError(
         f"The loss is not finite at iteration {iteration}: {which}. Its draws have the positions "
-        f"{draws}; look at them with tools/visualize.py --config {output / 'config.yaml'} "
+        f"{draws}; look at them with smallobj visualize --config {output / 'config.yaml'} "
         f"--positions {draws}. Mostly the learning rate is too high: lower SOLVER.BASE_LR, or "
         "raise SOLVER.WARMUP_ITERS."
     )

@@ -39,7 +39,7 @@ def submit(
 
     Args:
         runs: of the sweep, evaluations included; a job does a run's evaluations, too.
-        command: ``tools/reproduce.py`` with all that is the same for all runs.
+        command: ``smallobj reproduce``, for a Python, with all that is the same for all runs.
         gpus: of one job.
         seconds: what a run is thought to take; the job's time limit is three times that.
         folder: for submitit's files.
@@ -49,12 +49,11 @@ def submit(
         What was done, a line for each run.
 
     Raises:
-        SmallObjError: if submitit or Slurm is not there, or does not take the options.
+        ModuleNotFoundError: without submitit.
+        SmallObjError: if Slurm is not there, or submitit does not take the options.
     """
-    try:
-        import submitit
-    except ImportError as e:
-        raise SmallObjError("--slurm needs submitit: pip install submitit") from e
+    import submitit
+
     if shutil.which("sbatch") is None:
         raise SmallObjError("--slurm: there is no Slurm here (no sbatch). Leave --slurm out.")
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster="slurm")

@@ -117,7 +117,7 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
 
     Args:
         scale: of the runs.
-        folder: ``<out>/<scale>/<engine>`` of ``tools/reproduce.py``.
+        folder: ``<out>/<scale>/<engine>`` of ``smallobj reproduce``.
         resamples: of the validation images, for intervals over them; 0 leaves these out.
 
     Raises:

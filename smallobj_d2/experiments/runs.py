@@ -7,7 +7,7 @@ the sweep ``request.yaml``, what was asked for; ``output.txt``, what the run pri
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -54,9 +54,9 @@ class Run:
         """What to call it."""
         return f"{self.config} seed {self.seed}" + (f" on {self.dataset}" if self.dataset else "")
 
-    def command(self, tool: Path, engine: str, gpus: int) -> list[str]:
-        """The arguments of ``tools/train_net.py`` that do this run, or the rest of it."""
-        command = [str(tool), "--config", str(self.folder / "request.yaml"), "--engine", engine]
+    def command(self, train: Sequence[str], engine: str, gpus: int) -> list[str]:
+        """``smallobj train``, as it is called, with the arguments of this run or its rest."""
+        command = [*train, "--config", str(self.folder / "request.yaml"), "--engine", engine]
         command += ["--num-gpus", str(max(1, gpus))]
         if self.model is None:
             return [*command, "--resume", "OUTPUT_DIR", str(self.folder)]

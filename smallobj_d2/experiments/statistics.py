@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -37,6 +36,8 @@ def half_width(values: Sequence[float], level: float = LEVEL) -> float:
 
 @lru_cache
 def _quantile(probability: float, freedom: int) -> float:
+    from scipy import stats  # here, so that a sweep needs no scipy
+
     return float(stats.t.ppf(probability, freedom))
 
 
@@ -53,6 +54,8 @@ def p_value(values: Sequence[float]) -> float:
     if spread(values) == 0:
         return 1.0 if values[0] == 0 else 0.0
     t = float(np.mean(values)) / (spread(values) / math.sqrt(len(values)))
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(t), len(values) - 1))
 
 

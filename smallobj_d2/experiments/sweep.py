@@ -1,6 +1,6 @@
 """Does the runs of an experiment that are missing, on this machine or on a Slurm cluster.
 
-Every run is a separate process of ``tools/train_net.py``. What a sweep knows about its runs it
+Every run is a separate process of ``smallobj train``. What a sweep knows about its runs it
 reads from their folders, so it can be stopped in any way and called again.
 """
 
@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -104,14 +103,14 @@ class Sweep:
         runs: all of them, the finished ones too; a model before its evaluations.
         engine: auto, detectron2 or torchvision.
         slots: where they can run.
-        tool: path of ``train_net.py``.
+        train: ``smallobj train``, for a Python.
         seconds: what a run is thought to take, until one is finished.
     """
 
     runs: list[Run]
     engine: str
     slots: list[Slot]
-    tool: Path
+    train: Sequence[str]
     seconds: float
     failed: dict[str, str] = field(default_factory=dict)
     """By name of the run, what it said last."""
@@ -173,7 +172,7 @@ class Sweep:
 
     def _launch(self, run: Run, slot: Slot) -> "subprocess.Popen[bytes]":
         run.begin(gpus=len(slot.gpus), threads=slot.threads, jobs=len(self.slots))
-        command = [sys.executable, *run.command(self.tool, self.engine, len(slot.gpus))]
+        command = [sys.executable, *run.command(self.train, self.engine, len(slot.gpus))]
         with (run.folder / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 command,
