@@ -204,7 +204,7 @@ def test_a_read_only_folder_is_one_line(tmp_path, scenes, says):
 
 def test_a_disk_without_inodes_is_one_line_too(tmp_path, scenes, says):
     """TensorBoard opens its file by a path in bytes."""
-    with disk(tmp_path / "disk", "size=4m,nr_inodes=6") as small:
+    with disk(tmp_path / "disk", "size=4m,nr_inodes=7") as small:
         line = says("torchvision", options(scenes, small / "out"))
     assert "events.out" in line
     assert "the disk is full" in line

@@ -53,7 +53,7 @@ def results_of_run(folder: Path, dataset: str) -> list[Result]:
     with reading(path):
         results: list[Result] = json.loads(path.read_bytes())
         for result in results:
-            float(result["score"]), int(result["category_id"])
+            float(result["score"]), result["category_id"]
             if len(result["bbox"]) != 4:
                 raise ValueError(f"a box of {len(result['bbox'])} numbers")
     return results

@@ -160,7 +160,7 @@ class _Source:
 def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
     """All that the files depend on."""
     settings = yaml.safe_load(cfg.SMALLOBJ.dump())
-    for elsewhere in ("DATASETS", "IMPORTS", "MAPPER"):
+    for elsewhere in ("DATASETS", "IMPORTS", "MAPPER", "SIZE_LIMITS"):
         settings.pop(elsewhere)
     return {
         "generator": "smallobj_d2.offline",
