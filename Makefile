@@ -27,7 +27,7 @@ oldest newest:
 	$(VENV)/$@/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/$@/bin/uv pip install --quiet --python $(VENV)/$@ --resolution $(RESOLUTION) \
 	    -e ".[all,slurm,test]"
-	$(VENV)/$@/bin/python -m pytest $(TESTS)
+	$(VENV)/$@/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 # The pictures of the README.
 pictures: $(READY)
