@@ -280,12 +280,14 @@ def merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
                     raise SmallObjError(_no_key(key))
                 node = node[part]
             if isinstance(node, CfgNode):
-                raise SmallObjError(f"{key} is a group of keys and cannot be {value:.80}.")
+                raise SmallObjError(f"{key} is a group of keys and cannot be {value!s:.80}.")
+            if isinstance(node, float) and re.fullmatch(r"[+-]?\d{1,15}", str(value)):
+                value = f"{value}.0"  # a whole number is a number, too
             cfg.merge_from_list([key, value])
         except SmallObjError as e:
-            raise SmallObjError(printable(f"Override {key} {value:.80}: {e}")) from e
+            raise SmallObjError(printable(f"Override {key} {value!s:.80}: {e}")) from e
         except Exception as e:  # whatever a value made Python's own reader of literals do
-            raise SmallObjError(printable(f"Override {key} {value:.80}: {_explain(e)}")) from e
+            raise SmallObjError(printable(f"Override {key} {value!s:.80}: {_explain(e)}")) from e
 
 
 _MISMATCH = re.compile(
@@ -300,7 +302,7 @@ def _explain(error: Exception) -> str:
     if mismatch := _MISMATCH.search(text):
         wanted, given, default, value, key = mismatch.groups()
         if wanted.endswith("CfgNode"):
-            return f"{key} is a group of keys and cannot be {value:.80}."
+            return f"{key} is a group of keys and cannot be {value!s:.80}."
         return f"{key} must be of type {wanted}, like {default}; {value:.80} is of type {given}."
     if "Non-existent" in text:
         return _no_key(text.rsplit(":", 1)[-1].strip())

@@ -1,7 +1,7 @@
 """What the numbers mean for somebody who decides whether and how to augment, in plain words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Sources:
     """Objects that may be copied, per image looked at."""
     wanted: float
     """Copies that the config wants per augmented draw, on average."""
+    under_others: int = 0
+    """Of those looked at, how many have one only if other instances may lie over it."""
 
     @property
     def share(self) -> float:
@@ -58,7 +60,7 @@ def find_sources(
     rng = np.random.default_rng(0)
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
-    found, wanted = [], []
+    found, wanted, under_others = [], [], 0
     for index in tqdm(
         chosen.tolist(),
         desc="Objects to copy",
@@ -70,6 +72,7 @@ def find_sources(
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)
         found.append(len(candidates))
+        under_others += not candidates and bool(replace(rule, max_covered=1).candidates(scene))
         copies = 0
         if candidates:
             copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies
@@ -80,6 +83,7 @@ def find_sources(
         with_source=sum(n > 0 for n in found),
         candidates=float(np.mean(found)) if found else 0.0,
         wanted=float(np.mean(wanted)) if wanted else 0.0,
+        under_others=under_others,
     )
 
 
@@ -184,11 +188,19 @@ def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
 
 
 def _on_sources(sources: Sources, s: Any) -> str:
+    claimed = ""
+    if sources.under_others > sources.with_source:
+        claimed = (
+            f" In {percent(sources.under_others / sources.examined)} of these images other "
+            "instances claim the pixels of all that else might be copied. If that is because they "
+            "stand on a larger object, as windows on a wall, and not behind one, set "
+            "SMALLOBJ.MAX_COVERED 1.0."
+        )
     if not sources.with_source:
         return (
             "No small object of any image may be copied: all are occluded, in pieces "
             "or cut off by the image border. Copy-paste would change nothing; the criteria are "
-            "SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED."
+            f"SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED.{claimed}"
         )
     sampled = "" if sources.examined == sources.small_images else ", judged by a sample"
     number = round(sources.share * sources.small_images)
@@ -201,7 +213,7 @@ def _on_sources(sources: Sources, s: Any) -> str:
     return (
         f"In {number:,} of the {sources.small_images:,} images with small objects "
         f"({percent(sources.share)}{sampled}) at least one of them may be copied (in one piece, "
-        f"not occluded, not cut off); on average {sources.candidates:.1f} of them. {rest}"
+        f"not occluded, not cut off); on average {sources.candidates:.1f} of them. {rest}{claimed}"
     )
 
 
