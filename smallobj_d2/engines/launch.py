@@ -147,6 +147,7 @@ def _process(
 ) -> Any:
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, which share data then
     threading.Thread(target=_follow_launcher, daemon=True).start()
     if one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
