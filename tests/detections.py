@@ -27,6 +27,19 @@ def ap_row(truth, results, iou_types=("segm", "bbox")):
     return row_of({t: coco_metrics(truth, results, t) for t in iou_types}, count_objects(truth))
 
 
+def boxes_beside(truth, spread, stretch=(1.0, 1.0)):
+    """Boxes a little beside the objects: of some none, of others two."""
+    rng, results = np.random.default_rng(0), []
+    for a in truth.anns.values():
+        for _ in range(rng.integers(0, 3)):
+            x, y, w, h = a["bbox"]
+            x, y = rng.normal((x, y), spread)
+            box = [x, y, w * rng.uniform(*stretch), h]
+            found = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": box}
+            results.append(found | {"score": float(rng.random())})
+    return results
+
+
 def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
     """What a run leaves behind, as far as its detections go."""
     images = str(scenes.parent / "images")

@@ -8,22 +8,14 @@ import pytest
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.evaluation.ap import coco_metrics, load_ground_truth
 from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
+from tests.detections import boxes_beside
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     json_file = make_dataset(tmp_path_factory.mktemp("d"), "x", 8, seed=4, size=128, progress=False)
     truth = load_ground_truth(json_file)
-    rng = np.random.default_rng(0)
-    results = []
-    for annotation in truth.anns.values():
-        for _ in range(rng.integers(0, 3)):
-            x, y, w, h = annotation["bbox"]
-            box = [x + rng.normal(0, 2), y + rng.normal(0, 2), w, h]
-            image, category = annotation["image_id"], annotation["category_id"]
-            detection = {"image_id": image, "category_id": category, "bbox": box}
-            results.append(detection | {"score": float(rng.random())})
-    return truth, results
+    return truth, boxes_beside(truth, 2)
 
 
 @pytest.mark.parametrize(("size", "key"), [("small", "APs"), ("all", "AP")])

@@ -13,6 +13,7 @@ from smallobj_d2.config import get_cfg
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.evaluation.ap import coco_metrics, count_objects, load_ground_truth
 from smallobj_d2.evaluation.by_size import RELATIVE_LIMITS, by_size, side, size_table
+from tests.detections import boxes_beside
 
 LIMITS = get_cfg().SMALLOBJ.SIZE_LIMITS
 
@@ -22,15 +23,7 @@ def case(tmp_path_factory):
     """Synthetic scenes, and detections a little beside their objects."""
     json_file = make_dataset(tmp_path_factory.mktemp("d"), "x", 8, seed=4, size=160, progress=False)
     truth = load_ground_truth(json_file)
-    rng = np.random.default_rng(0)
-    results = []
-    for a in truth.anns.values():
-        for _ in range(rng.integers(0, 3)):
-            x, y, w, h = a["bbox"]
-            box = [x + rng.normal(0, 1), y + rng.normal(0, 1), w * rng.uniform(0.7, 1.4), h]
-            found = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": box}
-            results.append(found | {"score": float(rng.random())})
-    return json_file, truth, results
+    return json_file, truth, boxes_beside(truth, 1, (0.7, 1.4))
 
 
 def plain(data, results, low, high):

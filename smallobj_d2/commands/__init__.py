@@ -7,7 +7,8 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         if word.startswith("--"):
             parser.error(f"there is no option {word.partition('=')[0]}")
     return args
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say after Ctrl-C that the same command resumes the work."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
 
 
 def path(text: str) -> Path:

@@ -17,6 +17,7 @@ from smallobj_d2.commands import (
     config_from,
     parse,
     path,
+    resumable,
 )
 from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.export.augmented import Summary, augment_dataset
@@ -30,13 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
     parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
     args = parse(parser, argv)
-    try:
+    with resumable():
         if args.workers is not None and args.workers < 1:
             raise SmallObjError("--workers must be 1 or more.")
         cfg = config_from(args)
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
 
 
 def print_summary(done: Summary, seed: int) -> None:

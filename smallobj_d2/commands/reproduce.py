@@ -17,7 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import PROGRAM, command, command_line, path, scale_file, writable_folder
+from smallobj_d2.commands import (
+    PROGRAM,
+    command,
+    command_line,
+    path,
+    resumable,
+    scale_file,
+    writable_folder,
+)
 from smallobj_d2.config import CONFIGS, ROOT, load_cfg
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.engines import choose_engine
@@ -145,10 +153,8 @@ def missing_gpus(wanted: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)  # how a cluster ends a job
-    try:
+    with resumable():
         return run(args)
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ is repeated.
 
 from collections.abc import Sequence
 
-from smallobj_d2.commands import add_dataset_options, command, command_line, path
+from smallobj_d2.commands import add_dataset_options, command, command_line, path, resumable
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.errors import SmallObjError, printable
 from smallobj_d2.export.tiles import MIN_SHARE, tile_dataset
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         info = dataset_info(args.dataset)
         files = [info.json_file, info.image_root]
     json_file, image_root = files
-    try:
+    with resumable():
         done = tile_dataset(
             json_file,
             image_root,
@@ -62,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             skip_unreadable=args.skip_unreadable,
             workers=args.workers,
         )
-    except KeyboardInterrupt as e:
-        raise KeyboardInterrupt("Stopped. The same command resumes here.") from e
     for skipped in done.skipped:
         print(f"skipped: {printable(skipped)}")
     print(

@@ -11,13 +11,14 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ from tqdm import tqdm
 
 from smallobj_d2.datasets.reading import require_regular
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
 """Pillow refuses larger images, as they may be made to exhaust memory."""
@@ -346,3 +350,26 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
         larger = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(larger, np.uint8)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def in_order(
+    pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Generator[tuple[T, "Future[R]"], None, None]:
+    """Items in their order, each with what a pool makes of it.
+
+    Args:
+        pool: shut down in the end, without what it has not begun.
+        work: on one item.
+        items: taken as they are needed.
+        ahead: how many to work on before they are asked for; no more results are in memory.
+    """
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)

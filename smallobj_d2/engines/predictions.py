@@ -7,9 +7,8 @@ matter; only their names are kept.
 import glob
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import categories_of, register_from_config
-from smallobj_d2.datasets.images import Pixels, read_rgb
+from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.datasets.reading import read_json
 from smallobj_d2.engines import load_engine
 from smallobj_d2.engines.folder import last_checkpoint, read_record
@@ -276,8 +275,8 @@ def predict_images(
             file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(named)}, ')
             file.write('"annotations": ')
         file.write("[")
-        ahead = _read_ahead(images.records, 2 * batch)
-        while several := list(islice(ahead, batch)):
+        ahead = in_order(ThreadPoolExecutor(2), _read, images.records, 2 * batch)
+        while several := [(record, read.result()) for record, read in islice(ahead, batch)]:
             for _, pixels in several:
                 if isinstance(pixels, UnreadableImage):
                     summary.skipped.append(str(pixels))
@@ -326,26 +325,11 @@ def _write(
         summary.detections += 1
 
 
-def _read_ahead(
-    records: Iterable[Mapping[str, Any]], ahead: int
-) -> Iterator[tuple[Mapping[str, Any], Pixels | UnreadableImage]]:
-    """Images in their order, the next ones being read while one is looked at."""
-
-    def read(record: Mapping[str, Any]) -> Pixels | UnreadableImage:
-        try:
-            return read_rgb(record)
-        except UnreadableImage as e:
-            return e
-
-    waiting: deque[tuple[Mapping[str, Any], Future[Pixels | UnreadableImage]]] = deque()
-    with ThreadPoolExecutor(2) as pool:
-        for record in records:
-            waiting.append((record, pool.submit(read, record)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+def _read(record: Mapping[str, Any]) -> Pixels | UnreadableImage:
+    try:
+        return read_rgb(record)
+    except UnreadableImage as e:
+        return e
 
 
 def require_new(out: Path, pictures: Path | None, images: Images, *, overwrite: bool) -> None:

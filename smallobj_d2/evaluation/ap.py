@@ -129,7 +129,7 @@ def matched(
     detections: int,
     *,
     iou: float | None = None,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    ranges: Sequence[tuple[float, float]] = (),
     relative: bool = False,
 ) -> COCOeval:
     """Detections matched with annotations by pycocotools: a COCOeval with its ``evalImgs``.
@@ -137,7 +137,7 @@ def matched(
     Args:
         ground_truth, results, iou_type, detections: see `coco_metrics`; at least one detection.
         iou: the only threshold, and all sizes together; None for COCO's ten and for each size.
-        ranges: lowest and highest area of each size by its name, in place of COCO's.
+        ranges: lowest and highest area of each size, in place of COCO's.
         relative: areas are shares of the image's, in `ground_truth` and in `ranges`.
     """
     own = [dict(r) for r in results]
@@ -152,8 +152,9 @@ def matched(
                 result["area"] /= image["height"] * image["width"]
         evaluation = COCOeval(ground_truth, found, iou_type)
         evaluation.params.maxDets = [detections]
-        if ranges is not None:
-            evaluation.params.areaRngLbl, evaluation.params.areaRng = [*ranges], [*ranges.values()]
+        if ranges:
+            evaluation.params.areaRng = list(map(list, ranges))
+            evaluation.params.areaRngLbl = list(map(str, range(len(ranges))))
         if iou is not None:
             evaluation.params.iouThrs = np.array([iou])
             evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]

@@ -9,19 +9,22 @@ contain AI-TOD's very tiny (below 8 pixels; AI-TOD has none below 2), tiny (8 to
 import contextlib
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from smallobj_d2.evaluation.ap import COCO_DETECTIONS, TITLES, aligned, matched
 from smallobj_d2.sizes import SMALL_AREA
 
 RELATIVE_LIMITS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Sides relative to that of a square of the image's area."""
+
+Range = tuple[float, float]
+"""Lowest and highest area."""
 
 Band = dict[str, Any]
 """``from`` and ``to`` (None: no limit), sides; ``objects``, how many there are, crowds left out;
@@ -52,38 +55,28 @@ def by_size(
         ``pixels`` and ``relative``: a `Band` each; ``small``: that of Table 1's small objects;
         ``categories``: by name, ``objects`` and ``AP`` of its small objects, where it has any.
     """
-    ranges = _ranges(limits) | {"small": (0.0, SMALL_AREA)}
-    pixels = _evaluated(truth, results, iou_type, ranges, detections)
-    relative = _evaluated(
-        relative_to_image(truth),
-        results,
-        iou_type,
-        _ranges(RELATIVE_LIMITS),
-        detections,
-        to_image=True,
-    )
-    small = pixels.pop("small")
-    by_category = small.pop("categories")
-    for band in (*pixels.values(), *relative.values()):
-        del band["categories"]
+    ranges = [*_ranges(limits), (0.0, SMALL_AREA)]
+    found = _evaluated(truth, results, iou_type, ranges, detections)
+    *pixels, small = _bands(truth, found, ranges)
+    shares, relative_truth = _ranges(RELATIVE_LIMITS), relative_to_image(truth)
+    relative = _evaluated(relative_truth, results, iou_type, shares, detections, relative=True)
     return {
-        "pixels": [_sides(limits)[i] | pixels[str(i)] for i in range(len(limits) + 1)],
-        "relative": [
-            _sides(RELATIVE_LIMITS)[i] | relative[str(i)] for i in range(len(RELATIVE_LIMITS) + 1)
-        ],
+        "pixels": _with_sides(limits, pixels),
+        "relative": _with_sides(RELATIVE_LIMITS, _bands(relative_truth, relative, shares)),
         "small": small,
-        "categories": by_category,
+        "categories": _by_category(truth, found, ranges),
     }
 
 
-def _ranges(limits: Sequence[float]) -> dict[str, tuple[float, float]]:
+def _ranges(limits: Sequence[float]) -> list[Range]:
     """Areas of the bands between limits; pycocotools' ranges include both ends."""
     ends = [0.0, *(side * side for side in limits), math.inf]
-    return {str(i): (a, float(np.nextafter(b, 0))) for i, (a, b) in enumerate(pairwise(ends))}
+    return [(a, float(np.nextafter(b, 0))) for a, b in pairwise(ends)]
 
 
-def _sides(limits: Sequence[float]) -> list[Band]:
-    return [{"from": a, "to": b} for a, b in pairwise([0, *limits, None])]
+def _with_sides(limits: Sequence[float], bands: Sequence[Band]) -> list[Band]:
+    ends = pairwise([0, *limits, None])
+    return [{"from": a, "to": b, **band} for (a, b), band in zip(ends, bands, strict=True)]
 
 
 def relative_to_image(truth: COCO) -> COCO:
@@ -103,39 +96,58 @@ def _evaluated(
     truth: COCO,
     results: Sequence[Mapping[str, Any]],
     iou_type: str,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Sequence[Range],
     detections: int,
     *,
-    to_image: bool = False,
-) -> dict[str, Band]:
-    """By name of the range: objects, AP, AP50, AR, and the same by category where there are any."""
-    names = {c["id"]: str(c["name"]) for c in truth.dataset["categories"]}
-    objects = {name: dict.fromkeys(names, 0) for name in ranges}
-    for a in truth.anns.values():
-        for name, (low, high) in ranges.items():
-            if low <= a["area"] <= high and not a.get("iscrowd", 0):
-                objects[name][a["category_id"]] += 1
-    found: COCOeval | None = None
-    if results and truth.anns:
-        found = matched(truth, results, iou_type, detections, ranges=ranges, relative=to_image)
-        with contextlib.redirect_stdout(io.StringIO()):
-            found.accumulate()
-    bands: dict[str, Band] = {}
-    for at, name in enumerate(ranges):
-        total = sum(objects[name].values())
-        band: Band = {"objects": total, "AP": None, "AP50": None, "AR": None, "categories": {}}
-        if total and found is None:
-            band.update({"AP": 0.0, "AP50": 0.0, "AR": 0.0})
-        elif found is not None:
-            precision = found.eval["precision"][:, :, :, at, -1]
-            band["AP"], band["AP50"] = _mean(precision), _mean(precision[:1])
-            band["AR"] = _mean(found.eval["recall"][:, :, at, -1])
-        for k, (number, called) in enumerate(sorted(names.items())):
-            if count := objects[name][number]:
-                ap = 0.0 if found is None else _mean(precision[:, :, k])
-                band["categories"][called] = {"objects": count, "AP": ap}
-        bands[name] = band
+    relative: bool = False,
+) -> dict[str, Any] | None:
+    """Pycocotools' ``precision`` and ``recall`` by range; None where there is nothing to match."""
+    if not results or not truth.anns:
+        return None
+    found = matched(truth, results, iou_type, detections, ranges=ranges, relative=relative)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found.accumulate()
+    return dict(found.eval)
+
+
+def _inside(truth: COCO, area: Range) -> Counter[Any]:
+    """How many objects of each category there are in a range, crowds left out."""
+    low, high = area
+    return Counter(
+        a["category_id"]
+        for a in truth.anns.values()
+        if low <= a["area"] <= high and not a.get("iscrowd", 0)
+    )
+
+
+def _bands(truth: COCO, found: dict[str, Any] | None, ranges: Sequence[Range]) -> list[Band]:
+    bands = []
+    for at, area in enumerate(ranges):
+        total = _inside(truth, area).total()
+        if found is None:
+            aps = dict.fromkeys(("AP", "AP50", "AR"), 0.0 if total else None)
+        else:
+            precision = found["precision"][:, :, :, at, -1]
+            recall = found["recall"][:, :, at, -1]
+            aps = {"AP": _mean(precision), "AP50": _mean(precision[:1]), "AR": _mean(recall)}
+        bands.append({"objects": total, **aps})
     return bands
+
+
+def _by_category(
+    truth: COCO, found: dict[str, Any] | None, ranges: Sequence[Range]
+) -> dict[str, Band]:
+    """Objects and AP of each category in the last range, where it has any."""
+    inside = _inside(truth, ranges[-1])
+    names = sorted((c["id"], str(c["name"])) for c in truth.dataset["categories"])
+    return {
+        name: {
+            "objects": inside[number],
+            "AP": 0.0 if found is None else _mean(found["precision"][:, :, k, -1, -1]),
+        }
+        for k, (number, name) in enumerate(names)
+        if inside[number]
+    }
 
 
 def _mean(values: "np.ndarray[Any, Any]") -> float | None:

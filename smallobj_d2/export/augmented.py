@@ -12,9 +12,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
-from smallobj_d2.datasets.images import read_rgb
+from smallobj_d2.datasets.images import in_order, read_rgb
 from smallobj_d2.datasets.reading import parse_json
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
@@ -343,16 +343,10 @@ def _in_order(
         initializer=_start_worker,
         initargs=(augmentation,),
     )
-    try:
-        waiting: deque[Future[_Copy | None]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(_work, task))
-            if len(waiting) > 8 * workers:  # no more in memory than keeps them all busy
-                yield waiting.popleft().result
-        while waiting:
-            yield waiting.popleft().result
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # No more in memory than keeps them all busy.
+    with closing(in_order(pool, _work, tasks, 8 * workers)) as copies:
+        for _, copy in copies:
+            yield copy.result
 
 
 def _start_worker(augmentation: DrawAugmentation) -> None:

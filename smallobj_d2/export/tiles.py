@@ -7,9 +7,8 @@ and RLE to the very pixels.
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import ceil
@@ -23,7 +22,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from smallobj_d2.datasets.coco import mask_area, read_coco, repaired_mask
-from smallobj_d2.datasets.images import Pixels, read_rgb
+from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import claimed
 from smallobj_d2.files import link, remove_leftovers, writing
@@ -129,9 +128,12 @@ def tile_dataset(
     images: list[Entry] = []
     instances: list[Entry] = []
     names: set[str] = set()
+    threads = workers or len(os.sched_getaffinity(0))
     with claimed(Path(out), recipe):
         bar = tqdm(checked.images, unit="img", desc="tiles", disable=None if progress else True)
-        for image, tiles in _in_order(work, bar, workers or len(os.sched_getaffinity(0))):
+        pool = ThreadPoolExecutor(threads)
+        for image, made in in_order(pool, work, bar, 2 * threads):
+            tiles = made.result()
             if isinstance(tiles, UnreadableImage):
                 summary.skipped.append(str(tiles))
                 continue
@@ -340,22 +342,3 @@ def _write_image(path: Path, pixels: Pixels) -> None:
     how: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {"compress_level": 3}
     with writing(path) as temporary:
         Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, **how)
-
-
-def _in_order(
-    work: Callable[[Entry], Any], images: Iterable[Entry], workers: int
-) -> Iterator[tuple[Entry, Any]]:
-    """Images and what `work` gives for them, in their order, `workers` of them at a time."""
-    waiting: deque[tuple[Entry, Future[Any]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for image in images:
-                waiting.append((image, pool.submit(work, image)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
