@@ -6,6 +6,7 @@ position in the stream of draws; no generator outlives a draw.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import floor
 from typing import Any
 
@@ -23,7 +24,7 @@ from smallobj_d2.copy_paste import (
 from smallobj_d2.copy_paste.bank import ReadImage, build_bank
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.masks.shapes import has_mask
-from smallobj_d2.sampling import Draw
+from smallobj_d2.sampling import Draw, factors_from_config
 from smallobj_d2.sizes import SMALL_AREA, has_small
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,29 @@ def draw_state(seed: int, position: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(sequence))
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The share of the draws to augment, over a run (not in the paper, which has one share).
+
+    Args:
+        draws: of the run, those of all its iterations.
+        falling: from twice the share (at most 1) at the first draw to 0 at the last.
+        off: at the end, so many draws are not augmented.
+    """
+
+    draws: int
+    falling: bool = False
+    off: int = 0
+
+    def share(self, probability: float, position: int) -> float:
+        """What a share of `probability` is at a position of the stream."""
+        if position >= self.draws - self.off:
+            return 0.0
+        return (
+            min(1.0, 2 * probability * (1 - position / self.draws)) if self.falling else probability
+        )
+
+
 class DrawAugmentation:
     """Copy-paste on those draws of small-object images that are to be augmented.
 
@@ -54,6 +78,7 @@ class DrawAugmentation:
         one_copy_per_image: the same augmented copy of an image at each of its draws.
         small_area: what counts as small.
         all_images: augment draws of all images, not of small-object images only.
+        schedule: how the share changes over the run; None for one share.
     """
 
     def __init__(
@@ -66,6 +91,7 @@ class DrawAugmentation:
         one_copy_per_image: bool = False,
         small_area: float = SMALL_AREA,
         all_images: bool = False,
+        schedule: Schedule | None = None,
     ) -> None:
         self.copy_paste = copy_paste
         self.seed = seed
@@ -74,6 +100,7 @@ class DrawAugmentation:
         self.one_copy_per_image = one_copy_per_image
         self.small_area = small_area
         self.all_images = all_images
+        self.schedule = schedule
 
     def may_augment(self, annotations: list[Any]) -> bool:
         """Whether any draw of an image with these annotations is augmented."""
@@ -90,13 +117,16 @@ class DrawAugmentation:
         annotations = record["annotations"]
         if not self.may_augment(annotations):
             return None
+        share = self.probability
+        if self.schedule is not None:
+            share = self.schedule.share(share, draw.position)
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
         # The chance is taken in both readings, so that they paste the same where they agree.
-        chance = rng.random() < self.probability
+        chance = rng.random() < share
         if self.paired and draw.epoch >= 0:
             turns = np.random.default_rng((self.seed, _TURNS, draw.epoch, draw.index))
             start = turns.random()
-            due = [floor(start + n * self.probability) for n in (draw.visit, draw.visit + 1)]
+            due = [floor(start + n * share) for n in (draw.visit, draw.visit + 1)]
             chance = due[1] > due[0]
         if not chance:
             return None
@@ -129,6 +159,7 @@ def build_augmentation(
     records: Sequence[Mapping[str, Any]] | None = None,
     read: ReadImage | None = None,
     *,
+    draws: int | None = None,
     progress: bool = False,
 ) -> DrawAugmentation | None:
     """The augmentation of a config, or None where ``SMALLOBJ.COPY_PASTE`` is off.
@@ -142,6 +173,8 @@ def build_augmentation(
         records: the training images' dataset dicts, which only a bank needs.
         read: a dataset dict to its image, (H, W, 3) uint8, channels as the mapper has them, which
             only a bank needs.
+        draws: in the whole run, for ``AUGMENTATION_SCHEDULE`` and ``AUGMENTATION_OFF_AT_END``;
+            without it neither has an effect.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -161,6 +194,10 @@ def build_augmentation(
                 "that reads one (read), and pass the result to the mapper as augmentation."
             )
         sources = _bank_from_config(cfg, seed, records, read, progress)
+    falling, off = s.AUGMENTATION_SCHEDULE == "falling", s.AUGMENTATION_OFF_AT_END
+    schedule = None
+    if draws is not None and (falling or off):
+        schedule = Schedule(draws, falling, off * cfg.SOLVER.IMS_PER_BATCH)
     return DrawAugmentation(
         CopyPaste.from_config(cfg, sources),
         seed=seed,
@@ -169,6 +206,7 @@ def build_augmentation(
         one_copy_per_image=s.ONE_COPY_PER_IMAGE,
         small_area=s.SMALL_AREA,
         all_images=s.AUGMENTED_IMAGES == "all",
+        schedule=schedule,
     )
 
 
@@ -193,6 +231,7 @@ def _bank_from_config(
         read_if_possible,
         np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
+        factors=factors_from_config(records, cfg).tolist(),
         progress=progress,
     )
     logger.info(

@@ -83,6 +83,8 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.MAX_COVERED = 0.1
     # Not in the paper: let annotations without masks be pasted as upright rectangles.
     s.PASTE_BOXES = False
+    # Of these, paste the whole "rectangle", or the "ellipse" in it; BLUR softens either.
+    s.BOX_SHAPE = "rectangle"
 
     # --- Jitter (section 4), uniform in these ranges
     s.SCALE = (0.8, 1.2)
@@ -114,6 +116,11 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.BANK_IMAGES = 5000
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
+    # Over the run, the share of augmented draws is "constant", or "falling": from twice
+    # AUGMENTATION_PROBABILITY (at most 1) to 0.
+    s.AUGMENTATION_SCHEDULE = "constant"
+    # In so many iterations at the end of the run no draw is augmented.
+    s.AUGMENTATION_OFF_AT_END = 0
 
     # --- Speed
     # Resize with OpenCV instead of Pillow where an image is enlarged: much faster, and no pixel
@@ -380,6 +387,7 @@ RULES: dict[str, Rule] = {
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
     "DATALOADER.NUM_WORKERS": _whole(0, 1024),
+    "DATALOADER.REPEAT_THRESHOLD": _SHARE,
     "INPUT.MIN_SIZE_TRAIN": Rule(
         lambda value: _SIDE.holds(value) or _each(_SIDE).holds(value),
         "must be whole numbers of pixels, at least one of them (0 is no resizing)",
@@ -451,6 +459,8 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.OVERSAMPLING_FACTOR": _from(1, 1000, "must be from 1 (off) to 1000"),
     "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
     "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),
+    "SMALLOBJ.AUGMENTATION_SCHEDULE": _one_of("constant", "falling"),
+    "SMALLOBJ.AUGMENTATION_OFF_AT_END": _whole(0),
     "SMALLOBJ.SCALE": _PAIR,
     "SMALLOBJ.ROTATION": _PAIR,
     "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
@@ -520,6 +530,7 @@ def torchvision_cfg() -> CfgNode:
             "NUM_WORKERS": 4,
             "ASPECT_RATIO_GROUPING": True,
             "FILTER_EMPTY_ANNOTATIONS": True,
+            "REPEAT_THRESHOLD": 0.0,
         },
         "INPUT": {
             "MIN_SIZE_TRAIN": (800,),

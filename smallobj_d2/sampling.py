@@ -6,7 +6,10 @@ resumed run continues at the position where it stopped, and every process and ev
 looks up its own positions.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import Registry
-from smallobj_d2.sizes import SMALL_AREA, has_small
+from smallobj_d2.sizes import SMALL_AREA, has_small, is_small
 
 _ONE = 1 << 20
 """Repeat factors are kept in units of 2**-20, so that epochs add up exactly, however many."""
@@ -72,6 +75,24 @@ def SmallObjectOversampling(  # noqa: N802 - a name in configs, like a class of 
 ) -> NDArray[np.float64]:
     """The paper's oversampling: ``SMALLOBJ.OVERSAMPLING_FACTOR`` for small-object images."""
     return repeat_factors(records, cfg.SMALLOBJ.OVERSAMPLING_FACTOR, cfg.SMALLOBJ.SMALL_AREA)
+
+
+@REPEAT_FACTORS.register()
+def RareSmallObjects(  # noqa: N802
+    records: Sequence[Mapping[str, Any]], cfg: Any
+) -> NDArray[np.float64]:
+    """LVIS's repeat factors, of small objects only: not in the paper.
+
+    A category's factor is ``sqrt(t / f)`` or 1 if that is more, where ``f`` is the share of the
+    images with a small object of it, and ``t`` is ``DATALOADER.REPEAT_THRESHOLD``. An image has the
+    largest factor of its small objects' categories.
+    """
+    area = cfg.SMALLOBJ.SMALL_AREA
+    found = [{a["category_id"] for a in r["annotations"] if is_small(a, area)} for r in records]
+    images = Counter(chain.from_iterable(found))
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD * len(records)
+    factors = {category: max(1.0, sqrt(threshold / n)) for category, n in images.items()}
+    return np.array([max((factors[c] for c in f), default=1.0) for f in found])
 
 
 def factors_from_config(records: Sequence[Mapping[str, Any]], cfg: Any) -> NDArray[np.float64]:

@@ -82,7 +82,14 @@ def test_the_configs_have_the_names_that_people_type():
     assert {*names} == {*PAPER.configs(), *PAPER.aliases}
 
 
-BEYOND = {"SOURCES", "BANK_IMAGES", "AUGMENTED_IMAGES"}
+BEYOND = {
+    "SOURCES",
+    "BANK_IMAGES",
+    "AUGMENTED_IMAGES",
+    "AUGMENTATION_SCHEDULE",
+    "AUGMENTATION_OFF_AT_END",
+    "BOX_SHAPE",
+}
 
 
 def test_what_is_beyond_the_paper_is_off_in_its_rows_and_said_to_be():

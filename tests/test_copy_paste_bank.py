@@ -150,6 +150,22 @@ def test_workers_share_its_pixels():
     assert bank.nbytes > sum(bank[i].pixels.nbytes for i in range(len(bank)))
 
 
+def test_images_give_objects_as_often_as_their_factors_say():
+    image = np.zeros((60, 60, 3), np.uint8)
+    records = [a_record(image, [rectangle(20, 20, 9, 9, id=i)], i) for i in range(4)]
+    factors = [1, 1, 2, 4]
+
+    def given(**more):
+        rng = np.random.default_rng(0)
+        bank = build_bank(records, ANY, lambda r: r["image"], rng, images=9, **more)
+        scene, rng = Scene([], 60, 60), np.random.default_rng(1)
+        drawn = [bank.candidates(scene, rng)[0].origin["image"] for _ in range(4000)]
+        return np.bincount(drawn, minlength=4) / 500
+
+    assert given(factors=factors) == pytest.approx(factors, abs=0.3)
+    assert given(factors=[3, 3, 3, 3]).tolist() == given().tolist()
+
+
 def test_there_is_no_bank_without_objects():
     with pytest.raises(SmallObjError):
         ObjectBank([])

@@ -54,6 +54,22 @@ def test_a_factor_below_one_is_refused(factor):
         repeat_factors([SMALL], factor)
 
 
+def test_images_with_small_objects_of_rare_categories_are_drawn_more_often():
+    """LVIS's rule, of the share of the images that have a small object of a category."""
+
+    def of(*categories: int, area: float = 100) -> dict[str, Any]:
+        return {"annotations": [{"category_id": c, "area": area, "iscrowd": 0} for c in categories]}
+
+    records = [*[of(0)] * 90, of(0, 1), of(1), *[of(1, area=5000)] * 4, *[of(2)] * 4]
+    cfg = get_cfg()
+    cfg.SMALLOBJ.SAMPLER = "RareSmallObjects"
+    assert factors_from_config(records, cfg).tolist() == [1.0] * 100
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.18
+    rare, fewer = (0.18 / 0.02) ** 0.5, (0.18 / 0.04) ** 0.5
+    expected = [1.0] * 90 + [rare] * 2 + [1.0] * 4 + [fewer] * 4
+    assert np.allclose(factors_from_config(records, cfg), expected)
+
+
 # --- how often
 
 

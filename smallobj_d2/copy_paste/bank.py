@@ -57,10 +57,14 @@ class ObjectBank:
     Args:
         donors: of each image its objects, one at least.
         names: of each image its name, or None.
+        factors: how often each image is chosen, in relation to the others; alike unless given.
     """
 
     def __init__(
-        self, donors: Sequence[Sequence[Cutout]], names: Sequence[str | None] | None = None
+        self,
+        donors: Sequence[Sequence[Cutout]],
+        names: Sequence[str | None] | None = None,
+        factors: Sequence[float] | None = None,
     ) -> None:
         if not donors or not all(donors):
             raise SmallObjError("A bank needs objects: an image at least, and of each one object.")
@@ -75,18 +79,25 @@ class ObjectBank:
         )
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
+        alike = factors is None or len(set(factors)) == 1
+        self._odds = np.empty(0) if alike else np.cumsum(factors)
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None
     ) -> Candidates:
         """The objects of one of its images, chosen at random, but not of the image itself."""
         itself = np.flatnonzero(self._names == _hash(image)) if image is not None else ()
-        chosen = int(rng.integers(self.images))
+        chosen = self._choose(rng)
         if len(itself) == self.images:
             return self._of(range(0))
         while chosen in itself:
-            chosen = int(rng.integers(self.images))
+            chosen = self._choose(rng)
         return self._of(self.of_image(chosen))
+
+    def _choose(self, rng: np.random.Generator) -> int:
+        if not len(self._odds):
+            return int(rng.integers(self.images))
+        return int(np.searchsorted(self._odds, rng.random() * self._odds[-1], side="right"))
 
     def _of(self, objects: range) -> Candidates:
         def candidate(i: int) -> Candidate:
@@ -137,6 +148,7 @@ def build_bank(
     rng: np.random.Generator,
     *,
     images: int,
+    factors: Sequence[float] | None = None,
     progress: bool = False,
 ) -> ObjectBank:
     """Cut the objects that may be copied out of images chosen at random.
@@ -147,6 +159,7 @@ def build_bank(
         read: see `ReadImage`.
         rng: chooses the images.
         images: how many, at most.
+        factors: (N,) how often objects of each are given, in relation to the others.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -154,6 +167,7 @@ def build_bank(
     """
     donors: list[list[Cutout]] = []
     names: list[str | None] = []
+    weights: list[float] = []
     off = None if progress else True  # None: where it is no terminal
     with tqdm(total=images, desc="object bank", unit="img", disable=off) as bar:
         for index in rng.permutation(len(records)).tolist():
@@ -166,13 +180,14 @@ def build_bank(
             if image is not None:
                 donors.append([_cut_out(image, scene, c, record) for c in chosen])
                 names.append(record.get("file_name"))
+                weights.append(1.0 if factors is None else float(factors[index]))
                 bar.update()
         bar.total = len(donors)  # there may be fewer
     if not donors:
         raise SmallObjError(
             "No object of the training images may be copied, so SMALLOBJ.SOURCES cannot be 'bank'."
         )
-    return ObjectBank(donors, names)
+    return ObjectBank(donors, names, weights)
 
 
 def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[str, Any]) -> Cutout:

@@ -37,18 +37,9 @@ def label_of_copy(
         size: (height, width) of the image.
         corner: (x, y), where the source annotation's coordinates begin in its own image.
     """
-    label = {k: v for k, v in source.items() if k != "id"}
-    label["bbox"] = _box(shape, source)
+    label = transformed(source, shape, matrix, size)
+    label.pop("id", None)
     label["iscrowd"] = 0
-    if isinstance(shape, Bitmap):
-        label["area"] = float(np.count_nonzero(shape.mask))
-    else:
-        (a, b, _), (c, d, _) = matrix.tolist()
-        label["area"] = source["area"] * abs(a * d - b * c)
-    if has_mask(source):
-        label["segmentation"] = _segmentation(shape, source, *size)
-    if source.get("keypoints"):
-        label["keypoints"] = _move_keypoints(source["keypoints"], matrix)
     if corner != (0, 0):
         matrix = matrix.copy()
         matrix[:, 2] -= matrix[:, :2] @ corner
@@ -64,16 +55,35 @@ def moved_annotation(source: Annotation, shape: Shape, window: Window) -> Annota
         shape: its shape.
         window: which holds the shape.
     """
-    moved = dict(source)
     inside: Shape = shape.trimmed() if isinstance(shape, Bitmap) else shape
+    shift = np.array([(1.0, 0.0, -window.x), (0.0, 1.0, -window.y)])
     inside = inside.moved(-window.x, -window.y)
-    moved["bbox"] = _box(inside, source)
+    return transformed(source, inside, shift, (window.height, window.width))
+
+
+def transformed(
+    source: Annotation, shape: Shape, matrix: NDArray[np.float64], size: tuple[int, int]
+) -> Annotation:
+    """An annotation under an affine map: every key that it has, with those that move moved.
+
+    Args:
+        source: the annotation.
+        shape: its shape after the map.
+        matrix: (2, 3), the map.
+        size: (height, width) of the image after the map.
+    """
+    label = dict(source)
+    label["bbox"] = _box(shape, source)
+    if isinstance(shape, Bitmap):
+        label["area"] = float(np.count_nonzero(shape.mask))
+    else:
+        (a, b, _), (c, d, _) = matrix.tolist()
+        label["area"] = source["area"] * abs(a * d - b * c)
     if has_mask(source):
-        moved["segmentation"] = _segmentation(inside, source, window.height, window.width)
+        label["segmentation"] = _segmentation(shape, source, *size)
     if source.get("keypoints"):
-        shift = np.array([(1.0, 0.0, -window.x), (0.0, 1.0, -window.y)])
-        moved["keypoints"] = _move_keypoints(source["keypoints"], shift)
-    return moved
+        label["keypoints"] = _move_keypoints(source["keypoints"], matrix)
+    return label
 
 
 def _segmentation(shape: Shape, like: Annotation, height: int, width: int) -> Any:

@@ -198,7 +198,10 @@ def loader_from_config(
     register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
     progress = processes.rank() == 0
-    augmentation = build_augmentation(cfg, cfg.SEED, records, read_image, progress=progress)
+    draws = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+    augmentation = build_augmentation(
+        cfg, cfg.SEED, records, read_image, draws=draws, progress=progress
+    )
     mapper = build_mapper(cfg, True, augmentation=augmentation)
     return build_train_loader(
         records,

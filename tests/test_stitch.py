@@ -1,0 +1,140 @@
+"""Beyond the paper: several images shrunk into one."""
+
+import numpy as np
+import pytest
+
+from proofs.random_scenes import random_scene, raster
+from smallobj_d2.masks.shapes import box_xyxy
+from smallobj_d2.sampling import Draw
+from smallobj_d2.stitch import Stitch, read_stitched
+
+BLANK = {"annotations": [], "height": 60, "width": 80}
+
+
+def scenes(seed, count=4):
+    rng = np.random.default_rng(seed)
+    records = []
+    for _ in range(count):
+        image, annotations = random_scene(rng, low=40)
+        height, width = image.shape[:2]
+        records.append(
+            {"pixels": image, "annotations": annotations, "height": height, "width": width}
+        )
+    return records
+
+
+def stitched(parts, own=0):
+    record = {**parts[own], "stitched": parts}
+    return read_stitched(record, lambda r: r["pixels"]), record["annotations"]
+
+
+def bar(x, y, width, height, **changes):
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    polygon = [float(v) for corner in corners for v in corner]
+    base = {"bbox": [x, y, width, height], "area": float(width * height), "category_id": 0}
+    return {"iscrowd": 0, "segmentation": [polygon], **base, **changes}
+
+
+def test_so_many_draws_show_so_many_images_and_their_own_is_one_of_them():
+    stitch = Stitch(probability=0.3, seed=5, grid=3)
+    shown = [stitch.images(Draw(k, k % 7, 0), 50) for k in range(2000)]
+    assert {len(s) for s in shown} == {0, 9}
+    assert sum(map(bool, shown)) == pytest.approx(600, abs=80)
+    assert all(k % 7 in s for k, s in enumerate(shown) if s)
+    where = [s.index(k % 7) for k, s in enumerate(shown) if s]
+    assert np.bincount(where, minlength=9).min() > 30
+    others = np.bincount(np.concatenate([s for s in shown if s]), minlength=50)
+    assert others[7:].min() > 50  # 600 * 8 / 50 are 96
+
+
+def test_a_draw_shows_what_seed_and_position_say():
+    draws = [Draw(k, 3, 0) for k in range(50)]
+    one, again, other = (Stitch(0.5, seed) for seed in (1, 1, 2))
+    seen = [[s.images(d, 20) for d in draws] for s in (one, again, other)]
+    assert seen[0] == seen[1] != seen[2]
+    assert not any(Stitch(0.0, 1).images(d, 20) for d in draws)
+
+
+def test_a_draw_that_is_not_stitched_is_read_as_it_is():
+    record = scenes(1)[0]
+    assert read_stitched(record, lambda r: r["pixels"]) is record["pixels"]
+
+
+def test_images_of_one_size_are_halved_exactly():
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
+    parts = [
+        {**BLANK, "height": 60, "width": 80, "pixels": p.repeat(2, 0).repeat(2, 1)} for p in pixels
+    ]
+    canvas, _ = stitched(parts)
+    assert (canvas == np.block([[[pixels[0]], [pixels[1]]], [[pixels[2]], [pixels[3]]]])).all()
+
+
+def test_a_box_a_polygon_and_keypoints_go_with_their_image():
+    thing = bar(20, 12, 40, 24, id=7, keypoints=[30.0, 20.0, 2, 0, 0, 0], note="mine")
+    parts = [{**BLANK, "pixels": np.zeros((60, 80, 3), np.uint8)} for _ in range(4)]
+    parts[3]["annotations"] = [thing]
+    _, (moved,) = stitched(parts)
+    assert moved["bbox"] == [50, 36, 20, 12]
+    assert moved["area"] == 240
+    assert moved["segmentation"] == [[50, 36, 70, 36, 70, 48, 50, 48]]
+    assert moved["keypoints"] == [55, 40, 2, 0, 0, 0]
+    assert moved["note"] == "mine"
+    assert "copy_paste" not in moved
+    assert thing["bbox"] == [20, 12, 40, 24]
+
+
+def test_what_shrinks_below_a_few_pixels_leaves_and_crowds_stay_crowds():
+    parts = [{**BLANK, "pixels": np.zeros((60, 80, 3), np.uint8)} for _ in range(4)]
+    parts[0]["annotations"] = [bar(10, 10, 3, 2), bar(30, 10, 4, 4), bar(9, 30, 40, 20, iscrowd=1)]
+    _, left = stitched(parts)
+    assert [a["bbox"] for a in left] == [[15, 5, 2, 2], [4.5, 15, 20, 10]]
+    assert [a["iscrowd"] for a in left] == [0, 1]
+
+
+def test_an_image_is_never_enlarged_and_the_rest_of_its_cell_is_grey():
+    own = {**BLANK, "pixels": np.zeros((60, 80, 3), np.uint8)}
+    tiny = {**BLANK, "height": 5, "width": 7, "pixels": np.full((5, 7, 3), 255, np.uint8)}
+    canvas, _ = stitched([own, tiny, tiny, tiny])
+    assert (canvas[:5, 40:47] == 255).all()
+    assert (canvas[:30, 47:] == 128).all()
+    assert (canvas[5:30, 40:] == 128).all()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_masks_lie_where_their_image_lies_and_boxes_around_them(seed):
+    """Polygons and RLE: a mask of the canvas is one of an image, shrunk, give or take an edge."""
+    parts = scenes(seed)
+    canvas, annotations = stitched(parts, own=seed % 4)
+    height, width = canvas.shape[:2]
+    assert (height, width) == parts[seed % 4]["pixels"].shape[:2]
+    left = iter(annotations)
+    for k, part in enumerate(parts):
+        y0, x0 = k // 2 * height // 2, k % 2 * width // 2
+        y1, x1 = (k // 2 + 1) * height // 2, (k % 2 + 1) * width // 2
+        h, w = part["pixels"].shape[:2]
+        scale = min((y1 - y0) / h, (x1 - x0) / w, 1)
+        rows, columns = max(1, round(h * scale)), max(1, round(w * scale))
+        for source in part["annotations"]:
+            if "segmentation" not in source:
+                continue
+            before = raster(source["segmentation"], h, w)
+            if before.sum() * scale**2 < 30:
+                continue
+            moved = next(a for a in left if a.get("id") == source["id"])
+            after = raster(moved["segmentation"], height, width)
+            inside = np.zeros_like(after)
+            ys = np.minimum((np.arange(rows) + 0.5) * h / rows, h - 1).astype(int)
+            xs = np.minimum((np.arange(columns) + 0.5) * w / columns, w - 1).astype(int)
+            inside[y0 : y0 + rows, x0 : x0 + columns] = before[np.ix_(ys, xs)]
+            edge = 2 * (after.any(0).sum() + after.any(1).sum()) + 4
+            assert np.count_nonzero(after != inside) <= edge
+            if isinstance(moved["segmentation"], list):
+                ratio = np.tile([columns / w, rows / h], 2)
+                box = np.array(box_xyxy(source)) * ratio + (x0, y0, x0, y0)
+            else:
+                ys, xs = np.nonzero(after)
+                box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+                assert moved["area"] == after.sum()
+            assert np.allclose(box_xyxy(moved), box, atol=1e-9)
+            assert moved["category_id"] == source["category_id"]
