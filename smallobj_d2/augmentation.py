@@ -111,11 +111,11 @@ class DrawAugmentation:
 
         Args:
             record: a dataset dict with ``annotations``, ``height``, ``width`` and ``draw``, and
-                perhaps ``file_name``.
+                perhaps ``file_name``. Where it has ``stitched``, nothing is pasted.
         """
         draw: Draw = record["draw"]
         annotations = record["annotations"]
-        if not self.may_augment(annotations):
+        if record.get("stitched") or not self.may_augment(annotations):
             return None
         share = self.probability
         if self.schedule is not None:
@@ -197,7 +197,8 @@ def build_augmentation(
     falling, off = s.AUGMENTATION_SCHEDULE == "falling", s.AUGMENTATION_OFF_AT_END
     schedule = None
     if draws is not None and (falling or off):
-        schedule = Schedule(draws, falling, off * cfg.SOLVER.IMS_PER_BATCH)
+        at_end = off * cfg.SOLVER.IMS_PER_BATCH if off >= 1 else off * draws
+        schedule = Schedule(draws, falling, round(at_end))
     return DrawAugmentation(
         CopyPaste.from_config(cfg, sources),
         seed=seed,

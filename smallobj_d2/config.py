@@ -119,8 +119,14 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # Over the run, the share of augmented draws is "constant", or "falling": from twice
     # AUGMENTATION_PROBABILITY (at most 1) to 0.
     s.AUGMENTATION_SCHEDULE = "constant"
-    # In so many iterations at the end of the run no draw is augmented.
-    s.AUGMENTATION_OFF_AT_END = 0
+    # At the end of the run no draw is augmented in so many iterations; below 1, in that share of
+    # all iterations.
+    s.AUGMENTATION_OFF_AT_END = 0.0
+
+    # This share of the draws shows, in place of one image, STITCH_GRID x STITCH_GRID of them shrunk
+    # into one; nothing is pasted there.
+    s.STITCH_PROBABILITY = 0.0
+    s.STITCH_GRID = 2
 
     # --- Speed
     # Resize with OpenCV instead of Pillow where an image is enlarged: much faster, and no pixel
@@ -460,13 +466,15 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
     "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),
     "SMALLOBJ.AUGMENTATION_SCHEDULE": _one_of("constant", "falling"),
-    "SMALLOBJ.AUGMENTATION_OFF_AT_END": _whole(0),
+    "SMALLOBJ.AUGMENTATION_OFF_AT_END": _from(0),
     "SMALLOBJ.SCALE": _PAIR,
     "SMALLOBJ.ROTATION": _PAIR,
     "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
     "SMALLOBJ.SOURCES": _one_of("image", "bank"),
     "SMALLOBJ.BANK_IMAGES": _whole(1),
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
+    "SMALLOBJ.STITCH_PROBABILITY": _SHARE,
+    "SMALLOBJ.STITCH_GRID": _whole(2, 8),
     "SMALLOBJ.UNREADABLE_IMAGES": _one_of("stop", "skip"),
 }
 """What is checked when a config is read. Copy-paste checks the numbers of its keys itself."""

@@ -37,6 +37,12 @@ class Stitch:
     seed: int
     grid: int = 2
 
+    @classmethod
+    def from_config(cls, cfg: Any) -> "Stitch | None":
+        """What a config's ``SMALLOBJ`` node asks for, if it does."""
+        s = cfg.SMALLOBJ
+        return cls(s.STITCH_PROBABILITY, cfg.SEED, s.STITCH_GRID) if s.STITCH_PROBABILITY else None
+
     def images(self, draw: Draw, count: int) -> list[int]:
         """Which of ``count`` images a draw shows, row by row: its own and others at random.
 
@@ -56,7 +62,7 @@ def read_stitched(record: dict[str, Any], read: Callable[[Mapping[str, Any]], Im
     Args:
         record: a dataset dict; where it has ``stitched``, the dataset dicts of N x N images,
             its ``annotations`` are replaced by theirs.
-        read: a dataset dict to its image, (h, w, 3) uint8.
+        read: a dataset dict to its image, (h, w, 3) uint8, writable.
 
     Returns:
         (H, W, 3) uint8, of the size that the record says.

@@ -233,8 +233,9 @@ def augmented_share(aug: DrawAugmentation, positions: range) -> float:
     return float(np.mean(drawn))
 
 
-def test_at_the_end_of_a_run_draws_show_the_original():
-    cfg = load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.AUGMENTATION_OFF_AT_END", "50"])
+@pytest.mark.parametrize("off", ["50", "0.25"])
+def test_at_the_end_of_a_run_draws_show_the_original(off):
+    cfg = load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.AUGMENTATION_OFF_AT_END", off])
     batch = cfg.SOLVER.IMS_PER_BATCH
     aug = build_augmentation(cfg, 1, draws=200 * batch)
     assert aug is not None

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 from proofs.random_scenes import random_scene, raster
+from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.datasets.images import read_rgb
+from smallobj_d2.datasets.synthetic import make_dataset
+from smallobj_d2.engines import load_engine
 from smallobj_d2.masks.shapes import box_xyxy
 from smallobj_d2.sampling import Draw
 from smallobj_d2.stitch import Stitch, read_stitched
@@ -138,3 +142,35 @@ def test_masks_lie_where_their_image_lies_and_boxes_around_them(seed):
                 assert moved["area"] == after.sum()
             assert np.allclose(box_xyxy(moved), box, atol=1e-9)
             assert moved["category_id"] == source["category_id"]
+
+
+@pytest.mark.parametrize("engine", ["torchvision", "detectron2"])
+def test_the_model_is_fed_what_was_stitched(engine, tmp_path):
+    """In every engine: the pixels of the canvas, resized and flipped, and its objects."""
+    if engine == "detectron2" and not has_detectron2():
+        pytest.skip("Detectron2 is not installed")
+    json_file = make_dataset(tmp_path, "s", 6, seed=1, size=96, progress=False)
+    name = f"stitch_{engine}"
+    cfg = load_cfg(
+        "beyond/bank_stitch",
+        ["SMALLOBJ.DATASETS", str([[name, str(json_file), str(json_file.parent / "images")]])]
+        + ["DATASETS.TRAIN", f"('{name}',)", "SEED", "3", "DATALOADER.NUM_WORKERS", "0"]
+        + ["INPUT.MIN_SIZE_TRAIN", "(0,)", "INPUT.RANDOM_FLIP", "none"],
+    )
+    dataset = load_engine(engine).build_train_loader(cfg).dataset
+    drawn = [dataset.record(k) for k in range(40)]
+    at = [k for k, record in enumerate(drawn) if "stitched" in record]
+    assert 4 <= len(at) <= 20
+    for k in at[:5]:
+        canvas = read_stitched(drawn[k], lambda record: read_rgb(record)[:, :, ::-1])
+        sample = dataset[k]
+        assert "stitched" not in sample
+        assert (sample["image"].numpy() == canvas.transpose(2, 0, 1)).all()
+        if engine == "torchvision":
+            boxes = sample["target"]["boxes"].numpy()
+        else:
+            boxes = sample["instances"].gt_boxes.tensor.numpy()
+        expected = [box_xyxy(a) for a in drawn[k]["annotations"] if not a["iscrowd"]]
+        assert np.allclose(boxes, expected, atol=1e-3)
+    again = load_engine(engine).build_train_loader(cfg).dataset
+    assert all((again[k]["image"] == dataset[k]["image"]).all() for k in at[:5])

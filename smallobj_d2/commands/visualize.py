@@ -53,7 +53,8 @@ def sheet_of_draws(
     engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
 ) -> Image.Image:
     """The draws of a config, with its engine; see `training_sheet`."""
-    plain = changed(cfg, {"SMALLOBJ.COPY_PASTE": False})
+    off = {"SMALLOBJ.COPY_PASTE": False, "SMALLOBJ.STITCH_PROBABILITY": 0.0}
+    plain = changed(cfg, off)
     originals = engine.build_train_loader(plain).dataset
     view = partial(engine.view, cfg=cfg)
     return training_sheet(dataset, originals, view, positions, width=width)

@@ -27,6 +27,7 @@ from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sampling import Stream
+from smallobj_d2.stitch import Stitch
 from smallobj_d2.training_set import Records, training_data
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class DrawDataset(Dataset[Sample]):
         mapper: dataset dict to sample; None gives the dataset dicts themselves.
         skip_unreadable: take the next record in place of one whose image cannot be read, and
             say so in the sample's ``skipped``.
+        stitch: which draws show several images; those have their dicts as ``stitched``.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class DrawDataset(Dataset[Sample]):
         mapper: Mapper | None = None,
         *,
         skip_unreadable: bool = False,
+        stitch: Stitch | None = None,
     ) -> None:
         self.records = records if isinstance(records, PackedRecords) else PackedRecords(records)
         self.stream = stream
         self.mapper = mapper
         self.skip_unreadable = skip_unreadable
+        self.stitch = stitch
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -67,7 +71,10 @@ class DrawDataset(Dataset[Sample]):
     def record(self, position: int) -> dict[str, Any]:
         """The dataset dict at a position, with its ``draw``."""
         draw = self.stream[position]
-        return {**self.records[draw.index], "draw": draw}
+        record = {**self.records[draw.index], "draw": draw}
+        if self.stitch and (shown := self.stitch.images(draw, len(self.records))):
+            record["stitched"] = [self.records[i] for i in shown]
+        return record
 
     def __getitem__(self, position: int) -> Sample:
         record = self.record(position)
@@ -145,6 +152,7 @@ def build_train_loader(
     aspect_ratio_grouping: bool = True,
     start_iter: int = 0,
     skip_unreadable: bool = False,
+    stitch: Stitch | None = None,
 ) -> "TrainLoader":
     """Build the infinite training loader.
 
@@ -159,7 +167,7 @@ def build_train_loader(
         aspect_ratio_grouping: keep wide and tall images in batches apart.
         start_iter: the iteration to start at; earlier batches are left out, unread.
         skip_unreadable: replace unreadable images instead of stopping.
-
+        stitch: see `DrawDataset`.
     """
     if images_per_batch < 1:
         raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
@@ -170,7 +178,7 @@ def build_train_loader(
         )
     stream = Stream(factors, seed)
     wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
-    dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable)
+    dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable, stitch=stitch)
     batches = BatchSampler(
         stream, images_per_batch, wide, rank=rank, world_size=world_size, start=start_iter
     )
@@ -215,6 +223,7 @@ def loader_from_config(
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         start_iter=start_iter,
         skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
+        stitch=Stitch.from_config(cfg),
     )
 
 

@@ -9,7 +9,7 @@ from smallobj_d2.visualization.sheets import PASTED, View, contact_sheet, zoom
 
 
 def training_sheet(
-    dataset: Sequence[Any],
+    dataset: Any,
     originals: Sequence[Any],
     view: Callable[[Any], View],
     positions: Sequence[int],
@@ -21,7 +21,8 @@ def training_sheet(
     Beside each stands a part of it enlarged, without outlines, around its smallest copy.
 
     Args:
-        dataset: samples by their position in the stream.
+        dataset: samples by their position in the stream, such as
+            `smallobj_d2.engines.loader.DrawDataset`.
         originals: the same draws without copy-paste.
         view: makes a view of a sample.
         positions: which draws to show. Draws that show the original are shown as such.
@@ -34,6 +35,8 @@ def training_sheet(
         pairs = zip(after.outlines, after.styles, strict=True)
         copies = [outlines for outlines, style in pairs if style == PASTED]
         what = f"{len(copies)} pasted" if copies else "nothing pasted in this draw"
+        if shown := dataset.record(position).get("stitched"):
+            what = f"{len(after.outlines)} in {len(shown)} images stitched"
         caption = f"draw {position}, image {sample['image_id']}: {len(before.outlines)} instances"
         rows.append(([before, *zoom(after, copies or after.outlines)], f"{caption}, {what}"))
     titles = ["original", "as the model sees it (copies in pink)", "enlarged (white frame)"]
@@ -41,7 +44,7 @@ def training_sheet(
 
 
 def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> list[int]:
-    """The first positions of a config's stream whose draws get pastes, ``count`` at most.
+    """The first positions of a stream whose draws are pasted into or stitched, ``count`` at most.
 
     Args:
         dataset: see `training_sheet`.
@@ -53,8 +56,9 @@ def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> lis
         return list(range(count))
     found: list[int] = []
     for position in range(look_at):
-        plan = augmentation.plan(dataset.record(position))
-        if plan is not None and plan.pasted:
+        record = dataset.record(position)
+        plan = augmentation.plan(record)
+        if "stitched" in record or (plan is not None and plan.pasted):
             found.append(position)
             if len(found) == count:
                 break

@@ -26,6 +26,7 @@ from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import Registry, import_modules
 from smallobj_d2.sampling import Draw
+from smallobj_d2.stitch import read_stitched
 from smallobj_d2.training_set import Records
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class SmallObjectMapper(DatasetMapper):
             with opened(dataset_dict, PathManager.open):
                 return super().__call__(dataset_dict)
         record = dict(dataset_dict)
-        image = read_image(record, self.image_format)
+        image = read_stitched(record, partial(read_image, image_format=self.image_format))
         sem_seg = None
         if "sem_seg_file_name" in record:
             sem_seg = utils.read_image(record.pop("sem_seg_file_name"), "L").squeeze(2)
@@ -135,6 +136,7 @@ class SmallObjectMapper(DatasetMapper):
             record["height"], record["width"] = image.shape[:2]
             self._add_areas(record)
             self.augmentation(image, record)
+        record.pop("stitched", None)
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         with _numpy_seeded_for(self.seed, dataset_dict.get("draw")):
@@ -212,6 +214,17 @@ class SmallObjectMapper(DatasetMapper):
 def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation | None:
     """The augmentation of a config, for a mapper that this project's loader has not built."""
     s = cfg.SMALLOBJ
+    off = {
+        "STITCH_PROBABILITY": 0,
+        "AUGMENTATION_OFF_AT_END": 0,
+        "AUGMENTATION_SCHEDULE": "constant",
+    }
+    for key in (key for key in off if s[key] != off[key]):
+        logger.warning(
+            "A mapper knows neither other images nor the iteration: SMALLOBJ.%s takes effect in "
+            "smallobj_d2.engines.detectron2.build_train_loader only.",
+            key,
+        )
     if s.OVERSAMPLING_FACTOR != 1:
         logger.warning(
             "A mapper draws no images: SMALLOBJ.OVERSAMPLING_FACTOR %g takes effect in "
