@@ -321,6 +321,20 @@ def test_images_without_small_objects_are_augmented_too():
     assert not only_small.may_augment(large["annotations"])
 
 
+def test_a_rare_category_gives_objects_as_often_as_its_images_are_drawn():
+    """One image of a hundred, where a tenth is no longer rare, counts sqrt(10) times."""
+    image = np.zeros((90, 90, 3), np.uint8)
+    records = [
+        a_record(image, [rectangle(20, 20, 9, 9, id=i, category_id=int(i == 7))], i)
+        for i in range(100)
+    ]
+    cfg = load_cfg(BANK.with_name("bank_rare.yaml"))
+    bank = build_augmentation(cfg, 0, records, lambda r: r["image"]).copy_paste.sources
+    rng, scene = np.random.default_rng(1), Scene([], 90, 90)
+    given = [bank.candidates(scene, rng)[0].origin["image"] for _ in range(6000)]
+    assert given.count(7) == pytest.approx(6000 * 10**0.5 / (99 + 10**0.5), abs=50)
+
+
 def test_a_draw_follows_from_seed_and_position():
     one, other = augmentation(), augmentation()
     for k in range(40):

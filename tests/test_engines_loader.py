@@ -194,6 +194,7 @@ def test_the_law_holds_with_objects_of_a_bank(engine, cfg, start):
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     beyond = ("SOURCES", "bank", "AUGMENTED_IMAGES", "all", "STRATEGY", "all")
     cfg = changed(cfg, *(f"SMALLOBJ.{w}" if w.isupper() else w for w in beyond))
+    cfg = changed(cfg, "SMALLOBJ.STITCH_PROBABILITY", 0.3)
     build = load_engine(engine).build_train_loader
     runs = []
     for workers, start_iter in ((0, 0), (2, start)):
@@ -202,6 +203,18 @@ def test_the_law_holds_with_objects_of_a_bank(engine, cfg, start):
     assert runs[0][start:] == runs[1]
     plain = samples(loader_of(engine, changed(cfg, "SMALLOBJ.COPY_PASTE", False)), 60)
     assert sum(plain.get(k, d) != d for batch in runs[0] for k, d in batch.items()) > 15
+
+
+def test_augmentation_ends_where_the_config_says(engine, cfg):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    opts = ("SOLVER.MAX_ITER", 20, "SMALLOBJ.AUGMENTATION_OFF_AT_END", 5.0)
+    build = load_engine(engine).build_train_loader
+    share = "SMALLOBJ.AUGMENTATION_PROBABILITY"
+    ends, never = (build(changed(cfg, *opts, share, p)) for p in (0.5, 0.0))
+    augmented, plain = samples(ends, 80), samples(never, 80)
+    unlike = [k for k in range(80) if augmented[k] != plain[k]]
+    assert len(unlike) > 15
+    assert 50 < max(unlike) < 60  # 15 iterations of 4
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
