@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from smallobj_d2.visualization.document import (
     Document,
-    Items,
     Picture,
     Table,
     code,
@@ -24,7 +23,7 @@ def everywhere(text: str) -> Document:
     document.heading(text)
     document.text(Markup("of {} and {}").format(code(text), strong(text)))
     document.text(text)
-    document.add(Items([text, emphasis(text)], answer=True))
+    document.items([text, emphasis(text)], answer=True)
     document.add(Table([text, text], [[text, code(text)], [text, text]], tones={text: "good"}))
     document.add(Picture('/a"', b"<svg><script/></svg>", "svg", text))
     return document

@@ -73,16 +73,14 @@ def find_sources(
         candidates = rule.candidates(scene)
         found.append(len(candidates))
         under_others += not candidates and bool(replace(rule, max_covered=1).candidates(scene))
-        copies = 0
-        if candidates:
-            copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies
+        copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies if candidates else 0
         wanted.append(min(copies, copy_paste.max_pastes))
     return Sources(
         small_images=len(small),
         examined=len(chosen),
         with_source=sum(n > 0 for n in found),
-        candidates=float(np.mean(found)) if found else 0.0,
-        wanted=float(np.mean(wanted)) if wanted else 0.0,
+        candidates=sum(found) / max(len(chosen), 1),
+        wanted=sum(wanted) / max(len(chosen), 1),
         under_others=under_others,
     )
 
@@ -114,22 +112,22 @@ def advise(
             "oversampling nor copy-paste of small objects would change anything. If objects are "
             "small for your purpose nevertheless, raise SMALLOBJ.SMALL_AREA."
         ]
+    training = next((t for t in tables if t.protocol == "training"), None)
     words = [
         f"{with_small:,} of {images:,} images ({percent(small.image_share)}) have a small object, "
         f"and {percent(small.object_share)} of all objects are small. In COCO it is "
-        f"{percent(paper.image_share)} and {percent(paper.object_share)}."
+        f"{percent(paper.image_share)} and {percent(paper.object_share)}.",
+        _on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR),
+        *_on_rarity((training or tables[0]).rows["small"].matched_share),
+        *_on_masks(objects, s.PASTE_BOXES),
     ]
-    words.append(_on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR))
-    words += _on_rarity(tables)
-    words += _on_masks(objects, s.PASTE_BOXES)
     if objects.masked.any() or s.PASTE_BOXES:
         words.append(_on_sources(sources, s))
         if sources.with_source:
             words.append(_on_pastes(sources, s, after))
-    words += _on_resizing(objects, cfg, tables)
-    words += _on_anchors(tables)
-    words += _on_crowded_images(objects, cfg)
-    return words
+    if training is not None:
+        words += [_on_resizing(objects, cfg), _on_anchors(training)]
+    return [*words, *_on_crowded_images(objects, cfg)]
 
 
 def _on_oversampling(share: float, factor: float) -> str:
@@ -157,10 +155,8 @@ def _on_oversampling(share: float, factor: float) -> str:
     )
 
 
-def _on_rarity(tables: Sequence[Table]) -> list[str]:
+def _on_rarity(matched: float) -> list[str]:
     """Whether the network sees as little of small objects as the paper says of COCO."""
-    table = next((t for t in tables if t.protocol == "training"), tables[0])
-    matched = table.rows["small"].matched_share
     if not matched > 0.8:
         return []
     return [
@@ -220,34 +216,31 @@ def _on_sources(sources: Sources, s: Any) -> str:
 def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
     settings = f"strategy {s.STRATEGY}, {s.COPIES} {'copy' if s.COPIES == 1 else 'copies'} each"
     wish = f"{sources.wanted:.1f} copies in each augmented image on average"
-    if after is None or not after.tried:
+    if after is None or not after.counts["copies_wanted"]:
         return (
             f"Copy-paste as configured ({settings}) would try {wish}. Use --augment CONFIG to "
             "see what a config does to this dataset."
         )
+    counts, tried = after.counts, after.counts["copies_wanted"]
     text = (
         f"This config ({settings}) tries {wish}; in {after.objects.num_images:,} draws it "
-        f"augmented {after.augmented:,} and pasted {after.pasted:,} copies"
+        f"augmented {counts['augmented_draws']:,} and pasted {counts['copies_pasted']:,} copies"
     )
-    lost = after.given_up + after.empty + after.capped
-    if lost < 0.01 * after.tried:
+    reasons = {
+        "found no free place": counts["copies_without_place"],
+        "own no pixel": counts["copies_without_pixels"],
+        f"were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})": counts["copies_over_limit"],
+    }
+    if sum(reasons.values()) < 0.01 * tried:
         return f"{text}, nearly all that it tried."
-    reasons = []
-    if after.given_up:
-        reasons.append(f"{after.given_up:,} found no free place")
-    if after.empty:
-        reasons.append(f"{after.empty:,} own no pixel")
-    if after.capped:
-        reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
-    many = after.given_up > 0.2 * after.tried
+    lost = ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+    many = counts["copies_without_place"] > 0.2 * tried
     full = " These images are full: more copies will not fit." if many else ""
-    return f"{text}. It tried {after.tried:,}: {', '.join(reasons)}.{full}"
+    return f"{text}. It tried {tried:,}: {lost}.{full}"
 
 
-def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[str]:
+def _on_resizing(objects: Objects, cfg: Any) -> str:
     """How large small objects are when the network sees them."""
-    if not any(t.protocol == "training" for t in tables):
-        return []
     heights, _ = training_protocol(cfg).input_sizes(objects)
     small = objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0
     sides = np.sqrt(objects.areas[small])
@@ -261,7 +254,7 @@ def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[st
     text += f". {percent((seen < side).mean())} of the small objects are below {side:.0f} there"
     if (seen < sides).mean() > 0.5:
         text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN downscale most of them"
-    return [f"{text}."]
+    return f"{text}."
 
 
 def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
@@ -279,10 +272,7 @@ def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
     ]
 
 
-def _on_anchors(tables: Sequence[Table]) -> list[str]:
-    table = next((t for t in tables if t.protocol == "training"), None)
-    if table is None:
-        return []
+def _on_anchors(table: Table) -> str:
     small, large = table.rows["small"], table.rows["large"]
     text = (
         f"In the input that the configured network sees, a small object overlaps its best anchor "
@@ -295,4 +285,4 @@ def _on_anchors(tables: Sequence[Table]) -> list[str]:
             ". That is low; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
             "INPUT.MIN_SIZE_TRAIN to see their effect"
         )
-    return [f"{text}."]
+    return f"{text}."

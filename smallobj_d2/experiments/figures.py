@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smallobj_d2.experiments.paper import Paper
+from smallobj_d2.experiments.plan import above
 from smallobj_d2.experiments.results import Results
 from smallobj_d2.experiments.statistics import spread
-from smallobj_d2.visualization.document import visible
 from smallobj_d2.visualization.plots import (
     BLACK,
     BLUE,
@@ -24,6 +24,7 @@ from smallobj_d2.visualization.plots import (
     YELLOW,
     file_of,
     panels,
+    plain,
     styled,
 )
 
@@ -74,12 +75,8 @@ def group_of(config: str) -> str:
 
 def short_name(config: str) -> str:
     """A label for a point."""
-    text = (
-        config.removeprefix("beyond/")
-        .removeprefix("orig_aug_")
-        .replace("oversample_", "oversampling ")
-    )
-    return text.replace("_", " ")
+    text = config.removeprefix("beyond/").removeprefix("orig_aug_")
+    return text.replace("oversample_", "oversampling ").replace("_", " ")
 
 
 def published(paper: Paper) -> Source:
@@ -97,9 +94,10 @@ def measured(results: Results) -> Source:
     """Means over the seeds that row and baseline have in common, with their standard errors."""
 
     def point(row: str, metric: str) -> Point | None:
-        values = [100 * d for d in results.differences(row, "baseline", metric).values()]
-        if not values:
+        change = above(row, "baseline", metric).difference(results)
+        if change is None:
             return None
+        values = [100 * d for d in change.values]
         error = spread(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return float(np.mean(values)), error
 
@@ -107,81 +105,64 @@ def measured(results: Results) -> Source:
 
 
 @styled
-def trade_off(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
-    """Change in AP of small against large objects, for every row (section 6.1), as SVG.
+def trade_off(paper: Paper, results: Results, *, beside: bool) -> bytes:
+    """Change in mask AP of small against large objects, for every row (section 6.1), as SVG.
 
     Args:
         paper, results: what to show.
-        kind: ``segm`` or ``bbox``.
         beside: whether to show the paper's numbers in a panel of their own.
     """
     figure, shown = _panels(paper, results, beside)
-    drawn: dict[str, Any] = {}
     for axis, source in shown:
         for row in (*paper.configs(), *(r for r in results.rows if r.startswith("beyond/"))):
-            small, large = source(row, f"{kind}.small"), source(row, f"{kind}.large")
+            small, large = source(row, "segm.small"), source(row, "segm.large")
             if small is None or large is None:
                 continue
-            colour, mark, label = _GROUPS[group_of(row)]
-            drawn[label] = axis.errorbar(
-                *(large[0], small[0], small[1] or None, large[1] or None),
-                color=colour,
-                marker=mark,
-                ms=6,
-                lw=0,
-                elinewidth=1,
-                alpha=0.9,
-            )
+            group, at = group_of(row), (large[0], small[0])
+            _plot(axis, group, *at, small[1] or None, large[1] or None, lw=0, alpha=0.9)
             if row in _NAMED or row not in paper.numbers:
                 offset = _NAMED.get(row, _BEYOND)
                 axis.annotate(
-                    *(_plain(short_name(row)), (large[0], small[0])),
+                    *(plain(short_name(row)), at),
                     xytext=offset,
                     textcoords="offset points",
                     ha="left" if offset[0] > 0 else "right",
                     fontsize=8,
-                    color=colour,
+                    color=_GROUPS[group][0],
                 )
         axis.axhline(0, color=GREY, lw=0.8, ls=":")
         axis.axvline(0, color=GREY, lw=0.8, ls=":")
         axis.set_xlabel("AP of large objects, against the baseline")
         axis.margins(0.12)
-    return _finished(figure, shown, drawn)
+    return _finished(figure, shown)
 
 
 @styled
-def copies(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
-    """Change in AP of small objects by copies of each source (Tables 5 to 7), as SVG.
+def copies(paper: Paper, results: Results, *, beside: bool) -> bytes:
+    """Change in mask AP of small objects by copies of each source (Tables 5 to 7), as SVG.
 
     Args:
-        paper, results, kind, beside: see `trade_off`.
+        paper, results, beside: see `trade_off`.
     """
     figure, shown = _panels(paper, results, beside)
-    drawn: dict[str, Any] = {}
     for axis, source in shown:
-        for key, table in (("single", 5), ("multi", 6), ("all", 7)):
+        for group, table in (("single", 5), ("multi", 6), ("all", 7)):
             rows = [r for r in paper.tables[table]["rows"] if "pasted" in r]
-            found = [(r["pasted"], source(r["config"], f"{kind}.small")) for r in rows]
+            found = [(r["pasted"], source(r["config"], "segm.small")) for r in rows]
             points = [(n, *point) for n, point in found if point]
-            if not points:
-                continue
-            colour, mark, label = _GROUPS[key]
-            at, heights, spreads = zip(*points, strict=True)
-            drawn[label] = axis.errorbar(
-                at,
-                heights,
-                spreads,
-                color=colour,
-                marker=mark,
-                ms=6,
-                capsize=2,
-                elinewidth=1,
-            )
+            if points:
+                _plot(axis, group, *zip(*points, strict=True), capsize=2)
         axis.axhline(0, color=GREY, lw=0.8, ls=":")
         axis.set_xlabel("copies of each chosen object")
         axis.set_xticks(range(1, 6))
         axis.set_xlim(0.7, 5.3)
-    return _finished(figure, shown, drawn)
+    return _finished(figure, shown)
+
+
+def _plot(axis: Axes, group: str, *points: Any, **style: Any) -> None:
+    """Points of a group, given as `Axes.errorbar` takes them."""
+    colour, mark, label = _GROUPS[group]
+    axis.errorbar(*points, color=colour, marker=mark, label=label, ms=6, elinewidth=1, **style)
 
 
 def _panels(
@@ -192,17 +173,16 @@ def _panels(
         sources = {"the paper (COCO, one run each)": published(paper), **sources}
     figure, axes = panels(4.8 * len(sources), 4.2, columns=len(sources))
     for axis, title in zip(axes[0], sources, strict=True):
-        axis.set_title(_plain(title))
+        axis.set_title(plain(title))
     return figure, [*zip(axes[0], sources.values(), strict=True)]
 
 
-def _finished(figure: Figure, shown: list[tuple[Axes, Source]], drawn: dict[str, Any]) -> bytes:
+def _finished(figure: Figure, shown: list[tuple[Axes, Source]]) -> bytes:
+    legend: dict[str, Any] = {}
+    for axis, _ in shown:
+        handles, labels = axis.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
     shown[0][0].set_ylabel("AP of small objects, against the baseline")
     columns = 2 * len(shown)
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns)
     return file_of(figure, "svg")
-
-
-def _plain(text: str) -> str:
-    """A text for a figure, where a dollar sign would start a formula."""
-    return visible(text).replace("$", r"\$")
