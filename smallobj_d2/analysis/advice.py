@@ -1,10 +1,14 @@
 """What the numbers mean for somebody who decides whether and how to augment, in plain words."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects
@@ -92,7 +96,7 @@ def advise(
     cfg: Any,
     after: Presented | None = None,
 ) -> list[str]:
-    """Some sentences of advice.
+    """Some sentences of advice: ``templates/advice.txt``, filled in.
 
     Args:
         objects: the dataset.
@@ -101,188 +105,65 @@ def advise(
         cfg: the config that ``sources`` and ``after`` are about.
         after: what the config's draws show, where this was asked for.
     """
-    if not len(objects):
-        return ["There is no object in this dataset, so there is nothing to say about it."]
-    s = cfg.SMALLOBJ
-    small, paper = tables[0].rows["small"], PUBLISHED.rows["small"]
-    images, with_small = objects.num_images, int(small.images)
-    if not with_small:
-        return [
-            f"No object is small (mask area below {s.SMALL_AREA:g} pixels), so neither "
-            "oversampling nor copy-paste of small objects would change anything. If objects are "
-            "small for your purpose nevertheless, raise SMALLOBJ.SMALL_AREA."
-        ]
-    training = next((t for t in tables if t.protocol == "training"), None)
-    words = [
-        f"{with_small:,} of {images:,} images ({percent(small.image_share)}) have a small object, "
-        f"and {percent(small.object_share)} of all objects are small. In COCO it is "
-        f"{percent(paper.image_share)} and {percent(paper.object_share)}.",
-        _on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR),
-        *_on_rarity((training or tables[0]).rows["small"].matched_share),
-        *_on_masks(objects, s.PASTE_BOXES),
-    ]
-    if objects.masked.any() or s.PASTE_BOXES:
-        words.append(_on_sources(sources, s))
-        if sources.with_source:
-            words.append(_on_pastes(sources, s, after))
-    if training is not None:
-        words += [_on_resizing(objects, cfg), _on_anchors(training)]
-    return [*words, *_on_crowded_images(objects, cfg)]
-
-
-def _on_oversampling(share: float, factor: float) -> str:
-    if share > NEARLY_ALL:
-        every = "Every image has" if share == 1 else "Nearly every image has"
-        as_now = "" if share == 1 else " nearly"
-        return (
-            f"{every} small objects, so oversampling cannot help: all images would be drawn"
-            f"{as_now} equally often, as before, and only an epoch would be longer. Leave "
-            "SMALLOBJ.OVERSAMPLING_FACTOR at 1 and look at copy-paste, where "
-            "SMALLOBJ.AUGMENTATION_PROBABILITY alone says how many of the drawn images are "
-            "augmented."
-        )
-    factor = factor if factor > 1 else 3.0
-    drawn = factor * share / (factor * share + 1 - share)
-    effect = (
-        f"With an oversampling factor of {factor:g}, {percent(drawn)} of the drawn images would "
-        f"have small objects instead of {percent(share)}"
-    )
-    if share > 0.9:
-        return f"{effect}: there is hardly anything that oversampling can shift here."
-    return (
-        f"{effect}. The paper gained most for small objects with a factor of 3, at a cost for "
-        "large ones (its Table 3)."
-    )
-
-
-def _on_rarity(matched: float) -> list[str]:
-    """Whether the network sees as little of small objects as the paper says of COCO."""
-    if not matched > 0.8:
-        return []
-    return [
-        f"Small objects have {percent(matched)} of the matched anchors already. The paper's reason "
-        "to oversample and to paste is that they have few (30% on COCO, its Table 2). What "
-        "copy-paste can still add here is variety: other neighbors and backgrounds. Measure it "
-        "against a baseline."
-    ]
-
-
-def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
-    share = objects.masked.mean()
-    if share == 1:
-        return []
-    if share > 0:
-        missing = len(objects) - int(objects.masked.sum())
-        return [f"{missing:,} of {len(objects):,} objects have no mask and cannot be cut out."]
-    if paste_boxes:
-        return ["No object has a mask; SMALLOBJ.PASTE_BOXES pastes upright rectangles."]
-    return [
-        "No object has a mask, so copy-paste has no outline to cut along. Oversampling works "
-        "without masks; or set SMALLOBJ.PASTE_BOXES True to paste upright rectangles, which the "
-        "paper did not try."
-    ]
-
-
-def _on_sources(sources: Sources, s: Any) -> str:
-    claimed = ""
-    if sources.under_others > sources.with_source:
-        claimed = (
-            f" In {percent(sources.under_others / sources.examined)} of these images other "
-            "instances claim the pixels of all that else might be copied. If that is because they "
-            "stand on a larger object, as windows on a wall, and not behind one, set "
-            "SMALLOBJ.MAX_COVERED 1.0."
-        )
-    if not sources.with_source:
-        return (
-            "No small object of any image may be copied: all are occluded, in pieces "
-            "or cut off by the image border. Copy-paste would change nothing; the criteria are "
-            f"SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED.{claimed}"
-        )
-    sampled = "" if sources.examined == sources.small_images else ", judged by a sample"
-    number = round(sources.share * sources.small_images)
-    if s.SOURCES == "bank":
-        rest = "The config pastes them into other images."
-    elif sources.share < 1:
-        rest = "The other images stay as they are when they are augmented."
-    else:
-        rest = "So each of them can be augmented."
-    return (
-        f"In {number:,} of the {sources.small_images:,} images with small objects "
-        f"({percent(sources.share)}{sampled}) at least one of them may be copied (in one piece, "
-        f"not occluded, not cut off); on average {sources.candidates:.1f} of them. {rest}{claimed}"
-    )
-
-
-def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
-    settings = f"strategy {s.STRATEGY}, {s.COPIES} {'copy' if s.COPIES == 1 else 'copies'} each"
-    wish = f"{sources.wanted:.1f} copies in each augmented image on average"
-    if after is None or not after.counts["copies_wanted"]:
-        return (
-            f"Copy-paste as configured ({settings}) would try {wish}. Use --augment CONFIG to "
-            "see what a config does to this dataset."
-        )
-    counts, tried = after.counts, after.counts["copies_wanted"]
-    text = (
-        f"This config ({settings}) tries {wish}; in {after.objects.num_images:,} draws it "
-        f"augmented {counts['augmented_draws']:,} and pasted {counts['copies_pasted']:,} copies"
-    )
-    reasons = {
-        "found no free place": counts["copies_without_place"],
-        "own no pixel": counts["copies_without_pixels"],
-        f"were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})": counts["copies_over_limit"],
+    s, training = cfg.SMALLOBJ, next((t for t in tables if t.protocol == "training"), None)
+    small = tables[0].rows["small"]
+    share, factor = small.image_share, s.OVERSAMPLING_FACTOR if s.OVERSAMPLING_FACTOR > 1 else 3.0
+    most, in_image = cfg.TEST.DETECTIONS_PER_IMAGE, np.diff(objects.ranges())
+    counts = after.counts if after else Counter[str]()
+    facts = {
+        "objects": len(objects),
+        "images": objects.num_images,
+        "masked": int(objects.masked.sum()),
+        "small": small,
+        "paper": PUBLISHED.rows["small"],
+        "nearly_all": NEARLY_ALL,
+        "factor": factor,
+        "drawn": factor * share / (factor * share + 1 - share),
+        "matched": (training or tables[0]).rows["small"].matched_share,
+        "sources": sources,
+        "s": s,
+        "draws": after and after.objects.num_images,
+        "counts": counts,
+        "lost": {
+            "found no free place": counts["copies_without_place"],
+            "own no pixel": counts["copies_without_pixels"],
+            f"were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})": counts["copies_over_limit"],
+        },
+        "training": training and training.rows,
+        "most": most,
+        "crowded": int((in_image > most).sum()),
+        "largest": int(in_image.max(initial=0)),
+        "beyond": int((in_image - most).clip(min=0).sum()),
     }
-    if sum(reasons.values()) < 0.01 * tried:
-        return f"{text}, nearly all that it tried."
-    lost = ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
-    many = counts["copies_without_place"] > 0.2 * tried
-    full = " These images are full: more copies will not fit." if many else ""
-    return f"{text}. It tried {tried:,}: {lost}.{full}"
+    if training and small.images:
+        facts |= _as_the_network_sees_them(objects, cfg)
+    text = _environment().get_template("advice.txt").render(facts)
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n{2,}", text.strip())]
 
 
-def _on_resizing(objects: Objects, cfg: Any) -> str:
+def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:
     """How large small objects are when the network sees them."""
     heights, _ = training_protocol(cfg).input_sizes(objects)
     small = objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0
-    sides = np.sqrt(objects.areas[small])
-    image = objects.image[small]
+    sides, image = np.sqrt(objects.areas[small]), objects.image[small]
     seen = sides * heights[image] / objects.heights[image]
-    text = (
-        f"A small object is {np.median(sides):.0f} pixels wide (median; the root of its area), and "
-        f"{np.median(seen):.0f} in the input of the configured network"
+    side = round(SMALL_AREA**0.5)
+    return {
+        "width": np.median(sides),
+        "seen": np.median(seen),
+        "side": side,
+        "below": (seen < side).mean(),
+        "downscaled": (seen < sides).mean(),
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("smallobj_d2.analysis"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        autoescape=False,  # plain text, which the document escapes
     )
-    side = SMALL_AREA**0.5
-    text += f". {percent((seen < side).mean())} of the small objects are below {side:.0f} there"
-    if (seen < sides).mean() > 0.5:
-        text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN downscale most of them"
-    return f"{text}."
-
-
-def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
-    """Images with more objects than the network may find."""
-    counts, most = np.diff(objects.ranges()), cfg.TEST.DETECTIONS_PER_IMAGE
-    crowded = int((counts > most).sum())
-    if not crowded:
-        return []
-    beyond = (counts - most).clip(min=0).sum() / len(objects)
-    return [
-        f"{crowded:,} of {len(counts):,} images have more than {most} objects, {counts.max():,} at "
-        "most, and the network returns no more detections per image "
-        f"(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, {percent(beyond)} "
-        "of the objects cannot be found, however good the model is: raise it."
-    ]
-
-
-def _on_anchors(table: Table) -> str:
-    small, large = table.rows["small"], table.rows["large"]
-    text = (
-        f"In the input that the configured network sees, a small object overlaps its best anchor "
-        f"by {small.mean_max_iou:.2f} (IoU) on average"
-    )
-    if large.objects:
-        text += f", a large one by {large.mean_max_iou:.2f}"
-    if small.mean_max_iou < 0.4:
-        text += (
-            ". That is low; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
-            "INPUT.MIN_SIZE_TRAIN to see their effect"
-        )
-    return f"{text}."
+    environment.filters |= {"percent": percent, "number": "{:,}".format}
+    return environment
