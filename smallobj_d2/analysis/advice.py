@@ -1,20 +1,18 @@
 """What the numbers mean for somebody who decides whether and how to augment, in plain words."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.presented import Presented
 from smallobj_d2.analysis.protocols import training_protocol
-from smallobj_d2.analysis.table2 import PUBLISHED, Table, percent
+from smallobj_d2.analysis.table2 import PUBLISHED, Table
+from smallobj_d2.analysis.texts import paragraphs
 from smallobj_d2.copy_paste import CopyPaste, SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.sizes import SMALL_AREA
@@ -137,8 +135,7 @@ def advise(
     }
     if training and small.images:
         facts |= _as_the_network_sees_them(objects, cfg)
-    text = _environment().get_template("advice.txt").render(facts)
-    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n{2,}", text.strip())]
+    return paragraphs("advice.txt", **facts)
 
 
 def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:
@@ -155,15 +152,3 @@ def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:
         "below": (seen < side).mean(),
         "downscaled": (seen < sides).mean(),
     }
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("smallobj_d2.analysis"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        autoescape=False,  # plain text, which the document escapes
-    )
-    environment.filters |= {"percent": percent, "number": "{:,}".format}
-    return environment

@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.protocols import Protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, as_json, percent, side_by_side
 from smallobj_d2.analysis.table2 import Table as Table2
+from smallobj_d2.analysis.texts import paragraphs
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.visualization.document import Document, Picture, Table, emphasis
@@ -57,7 +57,11 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
         if table.protocol == "paper":
             shown.append(PUBLISHED)
         document.heading(f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}")
-        document.text(_protocol_words(analysis.protocols[i]))
+        protocol = analysis.protocols[i]
+        sizes = ", ".join(f"{size:g}" for level in protocol.levels for size in level.sizes)
+        strides = ", ".join(str(level.stride) for level in protocol.levels)
+        for text in paragraphs("protocol.txt", protocol=protocol, sizes=sizes, strides=strides):
+            document.text(text)
         document.add(comparison(shown))
     if analysis.gains:
         document.heading("What the augmentation changes")
@@ -72,9 +76,8 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
         document.heading("Notes")
         document.items(analysis.notes)
     document.heading("How to read this")
-    small = {"small": f"{analysis.small_area:,.0f}", "side": f"{analysis.small_area**0.5:.0f}"}
-    terms = [Markup("<strong>{}</strong>: {}").format(w, t.format(**small)) for w, t in _TERMS]
-    document.items(terms)
+    terms = [t.split(": ", 1) for t in paragraphs("terms.txt", small_area=analysis.small_area)]
+    document.items([Markup("<strong>{}</strong>: {}").format(*term) for term in terms])
     return document
 
 
@@ -201,57 +204,6 @@ _PROTOCOL_TITLES = {
     "paper": "as the paper counted",
     "training": "as the configured network is trained",
 }
-
-
-def _protocol_words(protocol: Protocol) -> str:
-    sizes = ", ".join(f"{s:g}" for level in protocol.levels for s in level.sizes)
-    strides = ", ".join(str(level.stride) for level in protocol.levels)
-    if protocol.name == "paper":
-        return (
-            f"Anchors of sizes {sizes} stand on one grid of points {strides} pixels apart, and "
-            "images keep their size. On COCO this gives about the numbers that the paper prints; "
-            "they stand in italics."
-        )
-    resized = "kept as they are"
-    if protocol.short_edge:
-        resized = f"resized to {protocol.short_edge} pixels on the shorter side"
-        if protocol.max_size:
-            resized += f" (longer side up to {protocol.max_size})"
-    return (
-        f"Anchors, image size and matching are those of the config: images are {resized}, and "
-        f"anchors of sizes {sizes} stand {strides} pixels apart. This is what the network sees; it "
-        "does not compare with the paper's numbers."
-    )
-
-
-_TERMS = (
-    (
-        "Columns",
-        "Of each size: its share of all objects; the share of all images that have one; its share "
-        "of the area of all objects; its share of all matched anchors; and per object, how many "
-        "anchors are matched to it and its IoU with the best of them.",
-    ),
-    (
-        "Small, medium, large",
-        "An object is small if its mask covers less than {small} pixels of the original image "
-        "(a square of side {side}), and large from 9,216 pixels (side 96).",
-    ),
-    (
-        "Anchor",
-        "One of the many fixed boxes that a detector starts from. In training, each object is "
-        "learned from the anchors that are matched to it; with few it gets little attention.",
-    ),
-    (
-        "IoU",
-        "How well two boxes agree: the area they share divided by the area they cover together, "
-        "from 0 to 1.",
-    ),
-    (
-        "Matched anchors",
-        "Anchors with an IoU over 0.7 (or what the config says) with an object, and the best "
-        "anchor of each object, however low its IoU is.",
-    ),
-)
 
 
 def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) -> list[int]:
