@@ -189,7 +189,9 @@ def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
     assert plan["tiny"].contrasts.statements[0].of(lambda row, _: numbers[row]) == 6.5
     for damage in ("[]", "scales: 3", "scales: {x: {rows: 3}}", "{", "x: 1"):
         path.write_text(damage)
-        with pytest.raises(SmallObjError, match=r"plan.yaml is not a plan") as e:
+        with pytest.raises(
+            SmallObjError, match=r"plan.yaml is damaged, or another kind of file"
+        ) as e:
             load_plan(path)
         assert "\n" not in str(e.value)
 

@@ -110,16 +110,13 @@ def matches_by_size(
     """Matched anchors per object, and IoU with the best anchor, against the object's size."""
     figure, axes = panels(8, 6, rows=2)
     edges = _bins(objects, small_area)
-    which = np.digitize(_sides(objects), edges) - 1
     middle = np.sqrt(edges[1:] * edges[:-1])
-    number = np.bincount(which, minlength=len(middle))[: len(middle)]
-    order = np.argsort(which, kind="stable")
-    parts = np.split(order, np.cumsum(number)[:-1])
-    seen = number > 0
+    which = (np.digitize(_sides(objects), edges) - 1).clip(max=len(middle) - 1)
+    seen = np.unique(which)
     for name, found in matches.items():
         colour, line = _LINES.get(name, (SKY, "-."))
         for axis, values in zip(axes[:, 0], (found.matched, found.max_iou), strict=True):
-            groups = [values[part] for part in parts if len(part)]
+            groups = [values[which == at] for at in seen]
             mean = [group.mean(dtype=np.float64) for group in groups]
             low, high = np.array([np.percentile(group, (10, 90)) for group in groups]).T
             axis.plot(middle[seen], mean, line, color=colour, marker="o", ms=3, label=name)

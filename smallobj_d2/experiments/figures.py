@@ -29,15 +29,16 @@ from smallobj_d2.visualization.plots import (
 )
 
 _GROUPS = {
+    "beyond/": (WINE, "*", "beyond the paper"),
     "baseline": (BLACK, "D", "baseline"),
     "oversample": (BLUE, "o", "oversampling"),
-    "aug": (ORANGE, "s", "augmentation"),
-    "single": (YELLOW, "^", "one object pasted"),
-    "multi": (GREEN, "v", "several objects pasted"),
-    "all": (PINK, "P", "all objects pasted"),
-    "how": (SKY, "X", "how to paste"),
-    "beyond": (WINE, "*", "beyond the paper"),
+    "orig_aug_single": (YELLOW, "^", "one object pasted"),
+    "orig_aug_multi": (GREEN, "v", "several objects pasted"),
+    "orig_aug_all": (PINK, "P", "all objects pasted"),
+    "orig_aug_": (SKY, "X", "how to paste"),
+    "": (ORANGE, "s", "augmentation"),
 }
+"""Which of the paper's ideas rows belong to, by how they begin; the first that fits."""
 
 # Rows that get a label in the first picture, and where it is set from its point.
 _NAMED = {
@@ -57,20 +58,6 @@ Point = tuple[float, float]
 """A difference to the baseline, and the length of its error bar (0: there is none)."""
 Source = Callable[[str, str], Point | None]
 """(row, metric) to a difference in AP points, or None where there is none."""
-
-
-def group_of(config: str) -> str:
-    """Which of the paper's ideas a row belongs to, if any."""
-    if config.startswith("beyond/"):
-        return "beyond"
-    if config == "baseline":
-        return "baseline"
-    if config.startswith("oversample"):
-        return "oversample"
-    for key in ("single", "multi", "all"):
-        if config.startswith(f"orig_aug_{key}"):
-            return key
-    return "how" if config.startswith("orig_aug_") else "aug"
 
 
 def short_name(config: str) -> str:
@@ -118,8 +105,8 @@ def trade_off(paper: Paper, results: Results, *, beside: bool) -> bytes:
             small, large = source(row, "segm.small"), source(row, "segm.large")
             if small is None or large is None:
                 continue
-            group, at = group_of(row), (large[0], small[0])
-            _plot(axis, group, *at, small[1] or None, large[1] or None, lw=0, alpha=0.9)
+            at = large[0], small[0]
+            colour = _plot(axis, row, *at, small[1] or None, large[1] or None, lw=0, alpha=0.9)
             if row in _NAMED or row not in paper.numbers:
                 offset = _NAMED.get(row, _BEYOND)
                 axis.annotate(
@@ -128,7 +115,7 @@ def trade_off(paper: Paper, results: Results, *, beside: bool) -> bytes:
                     textcoords="offset points",
                     ha="left" if offset[0] > 0 else "right",
                     fontsize=8,
-                    color=_GROUPS[group][0],
+                    color=colour,
                 )
         axis.axhline(0, color=GREY, lw=0.8, ls=":")
         axis.axvline(0, color=GREY, lw=0.8, ls=":")
@@ -146,12 +133,12 @@ def copies(paper: Paper, results: Results, *, beside: bool) -> bytes:
     """
     figure, shown = _panels(paper, results, beside)
     for axis, source in shown:
-        for group, table in (("single", 5), ("multi", 6), ("all", 7)):
+        for table, rows_of in ((5, "orig_aug_single"), (6, "orig_aug_multi"), (7, "orig_aug_all")):
             rows = [r for r in paper.tables[table]["rows"] if "pasted" in r]
             found = [(r["pasted"], source(r["config"], "segm.small")) for r in rows]
             points = [(n, *point) for n, point in found if point]
             if points:
-                _plot(axis, group, *zip(*points, strict=True), capsize=2)
+                _plot(axis, rows_of, *zip(*points, strict=True), capsize=2)
         axis.axhline(0, color=GREY, lw=0.8, ls=":")
         axis.set_xlabel("copies of each chosen object")
         axis.set_xticks(range(1, 6))
@@ -159,10 +146,11 @@ def copies(paper: Paper, results: Results, *, beside: bool) -> bytes:
     return _finished(figure, shown)
 
 
-def _plot(axis: Axes, group: str, *points: Any, **style: Any) -> None:
-    """Points of a group, given as `Axes.errorbar` takes them."""
-    colour, mark, label = _GROUPS[group]
+def _plot(axis: Axes, row: str, *points: Any, **style: Any) -> str:
+    """Points of rows, given as `Axes.errorbar` takes them; their colour."""
+    colour, mark, label = next(g for start, g in _GROUPS.items() if row.startswith(start))
     axis.errorbar(*points, color=colour, marker=mark, label=label, ms=6, elinewidth=1, **style)
+    return colour
 
 
 def _panels(

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.results import Results
 from smallobj_d2.experiments.statistics import Difference, holm, p_value, slope
+from smallobj_d2.files import reading
 
 PRIMARY = "segm.small"
 
@@ -120,13 +120,11 @@ def load_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         return {}
-    try:
+    with reading(path):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {
             str(scale): _planned(data, content or {}) for scale, content in data["scales"].items()
         }
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise SmallObjError(f"{path} is not a plan: {' '.join(repr(e).split())}") from e
 
 
 def _planned(data: dict[str, Any], scale: dict[str, Any]) -> Planned:
