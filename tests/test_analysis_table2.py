@@ -16,7 +16,6 @@ from smallobj_d2.analysis.table2 import (
     cells,
     gains,
     layouts,
-    percent,
     side_by_side,
     table2,
 )
@@ -27,6 +26,7 @@ from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Stream, factors_from_config
 from smallobj_d2.sizes import BANDS
+from smallobj_d2.visualization.texts import percent
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 AUGMENT = CONFIGS / "orig_aug_multi3x.yaml"

@@ -12,10 +12,12 @@ from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.presented import Presented
 from smallobj_d2.analysis.protocols import training_protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, Table
-from smallobj_d2.analysis.texts import paragraphs
 from smallobj_d2.copy_paste import CopyPaste, SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.sizes import SMALL_AREA
+from smallobj_d2.visualization.texts import Texts
+
+TEXTS = Texts("smallobj_d2.analysis")
 
 NEARLY_ALL = 0.99
 """Where so many images have small objects, there are hardly any to draw less often."""
@@ -94,7 +96,7 @@ def advise(
     cfg: Any,
     after: Presented | None = None,
 ) -> list[str]:
-    """Some sentences of advice: ``templates/advice.txt``, filled in.
+    """Some sentences of advice: a block of ``templates/report.txt``, filled in.
 
     Args:
         objects: the dataset.
@@ -135,7 +137,7 @@ def advise(
     }
     if training and small.images:
         facts |= _as_the_network_sees_them(objects, cfg)
-    return paragraphs("advice.txt", **facts)
+    return TEXTS("advice", **facts)
 
 
 def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:

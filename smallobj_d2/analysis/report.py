@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from smallobj_d2.analysis.advice import TEXTS
 from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.table2 import PUBLISHED, as_json, percent, side_by_side
+from smallobj_d2.analysis.table2 import PUBLISHED, as_json, side_by_side
 from smallobj_d2.analysis.table2 import Table as Table2
-from smallobj_d2.analysis.texts import paragraphs
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.visualization.document import Document, Picture, Table, emphasis
@@ -60,8 +60,7 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
         protocol = analysis.protocols[i]
         sizes = ", ".join(f"{size:g}" for level in protocol.levels for size in level.sizes)
         strides = ", ".join(str(level.stride) for level in protocol.levels)
-        for text in paragraphs("protocol.txt", protocol=protocol, sizes=sizes, strides=strides):
-            document.text(text)
+        document.text(*TEXTS("protocol", protocol=protocol, sizes=sizes, strides=strides))
         document.add(comparison(shown))
     if analysis.gains:
         document.heading("What the augmentation changes")
@@ -76,7 +75,7 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
         document.heading("Notes")
         document.items(analysis.notes)
     document.heading("How to read this")
-    terms = [t.split(": ", 1) for t in paragraphs("terms.txt", small_area=analysis.small_area)]
+    terms = [t.split(": ", 1) for t in TEXTS("terms", small_area=analysis.small_area)]
     document.items([Markup("<strong>{}</strong>: {}").format(*term) for term in terms])
     return document
 
@@ -95,47 +94,19 @@ def _pictures(analysis: Analysis) -> Iterator[Picture]:
     objects, small_area = analysis.objects, analysis.small_area
     after = analysis.after.objects if analysis.after else None
     if len(objects):
-        yield Picture(
-            "sizes",
-            figures.size_histogram(objects, after, small_area),
-            "png",
-            "How many objects of each size there are in an image on average."
-            + (" The black outline is what training with the config sees." if after else ""),
-        )
+        yield _picture("sizes", figures.size_histogram(objects, after, small_area), after=after)
         if analysis.after_tables:
-            yield Picture(
-                "shares",
-                figures.shares(analysis.tables, analysis.after_tables),
-                "png",
-                "Each bar is divided among small, medium and large objects: more orange in the "
-                "anchors means that small objects have more to say in what the network learns.",
-            )
+            yield _picture("shares", figures.shares(analysis.tables, analysis.after_tables))
         matches = dict(zip((p.name for p in analysis.protocols), analysis.matches, strict=True))
-        yield Picture(
-            "anchors_by_size",
-            figures.matches_by_size(objects, matches, small_area),
-            "png",
-            "How many anchors an object is learned from (top), and how well the best of them fits "
-            "(bottom; anchors above the dotted line are matched for that alone). Where very small "
-            "or very large objects have many anchors in training, these fit equally badly: "
-            "Detectron2 takes all that tie for the best.",
-        )
+        yield _picture("anchors_by_size", figures.matches_by_size(objects, matches, small_area))
     if (objects.bands(small_area) == 0).any():
         cells = figures.cells_for(objects, small_area)
         maps = {"Dataset": figures.location_map(objects, cells, small_area)}
-        half = percent(figures.spread(maps["Dataset"]))
-        words = f"Half of the small objects lie in {half} of the image"
         if after is not None:
-            counts = figures.location_map(after, cells, small_area)
-            maps["As the config presents it"] = counts
-            words += f", and with the config in {percent(figures.spread(counts))}"
-        yield Picture(
-            "locations",
-            figures.locations(maps),
-            "png",
-            "Where the centres of small objects lie in the image, all images on top of each other. "
-            f"{words}; it would be 50% if they were everywhere alike.",
-        )
+            maps["As the config presents it"] = figures.location_map(after, cells, small_area)
+        before, *others = map(figures.spread, maps.values())
+        png = figures.locations(maps)
+        yield _picture("locations", png, before=before, after=others[0] if others else None)
 
 
 def _figure5(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> list[Picture]:
@@ -152,23 +123,18 @@ def _figure5(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> 
         except UnreadableImage:
             missing.append(data.images[i]["file_name"])
     if missing:
-        analysis.notes.append(
-            f"Anchors are not drawn on {', '.join(missing)}: the image file does not exist, or it "
-            "has another size than the annotations say."
-        )
+        analysis.notes += TEXTS("not_on_images", missing=missing)
     if not pixels:
         return []
+    objects = data.objects.images([*pixels])
     png = figures.anchor_overlay(
-        [*pixels.values()],
-        data.objects.images([*pixels]),
-        analysis.protocols,
-        analysis.small_area,
+        [*pixels.values()], objects, analysis.protocols, analysis.small_area
     )
-    caption = (
-        "Objects (black and white) and the anchors that are matched to them, in the colour of the "
-        "object's size."
-    )
-    return [Picture("anchors_on_images", png, "png", caption)]
+    return [_picture("anchors_on_images", png)]
+
+
+def _picture(name: str, png: bytes, **facts: Any) -> Picture:
+    return Picture(name, png, "png", TEXTS(name, **facts)[0])
 
 
 def numbers(analysis: Analysis) -> Any:

@@ -107,12 +107,6 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else _NAN
 
 
-def percent(share: float) -> str:
-    """A share for a sentence: whole per cent, but never 0% or 100% of what is not."""
-    text = f"{share:.0%}"
-    return f"{share:.1%}" if text in ("0%", "100%") and share not in (0, 1) else text
-
-
 COLUMNS = (
     "Object count",
     "Images",

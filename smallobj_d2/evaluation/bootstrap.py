@@ -45,10 +45,10 @@ def resampled_ap(
     sums, known = np.zeros(len(counts)), np.zeros(len(counts))
     for of_category in entries[:, params.areaRngLbl.index(size)]:
         found = {i: e for i, e in enumerate(of_category) if e is not None}
-        objects = [np.sum(np.logical_not(e["gtIgnore"])) for e in found.values()]
-        if not any(objects):
+        objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in found.values()])
+        if not objects.any():
             continue
-        total = counts[:, [*found]] @ np.array(objects, np.float64)
+        total = counts[:, [*found]] @ objects
         precision = _precision(found, counts, total, params.recThrs)
         sums += np.where(total > 0, precision, 0)
         known += total > 0
@@ -60,7 +60,7 @@ def resampled_ap(
 def _precision(
     found: dict[int, dict[str, Any]],
     counts: NDArray[np.int64],
-    total: NDArray[np.float64],
+    total: NDArray[np.int64],
     recalls: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """(B,) mean precision of one category over IoU thresholds and recalls."""

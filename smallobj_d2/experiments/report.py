@@ -13,7 +13,6 @@ from markupsafe import Markup
 from smallobj_d2.analysis.advice import NEARLY_ALL
 from smallobj_d2.analysis.report import comparison
 from smallobj_d2.analysis.table2 import PUBLISHED
-from smallobj_d2.errors import clock
 from smallobj_d2.evaluation.ap import SIZES, TITLES, cell
 from smallobj_d2.evaluation.by_size import side
 from smallobj_d2.experiments import figures
@@ -33,8 +32,10 @@ from smallobj_d2.experiments.statistics import (
     spread,
 )
 from smallobj_d2.visualization.document import Document, Picture, Table, code, strong
+from smallobj_d2.visualization.texts import Texts, counted
 
 COCO_VAL = "coco_2017_val"
+_TEXTS = Texts("smallobj_d2.experiments")
 _TONES = {Status.HOLDS.value: "good", Status.FAILS.value: "bad", "no": "bad"}
 _COPIES = {
     5: "one object, pasted 1 to 5 times",
@@ -161,9 +162,8 @@ class _Experiment:
         if best is None:
             return [Markup("{}: there is nothing to compare yet.").format(where)]
         row, gain = best
-        evidence = (
-            f"{_number(len(gain.seeds), 'seed')} ({seeds_text(gain.seeds)}), {_evidence(gain)}"
-        )
+        low, _ = interval(gain.values)
+        (evidence,) = _TEXTS("evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low)
         if gain.mean <= 0:
             return [
                 Markup("{}: no row is above {} for small objects; {}.").format(
@@ -212,18 +212,10 @@ class _Experiment:
             for metric, verdict in found.items():
                 text = f"{claim.text.removesuffix('.')} ({_metric_name(metric)})"
                 said[verdict.status].append(text)
-        unmeasured = len(said.pop(Status.UNMEASURED))
-        if not any(said.values()):
+        if not any(said[status] for status in Status if status is not Status.UNMEASURED):
             return []
-        lines = [
-            f"Of the paper, {what} on {self.data}: {'; '.join(said[status])}."
-            for status, what in ((Status.HOLDS, "found again"), (Status.FAILS, "contradicted"))
-            if said[status]
-        ]
-        rest = f"not decided by these seeds: {len(said[Status.OPEN])}"
-        if unmeasured and not self.own:
-            rest += f"; not measured: {unmeasured}"
-        return [*lines, f"Of the paper's conclusions for masks and boxes on {self.data}, {rest}."]
+        by_name = {status.name.lower(): texts for status, texts in said.items()}
+        return _TEXTS("found_again", data=self.data, own=self.own, **by_name)
 
     # --- The sections
 
@@ -252,24 +244,17 @@ class _Experiment:
     def _facts(self) -> list[str]:
         about, runs = self.results.about, self.results.runs
         trained = {key: run.seconds for key, run in runs.items() if "@" not in key[0]}
-        count = Counter(row for row, _ in trained)
-        seeds = sorted(set(count.values()))
-        span = _number(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-        each = float(np.median([*trained.values()]))
-        schedule = about["schedule"]
         truth = about["ground_truth"].get("validation", {})
-        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-        objects = ", ".join(f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth)
-        return [
-            f"What: {about['text']}; {schedule['iterations']:,} iterations of "
-            f"{schedule['images']} images for each row.",
-            f"Runs: {_number(len(trained), 'run')} of {_number(len(count), 'row')}, {span} each.",
-            f"Cost: {clock(each)} for a run (median), "
-            f"{clock(sum(run.seconds for run in runs.values()))} "
-            f"for all, on {' and '.join(about['device']) or 'an unknown machine'}.",
-            f"Versions: {versions}.",
-            f"Validation: {self.data}{f', with {objects} objects' if objects else ''}.",
-        ]
+        return _TEXTS(
+            "facts",
+            about=about,
+            trained=trained,
+            rows=[*Counter(row for row, _ in trained).values()],
+            each=float(np.median([*trained.values()])),
+            all=sum(run.seconds for run in runs.values()),
+            versions=[f"{package} {version}" for package, version in about["versions"].items()],
+            objects=[f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth],
+        )
 
     def _overview(self, document: Document) -> None:
         """Every row against the baseline (without one, the first row)."""
@@ -375,15 +360,7 @@ class _Experiment:
             return
         document.heading("How sure: mask AP of small objects", 3)
         document.add(_sure("Comparison", lines, "95% over images", starts))
-        document.text(
-            "Intervals are of 95%, by Student's t over seeds; over images, by a paired bootstrap "
-            "of the validation images with the seeds held, where detections were kept. p is of "
-            "the paired t test; Holm's is corrected for all rows planned in the family, run or "
-            "not. The last column is the smallest mean difference that these seeds, with this "
-            "spread, would have told from zero. Families are not corrected for each other."
-        )
-        if absent:
-            document.text(f"Planned, and without runs since the plan: {'; '.join(absent)}.")
+        document.text(*_TEXTS("sure", absent=absent))
 
     def _trends(self, document: Document) -> None:
         """Slopes over the number of pastes, those of the plan first; then its contrasts."""
@@ -404,11 +381,7 @@ class _Experiment:
             return
         document.heading("Trends and contrasts", 3)
         document.add(_sure("", lines, "" if self.own else "In the paper"))
-        document.text(
-            "A slope is in AP points for each paste (or ratio) more: for each seed that of a "
-            "straight line through its rows, then a t test over seeds. A contrast is a "
-            "difference of differences. The planned trends are one family, the contrasts another."
-        )
+        document.text(*_TEXTS("trends"))
 
     def _conclusions(self, document: Document) -> None:
         rows = []
@@ -438,33 +411,20 @@ class _Experiment:
         said = [f"{s.value}: {count[s]}" for s in Status if count[s]]
         if sizeless:
             said.append(
-                f"{_number(sizeless, 'conclusion')} about sizes that no validation object has"
+                f"{counted(sizeless, 'conclusion')} about sizes that no validation object has"
             )
         if waiting and not self.own:
             said.append(f"{waiting} conclusions wait for rows that were not run")
         if said:
             document.text("; ".join(said).capitalize() + ".")
         if self.data != COCO_VAL:
-            document.text(
-                f"The paper's conclusions are about COCO. Here they are judged on {self.data}, by "
-                "differences between rows; the level of AP has nothing to compare with."
-            )
+            document.text(*_TEXTS("elsewhere", data=self.data))
         if not rows:
             return
         document.add(Table(_CONCLUSIONS, rows, text=3, long=(1,), tones=_TONES))
         comparisons = count.total() - count[Status.UNMEASURED]
-        document.text(
-            "The margin is by how much a conclusion holds, in AP points or in per cent for a gain, "
-            "with its 95% interval over seeds; where it makes several comparisons, it is that of "
-            "the weakest. It holds if that interval is above zero for each of its comparisons; it "
-            "does not hold if it is below zero for any, the level being shared among them "
-            "(Bonferroni); else, and with fewer than three seeds, it is not decided, and the "
-            "smallest margin that these seeds could have shown is named. A fall over several rows "
-            "is judged by its slope. Where the best of several rows is meant, each seed takes its "
-            "own best. Conclusions are not corrected for each other: of the "
-            f"{comparisons} judged here, chance alone would decide about "
-            f"{(1 - LEVEL) * comparisons:.2g}."
-        )
+        by_chance = (1 - LEVEL) * comparisons
+        document.text(*_TEXTS("conclusions", comparisons=comparisons, by_chance=by_chance))
 
     # --- Pictures
 
@@ -472,19 +432,15 @@ class _Experiment:
         name = f"{self.scale}_{self.results.about['engine']}"
         if self.base != "baseline" or len(self.rows) < 2:
             return
+        shown = {}
         if any(self.results.seeds(row, metrics=["segm.large"]) for row in self.rows):
-            caption = (
-                "Change in mask AP of small against large objects. Up is better for small "
-                "objects, to the right for large ones; bars are standard errors over common "
-                "seeds, the dotted lines are the baseline."
-            )
-            svg = figures.trade_off(self.paper, self.results, beside=not self.own)
-            document.add(Picture(f"{name}_trade_off", svg, "svg", caption))
+            shown["trade_off"] = figures.trade_off
         tables = [row["config"] for t in _COPIES for row in self.paper.tables[t]["rows"][1:]]
         if any(self.results.seeds(row) for row in tables):
-            caption = "Change in mask AP of small objects by how often each object is pasted."
-            svg = figures.copies(self.paper, self.results, beside=not self.own)
-            document.add(Picture(f"{name}_copies", svg, "svg", caption))
+            shown["copies"] = figures.copies
+        for what, figure in shown.items():
+            svg = figure(self.paper, self.results, beside=not self.own)
+            document.add(Picture(f"{name}_{what}", svg, "svg", *_TEXTS(what)))
 
     # --- Tables of the paper
 
@@ -569,23 +525,10 @@ class _Experiment:
         tables = self.results.table2
         if not tables:
             return
-        data, small = tables[0].data, tables[0].rows["small"]
+        data = tables[0].data
         document.heading("The training images, by Table 2", 3)
-        text = (
-            "The paper's protocol puts all anchors on one grid of the original image; the training "
-            "protocol is what the network of these runs sees."
-        )
-        if data in SCENES:
-            text = (
-                "The scenes are made to resemble COCO in these shares, and were not changed for "
-                f"the outcome. {text}"
-            )
-        elif small.image_share > NEARLY_ALL:
-            text += (
-                f" Of {tables[0].images:,} images {small.images:,} have small objects, so "
-                "oversampling them makes an epoch longer and little else."
-            )
-        document.text(text)
+        facts = {"table": tables[0], "small": tables[0].rows["small"], "nearly_all": NEARLY_ALL}
+        document.text(*_TEXTS("training_images", scenes=data in SCENES, **facts))
         named = [replace(t, data=f"{data}, {t.protocol} protocol") for t in tables]
         document.add(comparison([PUBLISHED, *named]))
 
@@ -630,25 +573,10 @@ def seed_by_seed(results: Results, rows: Sequence[str], base: str) -> str:
     return "; ".join(parts)
 
 
-def _evidence(gain: Difference) -> str:
-    if gain.decided:
-        return f"planned, and told from chance (Holm p = {gain.adjusted:.3g})"
-    if gain.planned:
-        return f"planned, and not told from chance (Holm p = {gain.adjusted:.2g})"
-    low, _ = interval(gain.values)
-    if math.isnan(low):
-        return "not planned; one seed says nothing of chance"
-    return "not planned, so a lead and no proof" + ("" if low > 0 else "; it may well be chance")
-
-
 def _measures(sizes: Mapping[str, Any]) -> list[float]:
     """AP of each band, AP50 and recall of small objects; NaN where there are no objects."""
     aps = [*(b["AP"] for b in sizes["pixels"]), sizes["small"]["AP50"], sizes["small"]["AR"]]
     return [math.nan if ap is None else ap for ap in aps]
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _with(text: str, row: str) -> Markup:

@@ -99,13 +99,13 @@ class Scale:
         """
         if self.existing is not None:
             for name, json, images in self.splits(folder):
-                for what, path, there in (
+                for what, where, there in (
                     ("file", json, Path(json).is_file()),
                     ("image folder", images, Path(images).is_dir()),
                 ):
                     if not there:
                         raise SmallObjError(
-                            f"Scale {self.name} is on {name}, but there is no {what} {path}. "
+                            f"Scale {self.name} is on {name}, but there is no {what} {where}. "
                             "DETECTRON2_DATASETS must name the folder that holds it; it is "
                             f"{datasets_root()} now."
                         )

@@ -142,9 +142,9 @@ class Document:
         """Add a heading."""
         self.blocks.append((f"h{level}", text))
 
-    def text(self, text: str) -> None:
-        """Add a paragraph."""
-        self.blocks.append(("p", text))
+    def text(self, *paragraphs: str) -> None:
+        """Add paragraphs."""
+        self.blocks += [("p", text) for text in paragraphs]
 
     def items(self, items: Sequence[str], *, answer: bool = False) -> None:
         """Add a list; an answer, which a page opens with, is set apart."""
