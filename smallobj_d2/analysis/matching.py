@@ -150,8 +150,7 @@ class _Scene:
         self.stride = strides[self.level]  # (T,)
         self.grids = grids = protocol.grids(heights, widths)  # (M, L, 2) rows and columns
         numbers = grids.prod(axis=2) * self.at_point
-        self.first = np.cumsum(numbers, axis=1) - numbers  # (M, L) of an image's anchors
-        self.most = numbers.sum(axis=1).max(initial=0)  # anchors of an image
+        self.first = (np.cumsum(numbers) - numbers.ravel()).reshape(numbers.shape)  # (M, L) anchors
         self.reach = (grids * strides[:, None]).max(axis=(1, 2)) + self.cells.max()  # (M,) pixels
 
     def only(self, first: int, last: int) -> "_Scene":
@@ -172,13 +171,13 @@ class _Scene:
             [x + cell[..., 0], y + cell[..., 1], x + cell[..., 2], y + cell[..., 3]], axis=-1
         )
 
-    def number(self, image: Ints, shape: Ints, row: Ints, column: Ints) -> Ints:
-        """The place of anchors among those of their image, in Detectron2's order."""
+    def key(self, image: Ints, shape: Ints, row: Ints, column: Ints) -> Ints:
+        """Numbers of anchors: image after image, in Detectron2's order."""
         level = self.level[shape]
         point = row * self.grids[image, level, 1] + column
         within = point * self.at_point[level] + shape - self.first_shape[level]
-        number: Ints = self.first[image, level] + within
-        return number
+        key: Ints = self.first[image, level] + within
+        return key
 
     def all_anchors(self, image: int) -> Floats:
         """(A, 4) XYXY of all anchors of an image, in Detectron2's order."""
@@ -281,9 +280,8 @@ class _Candidates(NamedTuple):
     """C pairs of an object and an anchor, ordered by object."""
 
     object: Ints
-    shape: Ints
-    row: Ints
-    column: Ints
+    key: Ints
+    """The same for the same anchor of the same image, and ascending with its place there."""
     box: Floats
     iou: Floats
 
@@ -298,7 +296,8 @@ def _candidates(scene: _Scene, windows: _Windows) -> _Candidates:
     column = right + np.repeat(windows.column[which, shape], count)
     which, shape = np.repeat(which, count), np.repeat(shape, count)
     box = scene.anchors(shape, row, column)
-    return _Candidates(which, shape, row, column, box, box_iou(scene.boxes[which], box))
+    key = scene.key(scene.image[which], shape, row, column)
+    return _Candidates(which, key, box, box_iou(scene.boxes[which], box))
 
 
 class _Distinct(NamedTuple):
@@ -306,20 +305,13 @@ class _Distinct(NamedTuple):
 
     image: Ints
     key: Ints
-    """Ascending; the same for the same anchor of the same image."""
+    """Ascending; see `_Candidates`."""
     box: Floats
-
-
-def _keys(scene: _Scene, found: _Candidates, chosen: Bools) -> Ints:
-    image = scene.image[found.object[chosen]]
-    number = scene.number(image, found.shape[chosen], found.row[chosen], found.column[chosen])
-    keys: Ints = image * scene.most + number
-    return keys
 
 
 def _distinct(scene: _Scene, found: _Candidates, chosen: Bools) -> _Distinct:
     """The anchors of some candidates."""
-    key, first = np.unique(_keys(scene, found, chosen), return_index=True)
+    key, first = np.unique(found.key[chosen], return_index=True)
     return _Distinct(scene.image[found.object[chosen][first]], key, found.box[chosen][first])
 
 
@@ -385,7 +377,7 @@ def _match_paper(scene: _Scene, found: _Candidates, best: Floats) -> Pairs:
 
     tied = found.iou == best[found.object]
     tied &= best[found.object] > 0
-    which, key = found.object[tied], _keys(scene, found, tied)
+    which, key = found.object[tied], found.key[tied]
     order = np.lexsort((key, which))
     which, key, box = which[order], key[order], found.box[tied][order]
     first = np.diff(which, prepend=-1) > 0
