@@ -65,13 +65,7 @@ def find_sources(
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
     found, wanted, under_others = [], [], 0
-    for index in tqdm(
-        chosen.tolist(),
-        desc="Objects to copy",
-        unit=" images",
-        mininterval=0.5,
-        disable=not progress,
-    ):
+    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=not progress):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)

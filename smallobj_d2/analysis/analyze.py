@@ -69,15 +69,15 @@ def analyze(
         raise SmallObjError(f"{name} has no image.")
     settings = cfg if augment is None else augment
     s = settings.SMALLOBJ
-    if augment and s.COPY_PASTE and not s.PASTE_BOXES and not objects.masked.any():
+    can_paste = s.PASTE_BOXES or objects.masked.any()
+    if augment is not None and s.COPY_PASTE and not can_paste:
         raise SmallObjError(
             f"{config_name} has SMALLOBJ.COPY_PASTE on, but no annotation of {name} has a mask to "
             "cut objects out by. Set SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the "
             "paper), or SMALLOBJ.COPY_PASTE False."
         )
     small_area = float(s.SMALL_AREA)
-    known = {"paper": lambda: PAPER, "training": lambda: training_protocol(cfg)}
-    chosen = [known[p]() for p in protocols]
+    chosen = [PAPER if p == "paper" else training_protocol(cfg) for p in protocols]
 
     def count(what: Objects, label: str) -> tuple[list[Matches], list[Table]]:
         matches = [match(what, p, progress=progress) for p in chosen]

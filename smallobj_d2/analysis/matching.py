@@ -70,13 +70,8 @@ def match(
     matched = np.zeros(len(objects), dtype=np.int64)
     ranges = objects.ranges()
     first = 0
-    with tqdm(
-        total=objects.num_images,
-        desc=f"Anchors, protocol {protocol.name}",
-        unit=" images",
-        mininterval=0.5,
-        disable=not progress,
-    ) as bar:
+    what = f"anchors, protocol {protocol.name}"
+    with tqdm(total=objects.num_images, desc=what, unit="img", disable=not progress) as bar:
         while first < objects.num_images:
             last = int(np.searchsorted(ranges, ranges[first] + _CHUNK, side="right")) - 1
             last = min(max(last, first + 1), objects.num_images)

@@ -83,13 +83,7 @@ def presented(
     counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
 
     def shown() -> Iterator[Mapping[str, Any]]:
-        for position in tqdm(
-            range(count),
-            desc="Draws of the config",
-            unit=" draws",
-            mininterval=0.5,
-            disable=not progress,
-        ):
+        for position in tqdm(range(count), desc="draws", unit="img", disable=not progress):
             draw = stream[position]
             record = {**records[draw.index], "draw": draw}
             plan = augmentation.plan(record) if augmentation else None

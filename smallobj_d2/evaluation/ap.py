@@ -40,7 +40,7 @@ _STATS: dict[str, tuple[float | None, str]] = {
     "APm": (None, "medium"),
     "APl": (None, "large"),
 }
-_NAMES = {"small": "APs", "medium": "APm", "large": "APl", "all": "AP"}
+_NAMES = {size: name for name, (iou, size) in _STATS.items() if iou is None}
 
 
 def load_ground_truth(json_file: str | Path) -> COCO:

@@ -1,6 +1,7 @@
 """Sheets of draws: what the mapper really feeds the model, original beside augmented."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -51,11 +52,5 @@ def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> lis
     augmentation = getattr(dataset.mapper, "augmentation", None)
     if augmentation is None:
         return list(range(count))
-    found: list[int] = []
-    for position in range(look_at):
-        plan = augmentation.plan(dataset.record(position))
-        if plan is not None and plan.pasted:
-            found.append(position)
-            if len(found) == count:
-                break
-    return found
+    plans = ((at, augmentation.plan(dataset.record(at))) for at in range(look_at))
+    return list(islice((at for at, plan in plans if plan and plan.pasted), count))
