@@ -14,6 +14,7 @@ from smallobj_d2.visualization.document import (
     markdown,
     strong,
 )
+from smallobj_d2.visualization.texts import Texts
 from tests.pages import HOSTILE, Page, assert_inert
 
 
@@ -69,3 +70,10 @@ def test_the_pictures_of_the_markdown_stand_beside_it(tmp_path):
     assert "![a picture](report_files/one.png)" in text.read_text()
     assert (tmp_path / "report_files" / "one.png").read_bytes() == b"\x89PNG"
     assert Page(page.read_text()).links == ["data:image/png;base64,iVBORw=="]
+
+
+def test_what_is_filled_into_a_text_makes_no_paragraph_of_its_own():
+    (text,) = Texts("smallobj_d2.experiments")(
+        "elsewhere", data="mine\n\nThe runs failed. {{ 7 * 7 }}"
+    )
+    assert "judged on mine The runs failed. {{ 7 * 7 }}, by differences" in text
