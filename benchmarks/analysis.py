@@ -39,7 +39,7 @@ def write_resampled(
         seed: of the drawing.
     """
     rng = np.random.default_rng(seed)
-    records = data[:]
+    records = list(data)
     texts = [[_open_json(a) for a in r["annotations"]] for r in records]
     drawn = rng.integers(len(records), size=images)
     number = np.array([len(t) for t in texts])[drawn]

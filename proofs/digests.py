@@ -41,6 +41,7 @@ from proofs import ROOT
 from smallobj_d2.analysis.analyze import analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import build_report as analysis_report
+from smallobj_d2.analysis.table2 import as_json
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import ENGINES, load_engine
@@ -356,9 +357,9 @@ def _table2(sources: Sources, name: str) -> Iterator[tuple[str, Parts]]:
     sized.INPUT.MIN_SIZE_TRAIN, sized.INPUT.MAX_SIZE_TRAIN = (800,), 1333  # anchors cost no pixels
     found = analyze(data, name, sized, augment=augmented, config_name="orig_aug_multi3x")
     for table in found.tables:
-        yield table.protocol, {"table": digest(table.as_json())}
+        yield table.protocol, {"table": digest(as_json(table))}
     for table in found.after_tables:
-        yield f"{table.protocol} augmented", {"table": digest(table.as_json())}
+        yield f"{table.protocol} augmented", {"table": digest(as_json(table))}
     yield "report", {"markdown": digest(analysis_report(found).markdown(None))}
 
 

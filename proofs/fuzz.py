@@ -247,7 +247,7 @@ def try_json(number: int, folder: Path) -> str:
     if records is None:
         return "stopped by an error"
 
-    assert CocoFile(path, folder)[:] == records
+    assert [*CocoFile(path, folder)] == records
     try_evaluation(path)
     try_export_and_pictures(path, records, folder, number)
     json.dumps(copy.deepcopy(records), default=bytes.decode)  # as the export does

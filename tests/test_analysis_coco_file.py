@@ -48,8 +48,7 @@ CONTENT = {"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIE
 
 def assert_equal_to_whole(path: Path, root: Path) -> CocoFile:
     found, wanted = CocoFile(path, root), load_coco(path, root).records
-    assert found[:] == wanted
-    assert [found[i] for i in range(-len(found), 0)] == wanted
+    assert list(found) == wanted
     for name, value in vars(objects_of(wanted)).items():
         np.testing.assert_array_equal(getattr(found.objects, name), value, err_msg=name)
     with pytest.raises(IndexError):

@@ -156,7 +156,7 @@ def test_equal_to_brute_force_on_nuclei(file):
 @needs_detectron2
 @needs(COCO[1])
 def test_equal_to_detectron2_on_coco():
-    records = CocoFile(REAL / COCO[1], REAL)[:6]
+    records = list(CocoFile(REAL / COCO[1], REAL))[:6]
     for record in records:
         record["annotations"] = [a for a in record["annotations"] if not a["iscrowd"]]
     found = match(objects_of(records), training())

@@ -1,7 +1,6 @@
 """Pictures of what runs found: who is matched with whom, and what a person gets to see."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.evaluation.matches import match_detections
 from smallobj_d2.sizes import is_small
-from smallobj_d2.visualization.detections import _label, detection_sheet
+from smallobj_d2.visualization.detections import detection_sheet, prediction_view
 from smallobj_d2.visualization.sheets import (
     FOUND,
     MISSED,
@@ -214,12 +213,10 @@ def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
         detection_sheet({"run": run})
 
 
-def test_labels_tell_a_wrong_class_from_a_wrong_place(truth):
-    many = {"cats": {1: {"name": "leaf"}, 2: {"name": "star"}}}
-    thing = {"category_id": 2, "score": 0.736}
-    assert _label(SimpleNamespace(**many), thing) == "star 0.74"
-    assert _label(SimpleNamespace(**many), {"category_id": 1}) == "leaf"
-    assert _label(SimpleNamespace(cats={2: {"name": "nucleus"}}), thing) == "0.74"
+def test_labels_tell_a_wrong_class_from_a_wrong_place():
+    box = {"bbox": [1, 2, 3, 4], "category_id": 2, "score": 0.736}
+    view = prediction_view(np.zeros((9, 9, 3), np.uint8), [box], {1: "leaf", 2: "star"})
+    assert view.labels == ["star 0.74"]
 
 
 def test_labels_are_written_and_hostile_ones_break_nothing():

@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from smallobj_d2.visualization.document import (
     Document,
-    Items,
     Picture,
     Table,
     code,
@@ -15,6 +14,7 @@ from smallobj_d2.visualization.document import (
     markdown,
     strong,
 )
+from smallobj_d2.visualization.texts import Texts
 from tests.pages import HOSTILE, Page, assert_inert
 
 
@@ -24,7 +24,7 @@ def everywhere(text: str) -> Document:
     document.heading(text)
     document.text(Markup("of {} and {}").format(code(text), strong(text)))
     document.text(text)
-    document.add(Items([text, emphasis(text)], answer=True))
+    document.items([text, emphasis(text)], answer=True)
     document.add(Table([text, text], [[text, code(text)], [text, text]], tones={text: "good"}))
     document.add(Picture('/a"', b"<svg><script/></svg>", "svg", text))
     return document
@@ -70,3 +70,10 @@ def test_the_pictures_of_the_markdown_stand_beside_it(tmp_path):
     assert "![a picture](report_files/one.png)" in text.read_text()
     assert (tmp_path / "report_files" / "one.png").read_bytes() == b"\x89PNG"
     assert Page(page.read_text()).links == ["data:image/png;base64,iVBORw=="]
+
+
+def test_what_is_filled_into_a_text_makes_no_paragraph_of_its_own():
+    (text,) = Texts("smallobj_d2.experiments")(
+        "elsewhere", data="mine\n\nThe runs failed. {{ 7 * 7 }}"
+    )
+    assert "judged on mine The runs failed. {{ 7 * 7 }}, by differences" in text

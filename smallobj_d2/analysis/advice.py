@@ -1,5 +1,6 @@
 """What the numbers mean for somebody who decides whether and how to augment, in plain words."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,13 @@ from tqdm import tqdm
 from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.presented import Presented
 from smallobj_d2.analysis.protocols import training_protocol
-from smallobj_d2.analysis.table2 import PUBLISHED, Table, percent
+from smallobj_d2.analysis.table2 import PUBLISHED, Table
 from smallobj_d2.copy_paste import CopyPaste, SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.sizes import SMALL_AREA
+from smallobj_d2.visualization.texts import Texts
+
+TEXTS = Texts("smallobj_d2.analysis")
 
 NEARLY_ALL = 0.99
 """Where so many images have small objects, there are hardly any to draw less often."""
@@ -61,28 +65,20 @@ def find_sources(
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
     found, wanted, under_others = [], [], 0
-    for index in tqdm(
-        chosen.tolist(),
-        desc="Objects to copy",
-        unit=" images",
-        mininterval=0.5,
-        disable=not progress,
-    ):
+    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=not progress):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)
         found.append(len(candidates))
         under_others += not candidates and bool(replace(rule, max_covered=1).candidates(scene))
-        copies = 0
-        if candidates:
-            copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies
+        copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies if candidates else 0
         wanted.append(min(copies, copy_paste.max_pastes))
     return Sources(
         small_images=len(small),
         examined=len(chosen),
         with_source=sum(n > 0 for n in found),
-        candidates=float(np.mean(found)) if found else 0.0,
-        wanted=float(np.mean(wanted)) if wanted else 0.0,
+        candidates=sum(found) / max(len(chosen), 1),
+        wanted=sum(wanted) / max(len(chosen), 1),
         under_others=under_others,
     )
 
@@ -94,7 +90,7 @@ def advise(
     cfg: Any,
     after: Presented | None = None,
 ) -> list[str]:
-    """Some sentences of advice.
+    """Some sentences of advice: a block of ``templates/report.txt``, filled in.
 
     Args:
         objects: the dataset.
@@ -103,196 +99,52 @@ def advise(
         cfg: the config that ``sources`` and ``after`` are about.
         after: what the config's draws show, where this was asked for.
     """
-    if not len(objects):
-        return ["There is no object in this dataset, so there is nothing to say about it."]
-    s = cfg.SMALLOBJ
-    small, paper = tables[0].rows["small"], PUBLISHED.rows["small"]
-    images, with_small = objects.num_images, int(small.images)
-    if not with_small:
-        return [
-            f"No object is small (mask area below {s.SMALL_AREA:g} pixels), so neither "
-            "oversampling nor copy-paste of small objects would change anything. If objects are "
-            "small for your purpose nevertheless, raise SMALLOBJ.SMALL_AREA."
-        ]
-    words = [
-        f"{with_small:,} of {images:,} images ({percent(small.image_share)}) have a small object, "
-        f"and {percent(small.object_share)} of all objects are small. In COCO it is "
-        f"{percent(paper.image_share)} and {percent(paper.object_share)}."
-    ]
-    words.append(_on_oversampling(small.image_share, s.OVERSAMPLING_FACTOR))
-    words += _on_rarity(tables)
-    words += _on_masks(objects, s.PASTE_BOXES)
-    if objects.masked.any() or s.PASTE_BOXES:
-        words.append(_on_sources(sources, s))
-        if sources.with_source:
-            words.append(_on_pastes(sources, s, after))
-    words += _on_resizing(objects, cfg, tables)
-    words += _on_anchors(tables)
-    words += _on_crowded_images(objects, cfg)
-    return words
+    s, training = cfg.SMALLOBJ, next((t for t in tables if t.protocol == "training"), None)
+    small = tables[0].rows["small"]
+    share, factor = small.image_share, s.OVERSAMPLING_FACTOR if s.OVERSAMPLING_FACTOR > 1 else 3.0
+    most, in_image = cfg.TEST.DETECTIONS_PER_IMAGE, np.diff(objects.ranges())
+    counts = after.counts if after else Counter[str]()
+    facts = {
+        "objects": len(objects),
+        "images": objects.num_images,
+        "masked": int(objects.masked.sum()),
+        "small": small,
+        "paper": PUBLISHED.rows["small"],
+        "nearly_all": NEARLY_ALL,
+        "factor": factor,
+        "drawn": factor * share / (factor * share + 1 - share),
+        "matched": (training or tables[0]).rows["small"].matched_share,
+        "sources": sources,
+        "s": s,
+        "draws": after and after.objects.num_images,
+        "counts": counts,
+        "lost": {
+            "found no free place": counts["copies_without_place"],
+            "own no pixel": counts["copies_without_pixels"],
+            f"were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})": counts["copies_over_limit"],
+        },
+        "training": training and training.rows,
+        "most": most,
+        "crowded": int((in_image > most).sum()),
+        "largest": int(in_image.max(initial=0)),
+        "beyond": int((in_image - most).clip(min=0).sum()),
+    }
+    if training and small.images:
+        facts |= _as_the_network_sees_them(objects, cfg)
+    return TEXTS("advice", **facts)
 
 
-def _on_oversampling(share: float, factor: float) -> str:
-    if share > NEARLY_ALL:
-        every = "Every image has" if share == 1 else "Nearly every image has"
-        as_now = "" if share == 1 else " nearly"
-        return (
-            f"{every} small objects, so oversampling cannot help: all images would be drawn"
-            f"{as_now} equally often, as before, and only an epoch would be longer. Leave "
-            "SMALLOBJ.OVERSAMPLING_FACTOR at 1 and look at copy-paste, where "
-            "SMALLOBJ.AUGMENTATION_PROBABILITY alone says how many of the drawn images are "
-            "augmented."
-        )
-    factor = factor if factor > 1 else 3.0
-    drawn = factor * share / (factor * share + 1 - share)
-    effect = (
-        f"With an oversampling factor of {factor:g}, {percent(drawn)} of the drawn images would "
-        f"have small objects instead of {percent(share)}"
-    )
-    if share > 0.9:
-        return f"{effect}: there is hardly anything that oversampling can shift here."
-    return (
-        f"{effect}. The paper gained most for small objects with a factor of 3, at a cost for "
-        "large ones (its Table 3)."
-    )
-
-
-def _on_rarity(tables: Sequence[Table]) -> list[str]:
-    """Whether the network sees as little of small objects as the paper says of COCO."""
-    table = next((t for t in tables if t.protocol == "training"), tables[0])
-    matched = table.rows["small"].matched_share
-    if not matched > 0.8:
-        return []
-    return [
-        f"Small objects have {percent(matched)} of the matched anchors already. The paper's reason "
-        "to oversample and to paste is that they have few (30% on COCO, its Table 2). What "
-        "copy-paste can still add here is variety: other neighbors and backgrounds. Measure it "
-        "against a baseline."
-    ]
-
-
-def _on_masks(objects: Objects, paste_boxes: bool) -> list[str]:
-    share = objects.masked.mean()
-    if share == 1:
-        return []
-    if share > 0:
-        missing = len(objects) - int(objects.masked.sum())
-        return [f"{missing:,} of {len(objects):,} objects have no mask and cannot be cut out."]
-    if paste_boxes:
-        return ["No object has a mask; SMALLOBJ.PASTE_BOXES pastes upright rectangles."]
-    return [
-        "No object has a mask, so copy-paste has no outline to cut along. Oversampling works "
-        "without masks; or set SMALLOBJ.PASTE_BOXES True to paste upright rectangles, which the "
-        "paper did not try."
-    ]
-
-
-def _on_sources(sources: Sources, s: Any) -> str:
-    claimed = ""
-    if sources.under_others > sources.with_source:
-        claimed = (
-            f" In {percent(sources.under_others / sources.examined)} of these images other "
-            "instances claim the pixels of all that else might be copied. If that is because they "
-            "stand on a larger object, as windows on a wall, and not behind one, set "
-            "SMALLOBJ.MAX_COVERED 1.0."
-        )
-    if not sources.with_source:
-        return (
-            "No small object of any image may be copied: all are occluded, in pieces "
-            "or cut off by the image border. Copy-paste would change nothing; the criteria are "
-            f"SMALLOBJ.REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED.{claimed}"
-        )
-    sampled = "" if sources.examined == sources.small_images else ", judged by a sample"
-    number = round(sources.share * sources.small_images)
-    if s.SOURCES == "bank":
-        rest = "The config pastes them into other images."
-    elif sources.share < 1:
-        rest = "The other images stay as they are when they are augmented."
-    else:
-        rest = "So each of them can be augmented."
-    return (
-        f"In {number:,} of the {sources.small_images:,} images with small objects "
-        f"({percent(sources.share)}{sampled}) at least one of them may be copied (in one piece, "
-        f"not occluded, not cut off); on average {sources.candidates:.1f} of them. {rest}{claimed}"
-    )
-
-
-def _on_pastes(sources: Sources, s: Any, after: Presented | None) -> str:
-    settings = f"strategy {s.STRATEGY}, {s.COPIES} {'copy' if s.COPIES == 1 else 'copies'} each"
-    wish = f"{sources.wanted:.1f} copies in each augmented image on average"
-    if after is None or not after.tried:
-        return (
-            f"Copy-paste as configured ({settings}) would try {wish}. Use --augment CONFIG to "
-            "see what a config does to this dataset."
-        )
-    text = (
-        f"This config ({settings}) tries {wish}; in {after.objects.num_images:,} draws it "
-        f"augmented {after.augmented:,} and pasted {after.pasted:,} copies"
-    )
-    lost = after.given_up + after.empty + after.capped
-    if lost < 0.01 * after.tried:
-        return f"{text}, nearly all that it tried."
-    reasons = []
-    if after.given_up:
-        reasons.append(f"{after.given_up:,} found no free place")
-    if after.empty:
-        reasons.append(f"{after.empty:,} own no pixel")
-    if after.capped:
-        reasons.append(f"{after.capped:,} were over SMALLOBJ.MAX_PASTES ({s.MAX_PASTES})")
-    many = after.given_up > 0.2 * after.tried
-    full = " These images are full: more copies will not fit." if many else ""
-    return f"{text}. It tried {after.tried:,}: {', '.join(reasons)}.{full}"
-
-
-def _on_resizing(objects: Objects, cfg: Any, tables: Sequence[Table]) -> list[str]:
+def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:
     """How large small objects are when the network sees them."""
-    if not any(t.protocol == "training" for t in tables):
-        return []
     heights, _ = training_protocol(cfg).input_sizes(objects)
     small = objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0
-    sides = np.sqrt(objects.areas[small])
-    image = objects.image[small]
+    sides, image = np.sqrt(objects.areas[small]), objects.image[small]
     seen = sides * heights[image] / objects.heights[image]
-    text = (
-        f"A small object is {np.median(sides):.0f} pixels wide (median; the root of its area), and "
-        f"{np.median(seen):.0f} in the input of the configured network"
-    )
-    side = SMALL_AREA**0.5
-    text += f". {percent((seen < side).mean())} of the small objects are below {side:.0f} there"
-    if (seen < sides).mean() > 0.5:
-        text += ": INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN downscale most of them"
-    return [f"{text}."]
-
-
-def _on_crowded_images(objects: Objects, cfg: Any) -> list[str]:
-    """Images with more objects than the network may find."""
-    counts, most = np.diff(objects.ranges()), cfg.TEST.DETECTIONS_PER_IMAGE
-    crowded = int((counts > most).sum())
-    if not crowded:
-        return []
-    beyond = (counts - most).clip(min=0).sum() / len(objects)
-    return [
-        f"{crowded:,} of {len(counts):,} images have more than {most} objects, {counts.max():,} at "
-        "most, and the network returns no more detections per image "
-        f"(TEST.DETECTIONS_PER_IMAGE). Where validation images are like these, {percent(beyond)} "
-        "of the objects cannot be found, however good the model is: raise it."
-    ]
-
-
-def _on_anchors(tables: Sequence[Table]) -> list[str]:
-    table = next((t for t in tables if t.protocol == "training"), None)
-    if table is None:
-        return []
-    small, large = table.rows["small"], table.rows["large"]
-    text = (
-        f"In the input that the configured network sees, a small object overlaps its best anchor "
-        f"by {small.mean_max_iou:.2f} (IoU) on average"
-    )
-    if large.objects:
-        text += f", a large one by {large.mean_max_iou:.2f}"
-    if small.mean_max_iou < 0.4:
-        text += (
-            ". That is low; repeat this with other MODEL.ANCHOR_GENERATOR.SIZES or another "
-            "INPUT.MIN_SIZE_TRAIN to see their effect"
-        )
-    return [f"{text}."]
+    side = round(SMALL_AREA**0.5)
+    return {
+        "width": np.median(sides),
+        "seen": np.median(seen),
+        "side": side,
+        "below": (seen < side).mean(),
+        "downscaled": (seen < sides).mean(),
+    }

@@ -1,7 +1,7 @@
 """Everything that section 3 asks of a dataset, counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from smallobj_d2.analysis.advice import Sources, advise, find_sources
@@ -31,9 +31,13 @@ class Analysis:
     notes: list[str]
     config: str
     """What the advice and ``after`` are about."""
-    after: Presented | None = None
-    after_tables: list[Table] = field(default_factory=list)
-    gains: list[Gain] = field(default_factory=list)
+    after: Presented | None
+    after_tables: list[Table]
+
+    @property
+    def gains(self) -> list[Gain]:
+        """What the config changes for small objects."""
+        return gains(self.tables, self.after_tables, self.after.epochs) if self.after else []
 
 
 def analyze(
@@ -63,11 +67,17 @@ def analyze(
     objects = data.objects
     if not objects.num_images:
         raise SmallObjError(f"{name} has no image.")
-    if augment is not None:
-        _require_masks(objects, augment, name, config_name)
-    small_area = float((augment or cfg).SMALLOBJ.SMALL_AREA)
-    known = {"paper": lambda: PAPER, "training": lambda: training_protocol(cfg)}
-    chosen = [known[p]() for p in protocols]
+    settings = cfg if augment is None else augment
+    s = settings.SMALLOBJ
+    can_paste = s.PASTE_BOXES or objects.masked.any()
+    if augment is not None and s.COPY_PASTE and not can_paste:
+        raise SmallObjError(
+            f"{config_name} has SMALLOBJ.COPY_PASTE on, but no annotation of {name} has a mask to "
+            "cut objects out by. Set SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the "
+            "paper), or SMALLOBJ.COPY_PASTE False."
+        )
+    small_area = float(s.SMALL_AREA)
+    chosen = [PAPER if p == "paper" else training_protocol(cfg) for p in protocols]
 
     def count(what: Objects, label: str) -> tuple[list[Matches], list[Table]]:
         matches = [match(what, p, progress=progress) for p in chosen]
@@ -80,12 +90,9 @@ def analyze(
     matches, tables = count(objects, name)
     after: Presented | None = None
     after_tables: list[Table] = []
-    gained: list[Gain] = []
     if augment is not None:
         after = presented(data, objects, augment, epochs=epochs, draws=draws, progress=progress)
         _, after_tables = count(after.objects, f"with {config_name}")
-        gained = gains(tables, after_tables, after.epochs)
-    settings = augment if augment is not None else cfg
     sources = find_sources(data, objects, settings, progress=progress)
     return Analysis(
         name=name,
@@ -100,35 +107,21 @@ def analyze(
         config=config_name,
         after=after,
         after_tables=after_tables,
-        gains=gained,
     )
 
 
 def _notes(data: CocoFile) -> list[str]:
-    notes = []
-    if data.objects.crowds:
-        notes.append(f"{data.objects.crowds:,} crowd annotations are left out, as in training.")
     meanings = {
         "no iscrowd": "lacked `iscrowd`, which was taken to be 0",
         "no area": "lacked `area`; that of the mask was taken, or of the box",
         "no valid polygon": "had nothing left of their mask, and were left out",
         "box does not hold mask": "had a box that does not hold the mask; the mask's was taken",
     }
-    notes += [
-        f"{count:,} annotations {meanings.get(what, what)}."
-        for what, count in data.repaired.items()
-        if count
-    ]
-    if warnings := sum(f.severity == "warning" for f in data.findings):
+    counts = {f"annotations {meanings.get(w, w)}.": count for w, count in data.repaired.items()}
+    warnings = sum(f.severity == "warning" for f in data.findings)
+    notes = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if data.objects.crowds:
+        notes.insert(0, f"{data.objects.crowds:,} crowd annotations are left out, as in training.")
+    if warnings:
         notes.append(f"smallobj analyze --check has {warnings:,} warnings about these annotations.")
     return notes
-
-
-def _require_masks(objects: Objects, cfg: Any, name: str, config_name: str) -> None:
-    s = cfg.SMALLOBJ
-    if s.COPY_PASTE and not s.PASTE_BOXES and not objects.masked.any():
-        raise SmallObjError(
-            f"{config_name} has SMALLOBJ.COPY_PASTE on, but no annotation of {name} has a mask to "
-            "cut objects out by. Set SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the "
-            "paper), or SMALLOBJ.COPY_PASTE False."
-        )

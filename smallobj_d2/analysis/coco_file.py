@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.datasets.coco import dataset_of, read_coco
@@ -43,13 +43,5 @@ class CocoFile(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self._records[i] for i in range(*index.indices(len(self)))]
-        return self._records[index + len(self) if index < 0 else index]
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[index]

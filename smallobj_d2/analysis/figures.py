@@ -1,4 +1,4 @@
-"""The pictures of section 3, for any dataset."""
+"""The pictures of section 3, for any dataset, as PNG."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PatchCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from smallobj_d2.visualization.plots import (
     ORANGE,
     PINK,
     SKY,
+    file_of,
     panels,
     styled,
 )
@@ -69,7 +69,7 @@ def _size_axis(axis: Axes, edges: NDArray[np.float64], small_area: float) -> Non
 @styled
 def size_histogram(
     objects: Objects, after: Objects | None = None, small_area: float = SMALL_AREA
-) -> Figure:
+) -> bytes:
     """How many objects of each size there are, per image, before and after."""
     figure, axes = panels(8, 3.6)
     axis = axes[0, 0]
@@ -100,26 +100,23 @@ def size_histogram(
     axis.set_ylabel("objects per image")
     axis.set_title("Sizes of objects")
     axis.legend()
-    return figure
+    return file_of(figure, "png")
 
 
 @styled
 def matches_by_size(
     objects: Objects, matches: dict[str, Matches], small_area: float = SMALL_AREA
-) -> Figure:
+) -> bytes:
     """Matched anchors per object, and IoU with the best anchor, against the object's size."""
     figure, axes = panels(8, 6, rows=2)
     edges = _bins(objects, small_area)
-    which = np.digitize(_sides(objects), edges) - 1
     middle = np.sqrt(edges[1:] * edges[:-1])
-    number = np.bincount(which, minlength=len(middle))[: len(middle)]
-    order = np.argsort(which, kind="stable")
-    parts = np.split(order, np.cumsum(number)[:-1])
-    seen = number > 0
+    which = (np.digitize(_sides(objects), edges) - 1).clip(max=len(middle) - 1)
+    seen = np.unique(which)
     for name, found in matches.items():
         colour, line = _LINES.get(name, (SKY, "-."))
         for axis, values in zip(axes[:, 0], (found.matched, found.max_iou), strict=True):
-            groups = [values[part] for part in parts if len(part)]
+            groups = [values[which == at] for at in seen]
             mean = [group.mean(dtype=np.float64) for group in groups]
             low, high = np.array([np.percentile(group, (10, 90)) for group in groups]).T
             axis.plot(middle[seen], mean, line, color=colour, marker="o", ms=3, label=name)
@@ -137,11 +134,11 @@ def matches_by_size(
     axes[1, 0].axhline(0.7, color=GREY, lw=0.8, ls=":")
     axes[1, 0].set_ylabel("IoU with the best anchor")
     axes[1, 0].set_title("Overlap with the best anchor")
-    return figure
+    return file_of(figure, "png")
 
 
 @styled
-def shares(before: Sequence[Table], after: Sequence[Table]) -> Figure:
+def shares(before: Sequence[Table], after: Sequence[Table]) -> bytes:
     """Which sizes get the objects and the matched anchors, before and after (Figure 4)."""
     bars = [("objects", before[0], after[0], "object_share")]
     bars += [
@@ -178,7 +175,7 @@ def shares(before: Sequence[Table], after: Sequence[Table]) -> Figure:
         ncols=3,
         borderaxespad=0.2,
     )
-    return figure
+    return file_of(figure, "png")
 
 
 def cells_for(objects: Objects, small_area: float = SMALL_AREA) -> int:
@@ -212,7 +209,7 @@ def spread(counts: NDArray[np.float64]) -> float:
 
 
 @styled
-def locations(maps: dict[str, NDArray[np.float64]]) -> Figure:
+def locations(maps: dict[str, NDArray[np.float64]]) -> bytes:
     """Where small objects lie in the image (section 1).
 
     Args:
@@ -232,7 +229,7 @@ def locations(maps: dict[str, NDArray[np.float64]]) -> Figure:
     axes[0, 0].set_ylabel("from top to bottom")
     label = "small objects per image and cell"
     figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label=label)
-    return figure
+    return file_of(figure, "png")
 
 
 @styled
@@ -241,7 +238,7 @@ def anchor_overlay(
     objects: Objects,
     protocols: Sequence[Protocol],
     small_area: float = SMALL_AREA,
-) -> Figure:
+) -> bytes:
     """Objects and the anchors matched to them, drawn on images (Figure 5).
 
     Args:
@@ -291,7 +288,7 @@ def anchor_overlay(
         for size in BANDS
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
+    return file_of(figure, "png")
 
 
 def _outlines(boxes: NDArray[Any]) -> NDArray[Any]:

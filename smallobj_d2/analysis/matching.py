@@ -12,7 +12,6 @@ anchor in them, computed in single precision by the same operations in the same 
 Detectron2. So results are equal to Detectron2's bit by bit, ties included.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,41 +68,35 @@ def match(
     """
     max_iou = np.zeros(len(objects), dtype=dtype)
     matched = np.zeros(len(objects), dtype=np.int64)
-    with tqdm(
-        total=objects.num_images,
-        desc=f"Anchors, protocol {protocol.name}",
-        unit=" images",
-        mininterval=0.5,
-        disable=not progress,
-    ) as bar:
-        for images, begin, scene in _chunks(objects, protocol, dtype):
-            best, pairs = _match(scene)
-            part = slice(begin, begin + len(best))
-            max_iou[part] = best
-            matched[part] = np.bincount(pairs.objects, minlength=len(best))
-            bar.update(images)
+    ranges = objects.ranges()
+    first = 0
+    what = f"anchors, protocol {protocol.name}"
+    with tqdm(total=objects.num_images, desc=what, unit="img", disable=not progress) as bar:
+        while first < objects.num_images:
+            last = int(np.searchsorted(ranges, ranges[first] + _CHUNK, side="right")) - 1
+            last = min(max(last, first + 1), objects.num_images)
+            part = slice(ranges[first], ranges[last])
+            chunk = objects.images(np.arange(first, last))
+            max_iou[part], pairs = _match(_Scene(chunk, protocol, dtype))
+            matched[part] = np.bincount(pairs.objects, minlength=len(chunk))
+            bar.update(last - first)
+            first = last
     return Matches(max_iou, matched)
 
 
 def matched_anchors(objects: Objects, protocol: Protocol) -> Pairs:
     """The matches themselves, for as few images as one wants to draw (Figure 5)."""
-    pairs = [Pairs(np.zeros(0, np.int64), np.zeros((0, 4), np.float32))]
-    for _, begin, scene in _chunks(objects, protocol, np.float32):
-        owners, anchors = _match(scene)[1]
-        pairs.append(Pairs(owners + begin, anchors))
-    return Pairs(*(np.concatenate(x) for x in zip(*pairs, strict=True)))
+    return _match(_Scene(objects, protocol, np.float32))[1]
 
 
 def brute_force(objects: Objects, protocol: Protocol, *, dtype: Any = np.float32) -> Matches:
     """`match` by its definition: all pairs of an object and an anchor. Slow; for tests."""
-    parts = [Matches(np.zeros(0, dtype), np.zeros(0, np.int64))]
+    max_iou, matched = [np.zeros(0, dtype)], [np.zeros(0, np.int64)]
     for i in range(objects.num_images):
-        for _, _, scene in _chunks(objects.images([i]), protocol, dtype):
-            best, pairs = _match_all_pairs(scene)
-            parts.append(Matches(best, np.bincount(pairs.objects, minlength=len(best))))
-    return Matches(
-        np.concatenate([p.max_iou for p in parts]), np.concatenate([p.matched for p in parts])
-    )
+        best, pairs = _match_all_pairs(_Scene(objects.images([i]), protocol, dtype))
+        max_iou.append(best)
+        matched.append(np.bincount(pairs.objects, minlength=len(best)))
+    return Matches(np.concatenate(max_iou), np.concatenate(matched))
 
 
 def box_iou(a: Floats, b: Floats) -> Floats:
@@ -122,10 +115,27 @@ def box_iou(a: Floats, b: Floats) -> Floats:
     return result
 
 
-class _Anchors:
-    """The T shapes of a protocol's anchors, and where they stand in M images."""
+class _Scene:
+    """Some images with n objects, and the T shapes of a protocol's anchors that stand in them."""
 
-    def __init__(self, protocol: Protocol, grids: Ints, dtype: Any) -> None:
+    def __init__(self, objects: Objects, protocol: Protocol, dtype: Any) -> None:
+        self.objects, self.protocol, self.dtype = objects, protocol, np.dtype(dtype)
+        self.image = objects.image.astype(np.int64)  # (n,)
+        self.ranges = objects.ranges()
+        heights, widths = protocol.input_sizes(objects)
+        boxes = objects.boxes
+        self.kept = np.ones(len(boxes), dtype=bool)  # (n,) that take part
+        if protocol.short_edge or protocol.as_detectron2:
+            # In double precision and back, as Detectron2's transforms do it.
+            scale = np.stack([widths / objects.widths, heights / objects.heights], axis=1)
+            boxes = boxes * np.tile(scale[self.image], 2)
+        if protocol.as_detectron2:
+            limits = np.tile(np.stack([widths, heights], axis=1)[self.image], 2)
+            boxes = np.minimum(boxes.clip(min=0), limits).astype(np.float32)
+            self.kept = ((boxes[:, 2:] - boxes[:, :2]) > np.float32(1e-5)).all(axis=1)
+            boxes[~self.kept] = 0
+        self.boxes: Floats = boxes.astype(dtype)  # (n, 4) XYXY in pixels of the network's input
+
         cells = [level.cells(dtype) for level in protocol.levels]
         self.cells: Floats = np.concatenate(cells)  # (T, 4) around the origin
         self.at_point = np.array([len(c) for c in cells])  # (L,) shapes at each grid point
@@ -133,104 +143,44 @@ class _Anchors:
         self.level = np.repeat(np.arange(len(cells)), self.at_point)  # (T,)
         strides = np.array([level.stride for level in protocol.levels], np.float64)
         self.stride = strides[self.level]  # (T,)
-        self.offset = protocol.offset
-        self.grids = grids  # (M, L, 2) rows and columns
+        self.grids = grids = protocol.grids(heights, widths)  # (M, L, 2) rows and columns
         numbers = grids.prod(axis=2) * self.at_point
-        self.first = np.cumsum(numbers, axis=1) - numbers  # (M, L) of an image's anchors
-        self.total = numbers.sum(axis=1)  # (M,)
+        self.first = (np.cumsum(numbers) - numbers.ravel()).reshape(numbers.shape)  # (M, L) anchors
         self.reach = (grids * strides[:, None]).max(axis=(1, 2)) + self.cells.max()  # (M,) pixels
 
-    def boxes(self, shape: Ints, row: Ints, column: Ints) -> Floats:
+    def only(self, first: int, last: int) -> "_Scene":
+        """The images ``first:last``."""
+        return _Scene(self.objects.images(np.arange(first, last)), self.protocol, self.dtype)
+
+    @property
+    def threshold(self) -> Any:
+        return self.dtype.type(self.protocol.threshold)
+
+    def anchors(self, shape: Ints, row: Ints, column: Ints) -> Floats:
         """XYXY (..., 4) of shapes at grid points."""
-        dtype = self.cells.dtype
-        stride = self.stride[shape]
-        x = ((column + self.offset) * stride).astype(dtype)
-        y = ((row + self.offset) * stride).astype(dtype)
+        stride, offset = self.stride[shape], self.protocol.offset
+        x = ((column + offset) * stride).astype(self.dtype)
+        y = ((row + offset) * stride).astype(self.dtype)
         cell = self.cells[shape]
         return np.stack(
             [x + cell[..., 0], y + cell[..., 1], x + cell[..., 2], y + cell[..., 3]], axis=-1
         )
 
-    def number(self, image: Ints, shape: Ints, row: Ints, column: Ints) -> Ints:
-        """The place of anchors among those of their image, in Detectron2's order."""
+    def key(self, image: Ints, shape: Ints, row: Ints, column: Ints) -> Ints:
+        """Numbers of anchors: image after image, in Detectron2's order."""
         level = self.level[shape]
         point = row * self.grids[image, level, 1] + column
         within = point * self.at_point[level] + shape - self.first_shape[level]
-        number: Ints = self.first[image, level] + within
-        return number
+        key: Ints = self.first[image, level] + within
+        return key
 
-    def all_boxes(self, image: int) -> Floats:
+    def all_anchors(self, image: int) -> Floats:
         """(A, 4) XYXY of all anchors of an image, in Detectron2's order."""
         boxes = []
         for level, (rows, columns) in enumerate(self.grids[image]):
             row, column, shape = np.indices((rows, columns, self.at_point[level])).reshape(3, -1)
-            boxes.append(self.boxes(self.first_shape[level] + shape, row, column))
+            boxes.append(self.anchors(self.first_shape[level] + shape, row, column))
         return np.concatenate(boxes)
-
-
-class _Scene(NamedTuple):
-    """Some images, as the matching sees them."""
-
-    boxes: Floats
-    """(n, 4) XYXY in pixels of the network's input."""
-    kept: Bools
-    """(n,) objects that take part."""
-    image: Ints
-    """(n,) never descending."""
-    ranges: Ints
-    """(m + 1,) where each image's objects begin."""
-    anchors: _Anchors
-    protocol: Protocol
-
-    def only(self, first: int, last: int) -> "_Scene":
-        """The images ``first:last``."""
-        begin, end = self.ranges[first], self.ranges[last]
-        grids = self.anchors.grids[first:last]
-        return _Scene(
-            self.boxes[begin:end],
-            self.kept[begin:end],
-            self.image[begin:end] - first,
-            self.ranges[first : last + 1] - begin,
-            _Anchors(self.protocol, grids, self.boxes.dtype),
-            self.protocol,
-        )
-
-
-def _chunks(objects: Objects, protocol: Protocol, dtype: Any) -> Iterator[tuple[int, int, _Scene]]:
-    """Chunks of whole images: how many, their first object, and the chunk."""
-    ranges = objects.ranges()
-    heights, widths = protocol.input_sizes(objects)
-    grids = protocol.grids(heights, widths)
-    first = 0
-    while first < objects.num_images:
-        last = int(np.searchsorted(ranges, ranges[first] + _CHUNK, side="right")) - 1
-        last = min(max(last, first + 1), objects.num_images)
-        begin, end = int(ranges[first]), int(ranges[last])
-        image = objects.image[begin:end].astype(np.int64)
-        boxes = objects.boxes[begin:end]
-        kept = np.ones(len(boxes), dtype=bool)
-        if protocol.short_edge or protocol.as_detectron2:
-            # In double precision and back, as Detectron2's transforms do it.
-            scale = np.stack([widths / objects.widths, heights / objects.heights], axis=1)[image]
-            boxes = boxes * np.tile(scale, 2)
-        if protocol.as_detectron2:
-            limits = np.tile(np.stack([widths, heights], axis=1)[image], 2)
-            boxes = np.minimum(boxes.clip(min=0), limits).astype(np.float32)
-            kept = ((boxes[:, 2:] - boxes[:, :2]) > np.float32(1e-5)).all(axis=1)
-            boxes[~kept] = 0
-        yield (
-            last - first,
-            begin,
-            _Scene(
-                boxes.astype(dtype),
-                kept,
-                image - first,
-                ranges[first : last + 1] - begin,
-                _Anchors(protocol, grids[first:last], dtype),
-                protocol,
-            ),
-        )
-        first = last
 
 
 def _match(scene: _Scene) -> tuple[Floats, Pairs]:
@@ -253,9 +203,7 @@ def _match(scene: _Scene) -> tuple[Floats, Pairs]:
         return _join(scene, list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)))
     if len(untouched):
         return _match_all_pairs(scene)
-    positive = (found.iou >= scene.boxes.dtype.type(scene.protocol.threshold)) | (
-        found.iou == best[found.object]
-    )
+    positive = (found.iou >= scene.threshold) | (found.iou == best[found.object])
     anchors = _distinct(scene, found, positive)
     return best, Pairs(_preferred(scene, anchors), anchors.box)
 
@@ -282,40 +230,40 @@ class _Windows(NamedTuple):
 
 def _windows(scene: _Scene) -> _Windows:
     """Where each object's best anchors, and those over the threshold, can be."""
-    anchors, dtype = scene.anchors, scene.boxes.dtype
+    offset, eps = scene.protocol.offset, np.finfo(scene.dtype).eps
     boxes = scene.boxes.astype(np.float64)
     size = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = anchors.cells[:, 2:].astype(np.float64)  # (T, 2)
-    points = anchors.grids[scene.image][:, anchors.level]  # (n, T, 2) rows, columns
+    half = scene.cells[:, 2:].astype(np.float64)  # (T, 2)
+    points = scene.grids[scene.image][:, scene.level]  # (n, T, 2) rows, columns
 
     nearest, overlap = [], []
     for axis in (0, 1):
-        at = np.rint(centre[:, axis, None] / anchors.stride - anchors.offset)
+        at = np.rint(centre[:, axis, None] / scene.stride - offset)
         at = np.minimum(np.maximum(at, 0), points[..., 1 - axis] - 1)
-        apart = np.abs((at + anchors.offset) * anchors.stride - centre[:, axis, None])
+        apart = np.abs((at + offset) * scene.stride - centre[:, axis, None])
         length = size[:, axis, None]
         whole = np.minimum(2 * half[:, axis], length)
         nearest.append(at.astype(np.int64))
         overlap.append(np.clip(half[:, axis] + length / 2 - apart, 0, whole))
 
     shapes = np.broadcast_to(np.arange(len(half)), nearest[0].shape)
-    reached = box_iou(scene.boxes[:, None], anchors.boxes(shapes, nearest[1], nearest[0]))
-    least = np.minimum(reached.max(axis=1), dtype.type(scene.protocol.threshold))
+    reached = box_iou(scene.boxes[:, None], scene.anchors(shapes, nearest[1], nearest[0]))
+    least = np.minimum(reached.max(axis=1), scene.threshold)
     least = least.astype(np.float64)[:, None]
 
     # By how much an anchor's sides can differ from where they should be, in pixels.
-    slack = 8 * np.finfo(dtype).eps * anchors.reach[scene.image][:, None]
+    slack = 8 * eps * scene.reach[scene.image][:, None]
     area = np.maximum(2 * half - slack[..., None], 0).prod(axis=2) + size.prod(axis=1)[:, None]
-    needed = least / (1 + least) * area * (1 - 16 * np.finfo(dtype).eps)
+    needed = least / (1 + least) * area * (1 - 16 * eps)
     possible: Bools = (overlap[0] + slack) * (overlap[1] + slack) >= needed
     possible &= (scene.kept & (size > 0).all(axis=1))[:, None]
     first, spans = [], []
     for axis in (0, 1):
         distance = half[:, axis] + size[:, axis, None] / 2 + slack
         distance -= needed / (overlap[1 - axis] + slack)
-        low = (centre[:, axis, None] - distance) / anchors.stride - anchors.offset
-        high = (centre[:, axis, None] + distance) / anchors.stride - anchors.offset
+        low = (centre[:, axis, None] - distance) / scene.stride - offset
+        high = (centre[:, axis, None] + distance) / scene.stride - offset
         low = np.ceil(np.clip(low - 1e-6, 0, points[..., 1 - axis]))
         high = np.floor(np.clip(high + 1e-6, -1, points[..., 1 - axis] - 1))
         first.append(low.astype(np.int64))
@@ -327,9 +275,8 @@ class _Candidates(NamedTuple):
     """C pairs of an object and an anchor, ordered by object."""
 
     object: Ints
-    shape: Ints
-    row: Ints
-    column: Ints
+    key: Ints
+    """The same for the same anchor of the same image, and ascending with its place there."""
     box: Floats
     iou: Floats
 
@@ -343,8 +290,9 @@ def _candidates(scene: _Scene, windows: _Windows) -> _Candidates:
     row = down + np.repeat(windows.row[which, shape], count)
     column = right + np.repeat(windows.column[which, shape], count)
     which, shape = np.repeat(which, count), np.repeat(shape, count)
-    box = scene.anchors.boxes(shape, row, column)
-    return _Candidates(which, shape, row, column, box, box_iou(scene.boxes[which], box))
+    box = scene.anchors(shape, row, column)
+    key = scene.key(scene.image[which], shape, row, column)
+    return _Candidates(which, key, box, box_iou(scene.boxes[which], box))
 
 
 class _Distinct(NamedTuple):
@@ -352,22 +300,13 @@ class _Distinct(NamedTuple):
 
     image: Ints
     key: Ints
-    """Ascending; the same for the same anchor of the same image."""
+    """Ascending; see `_Candidates`."""
     box: Floats
-
-
-def _keys(scene: _Scene, found: _Candidates, chosen: Bools) -> Ints:
-    image = scene.image[found.object[chosen]]
-    number = scene.anchors.number(
-        image, found.shape[chosen], found.row[chosen], found.column[chosen]
-    )
-    keys: Ints = image * scene.anchors.total.max() + number
-    return keys
 
 
 def _distinct(scene: _Scene, found: _Candidates, chosen: Bools) -> _Distinct:
     """The anchors of some candidates."""
-    key, first = np.unique(_keys(scene, found, chosen), return_index=True)
+    key, first = np.unique(found.key[chosen], return_index=True)
     return _Distinct(scene.image[found.object[chosen][first]], key, found.box[chosen][first])
 
 
@@ -427,13 +366,13 @@ def _preferred_of_many(objects: Floats, anchors: Floats) -> Ints:
 
 def _match_paper(scene: _Scene, found: _Candidates, best: Floats) -> Pairs:
     """Each object's best anchor, and every anchor over the threshold that prefers it."""
-    over = found.iou > scene.boxes.dtype.type(scene.protocol.threshold)
+    over = found.iou > scene.threshold
     anchors = _distinct(scene, found, over)
     owners = _preferred(scene, anchors)
 
     tied = found.iou == best[found.object]
     tied &= best[found.object] > 0
-    which, key = found.object[tied], _keys(scene, found, tied)
+    which, key = found.object[tied], found.key[tied]
     order = np.lexsort((key, which))
     which, key, box = which[order], key[order], found.box[tied][order]
     first = np.diff(which, prepend=-1) > 0
@@ -447,7 +386,7 @@ def _match_paper(scene: _Scene, found: _Candidates, best: Floats) -> Pairs:
 
 def _match_all_pairs(scene: _Scene) -> tuple[Floats, Pairs]:
     """`_match` for one image by its definition, from the IoU of all pairs."""
-    anchors = scene.anchors.all_boxes(0)
+    anchors = scene.all_anchors(0)
     best = np.zeros(len(scene.boxes), dtype=scene.boxes.dtype)
     kept = np.flatnonzero(scene.kept)
     if not len(kept):
@@ -455,7 +394,7 @@ def _match_all_pairs(scene: _Scene) -> tuple[Floats, Pairs]:
     iou = box_iou(scene.boxes[kept, None], anchors)
     best[kept] = iou.max(axis=1)
     prefers, most = iou.argmax(axis=0), iou.max(axis=0)
-    threshold = scene.boxes.dtype.type(scene.protocol.threshold)
+    threshold = scene.threshold
     if scene.protocol.as_detectron2:
         positive = np.flatnonzero((most >= threshold) | (iou == best[kept, None]).any(axis=0))
         return best, Pairs(kept[prefers[positive]], anchors[positive])

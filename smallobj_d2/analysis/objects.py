@@ -4,7 +4,7 @@ COCO's training set has 860,001 objects. As arrays they take some 30 MB; as data
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,6 @@ class Objects:
     """(N,) mask area in pixels of the original image."""
     masked: NDArray[np.bool_]
     """(N,) whether the object has a mask."""
-    pasted: NDArray[np.bool_]
-    """(N,) whether copy-paste put it there."""
     crowds: int = 0
     """How many crowd annotations were left out."""
 
@@ -66,67 +64,38 @@ class Objects:
             self.boxes[objects],
             self.areas[objects],
             self.masked[objects],
-            self.pasted[objects],
         )
 
 
-class ObjectsBuilder:
-    """Collects objects one by one; they may come in any order of images."""
-
-    def __init__(self) -> None:
-        self._sizes = array("i")
-        self._image = array("i")
-        self._boxes = array("d")
-        self._areas = array("d")
-        self._flags = array("b")
-        self._crowds = 0
-
-    def add_image(self, height: int, width: int) -> int:
-        """Add an image; returns its index."""
-        if height < 1 or width < 1:
-            raise ValueError(f"an image of height {height} and width {width}")
-        self._sizes.extend((height, width))
-        return len(self._sizes) // 2 - 1
-
-    def add(self, image: int, annotation: Mapping[str, Any]) -> None:
-        """Add an annotation of the image with this index."""
-        if annotation.get("iscrowd", 0):
-            self._crowds += 1
-            return
-        x, y, a, b = annotation["bbox"]
-        if annotation.get("bbox_mode", 1) == 0:  # XYXY
-            a, b = a - x, b - y
-        self._image.append(image)
-        self._boxes.extend((x, y, a, b))
-        self._areas.append(annotation["area"])
-        self._flags.append(bool(annotation.get("segmentation")) + 2 * ("copy_paste" in annotation))
-
-    def build(self) -> Objects:
-        """The arrays of everything that was added."""
-        sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
-        image = np.array(self._image, dtype=np.int32)
-        order = np.argsort(image, kind="stable")
-        # In single precision from here on, and added in it, because Detectron2 does so.
-        boxes = np.array(self._boxes, dtype=np.float32).reshape(-1, 4)[order]
-        boxes[:, 2:] += boxes[:, :2]
-        flags = np.array(self._flags, dtype=np.int8)[order]
-        return Objects(
-            heights=sizes[:, 0].copy(),
-            widths=sizes[:, 1].copy(),
-            image=image[order],
-            boxes=boxes,
-            areas=np.array(self._areas, dtype=np.float64)[order],
-            masked=(flags & 1).astype(bool),
-            pasted=(flags & 2).astype(bool),
-            crowds=self._crowds,
-        )
-
-
-def objects_of(records: Sequence[Mapping[str, Any]]) -> Objects:
-    """The objects of M dataset dicts."""
-    builder = ObjectsBuilder()
-    for record in records:
-        image = builder.add_image(record["height"], record["width"])
+def objects_of(records: Iterable[Mapping[str, Any]]) -> Objects:
+    """The objects of dataset dicts, which are read one after the other."""
+    sizes, image = array("i"), array("i")
+    boxes, areas = array("d"), array("d")
+    masked = array("b")
+    crowds = 0
+    for number, record in enumerate(records):
+        sizes.extend((record["height"], record["width"]))
         for annotation in record["annotations"]:
-            builder.add(image, annotation)
-    return builder.build()
+            if annotation.get("iscrowd", 0):
+                crowds += 1
+                continue
+            x, y, a, b = annotation["bbox"]
+            if annotation.get("bbox_mode", 1) == 0:  # XYXY
+                a, b = a - x, b - y
+            image.append(number)
+            boxes.extend((x, y, a, b))
+            areas.append(annotation["area"])
+            masked.append(bool(annotation.get("segmentation")))
+    heights, widths = np.array(sizes, dtype=np.int32).reshape(-1, 2).T
+    # In single precision from here on, and added in it, because Detectron2 does so.
+    corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return Objects(
+        heights=heights.copy(),
+        widths=widths.copy(),
+        image=np.array(image, dtype=np.int32),
+        boxes=corners,
+        areas=np.array(areas, dtype=np.float64),
+        masked=np.array(masked, dtype=bool),
+        crowds=crowds,
+    )

@@ -1,6 +1,6 @@
 """A dataset as a config's stream of draws presents it: repeat factors and pastes included."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from smallobj_d2.analysis.objects import Objects, ObjectsBuilder
+from smallobj_d2.analysis.objects import Objects, objects_of
 from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Stream, factors_from_config
+
+_COPIES = {
+    "copies_wanted": "tried",
+    "copies_pasted": "pasted",
+    "copies_without_place": "given_up",
+    "copies_without_pixels": "empty",
+    "copies_over_limit": "capped",
+}
+"""What is counted of copies, and what `smallobj_d2.copy_paste.paste.Plan` calls it."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +31,8 @@ class Presented:
     """Each draw is an image here."""
     epochs: float
     """How many epochs these draws make."""
-    augmented: int
-    """Draws that the augmentation chose."""
-    tried: int
-    """Copies that were wanted."""
-    pasted: int
-    given_up: int
-    """Copies for which there was no free place."""
-    empty: int
-    """Copies that own no pixel."""
-    capped: int
-    """Copies over SMALLOBJ.MAX_PASTES."""
+    counts: dict[str, int]
+    """``augmented_draws``, and what is counted of copies."""
 
 
 class _Chosen(Sequence[dict[str, Any]]):
@@ -80,30 +80,21 @@ def presented(
     augmentation = build_augmentation(cfg, seed, records, _blank, progress=progress)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)
-    builder = ObjectsBuilder()
-    augmented = tried = pasted = given_up = empty = capped = 0
-    for position in tqdm(
-        range(count),
-        desc="Draws of the config",
-        unit=" draws",
-        mininterval=0.5,
-        disable=not progress,
-    ):
-        draw = stream[position]
-        record = {**records[draw.index], "draw": draw}
-        plan = augmentation.plan(record) if augmentation else None
-        if plan:
-            augmented += 1
-            tried += plan.tried
-            pasted += plan.pasted
-            given_up += plan.given_up
-            empty += plan.empty
-            capped += plan.capped
-        image = builder.add_image(record["height"], record["width"])
-        for annotation in plan.annotations if plan else record["annotations"]:
-            builder.add(image, annotation)
-    share = count / whole * epochs
-    return Presented(builder.build(), share, augmented, tried, pasted, given_up, empty, capped)
+    counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
+
+    def shown() -> Iterator[Mapping[str, Any]]:
+        for position in tqdm(range(count), desc="draws", unit="img", disable=not progress):
+            draw = stream[position]
+            record = {**records[draw.index], "draw": draw}
+            plan = augmentation.plan(record) if augmentation else None
+            if plan is not None:
+                record["annotations"] = plan.annotations
+                counts["augmented_draws"] += 1
+                for name, of_plan in _COPIES.items():
+                    counts[name] += getattr(plan, of_plan)
+            yield record
+
+    return Presented(objects_of(shown()), count / whole * epochs, counts)
 
 
 def _blank(record: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -1,27 +1,22 @@
 """The report of an analysis: tables, pictures and what they mean, in files that need no others."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
+from smallobj_d2.analysis.advice import TEXTS
 from smallobj_d2.analysis.analyze import Analysis
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.analysis.protocols import Protocol
-from smallobj_d2.analysis.table2 import PUBLISHED, percent, side_by_side
+from smallobj_d2.analysis.table2 import PUBLISHED, as_json, side_by_side
 from smallobj_d2.analysis.table2 import Table as Table2
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.visualization.document import Document, Items, Picture, Table, emphasis
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from smallobj_d2.visualization.document import Document, Picture, Table, emphasis
 
 
 def write_report(
@@ -38,12 +33,17 @@ def write_report(
     Returns:
         The files, the report itself first.
     """
-    document = build_report(analysis, _pictures(analysis, data, show))
+    if find_spec("matplotlib") is None:
+        pictures = []
+        analysis.notes.append("No plots: they need matplotlib, which the extra report installs.")
+    else:
+        pictures = [*_pictures(analysis), *_figure5(analysis, data, show)]
+    document = build_report(analysis, pictures)
     drawn = document.write_pictures(folder)
     files = [folder / "report.html", folder / "tables.md", folder / "tables.json"]
     files[0].write_text(document.html(), encoding="utf-8")
     files[1].write_text(document.markdown(None), encoding="utf-8")
-    files[2].write_text(json.dumps(as_json(analysis), indent=1), encoding="utf-8")
+    files[2].write_text(json.dumps(numbers(analysis), indent=1), encoding="utf-8")
     return files + drawn
 
 
@@ -51,13 +51,16 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
     """The report: what the numbers mean, then the numbers."""
     count = f"{analysis.objects.num_images:,} images, {len(analysis.objects):,} objects"
     document = Document(f"{analysis.name}: {count}")
-    document.add(Items(analysis.advice, answer=True))
+    document.items(analysis.advice, answer=True)
     for i, table in enumerate(analysis.tables):
         shown = [table, *analysis.after_tables[i : i + 1]]
         if table.protocol == "paper":
             shown.append(PUBLISHED)
         document.heading(f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}")
-        document.text(_protocol_words(analysis.protocols[i]))
+        protocol = analysis.protocols[i]
+        sizes = ", ".join(f"{size:g}" for level in protocol.levels for size in level.sizes)
+        strides = ", ".join(str(level.stride) for level in protocol.levels)
+        document.text(*TEXTS("protocol", protocol=protocol, sizes=sizes, strides=strides))
         document.add(comparison(shown))
     if analysis.gains:
         document.heading("What the augmentation changes")
@@ -70,13 +73,10 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
         document.add(picture)
     if analysis.notes:
         document.heading("Notes")
-        document.add(analysis.notes)
+        document.items(analysis.notes)
     document.heading("How to read this")
-    side = f"{analysis.small_area**0.5:.0f}"
-    small = {"small": f"{analysis.small_area:,.0f}", "side": side}
-    document.add(
-        [Markup("<strong>{}</strong>: {}").format(w, t.format(**small)) for w, t in _TERMS]
-    )
+    terms = [t.split(": ", 1) for t in TEXTS("terms", small_area=analysis.small_area)]
+    document.items([Markup("<strong>{}</strong>: {}").format(*term) for term in terms])
     return document
 
 
@@ -87,186 +87,89 @@ def comparison(tables: Sequence[Table2]) -> Table:
     return Table(header, rows, text=2, rules=range(0, len(rows), len(tables)))
 
 
-def _pictures(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> list[Picture]:
-    """The plots; none without matplotlib, and a note that says so."""
-    if find_spec("matplotlib") is None:
-        analysis.notes.append("No plots: they need matplotlib, which the extra report installs.")
-        return []
-    from smallobj_d2.visualization.plots import file_of
-
-    return [
-        Picture(stem, file_of(figure, "png"), "png", caption)
-        for stem, (figure, caption) in _figures(analysis, data, show).items()
-    ]
-
-
-def _figures(
-    analysis: Analysis, data: CocoFile | None, show: Sequence[str]
-) -> "dict[str, tuple[Figure, str]]":
-    """Figures by the stem of their file, each with a sentence on what it shows."""
+def _pictures(analysis: Analysis) -> Iterator[Picture]:
+    """The plots of the numbers."""
     from smallobj_d2.analysis import figures
 
     objects, small_area = analysis.objects, analysis.small_area
     after = analysis.after.objects if analysis.after else None
-    by_name = {p.name: m for p, m in zip(analysis.protocols, analysis.matches, strict=True)}
-    found: dict[str, tuple[Figure, str]] = {}
     if len(objects):
-        found["sizes"] = (
-            figures.size_histogram(objects, after, small_area),
-            "How many objects of each size there are in an image on average."
-            + (" The black outline is what training with the config sees." if after else ""),
-        )
+        yield _picture("sizes", figures.size_histogram(objects, after, small_area), after=after)
         if analysis.after_tables:
-            found["shares"] = (
-                figures.shares(analysis.tables, analysis.after_tables),
-                "Each bar is divided among small, medium and large objects: more orange in the "
-                "anchors means that small objects have more to say in what the network learns.",
-            )
-        found["anchors_by_size"] = (
-            figures.matches_by_size(objects, by_name, small_area),
-            "How many anchors an object is learned from (top), and how well the best of them fits "
-            "(bottom; anchors above the dotted line are matched for that alone). Where very small "
-            "or very large objects have many anchors in training, these fit equally badly: "
-            "Detectron2 takes all that tie for the best.",
-        )
+            yield _picture("shares", figures.shares(analysis.tables, analysis.after_tables))
+        matches = dict(zip((p.name for p in analysis.protocols), analysis.matches, strict=True))
+        yield _picture("anchors_by_size", figures.matches_by_size(objects, matches, small_area))
     if (objects.bands(small_area) == 0).any():
         cells = figures.cells_for(objects, small_area)
         maps = {"Dataset": figures.location_map(objects, cells, small_area)}
-        half = percent(figures.spread(maps["Dataset"]))
-        words = f"Half of the small objects lie in {half} of the image"
         if after is not None:
-            counts = figures.location_map(after, cells, small_area)
-            maps["As the config presents it"] = counts
-            words += f", and with the config in {percent(figures.spread(counts))}"
-        found["locations"] = (
-            figures.locations(maps),
-            "Where the centres of small objects lie in the image, all images on top of each other. "
-            f"{words}; it would be 50% if they were everywhere alike.",
-        )
-    if data is not None:
-        found |= _figure5(analysis, data, show)
-    else:
-        analysis.notes.append("With --images, anchors are drawn on some of the images.")
-    return found
+            maps["As the config presents it"] = figures.location_map(after, cells, small_area)
+        before, *others = map(figures.spread, maps.values())
+        png = figures.locations(maps)
+        yield _picture("locations", png, before=before, after=others[0] if others else None)
 
 
-def _figure5(
-    analysis: Analysis, data: CocoFile, show: Sequence[str]
-) -> "dict[str, tuple[Figure, str]]":
+def _figure5(analysis: Analysis, data: CocoFile | None, show: Sequence[str]) -> list[Picture]:
+    """Anchors on images, where there are images; a note on those that cannot be had."""
     from smallobj_d2.analysis import figures
 
-    chosen = figure5_images(data, show)
-    read = [(i, read_picture(data[i])) for i in chosen]
-    missing = [data.images[i]["file_name"] for i, picture in read if picture is None]
+    if data is None:
+        analysis.notes.append("With --images, anchors are drawn on some of the images.")
+        return []
+    pixels, missing = {}, []
+    for i in figure5_images(data, show):
+        try:
+            pixels[i] = read_rgb(data[i])
+        except UnreadableImage:
+            missing.append(data.images[i]["file_name"])
     if missing:
-        analysis.notes.append(
-            f"Anchors are not drawn on {', '.join(missing)}: the image file does not exist, or it "
-            "has another size than the annotations say."
-        )
-    usable = [(i, picture) for i, picture in read if picture is not None]
-    if not usable:
-        return {}
-    return {
-        "anchors_on_images": (
-            figures.anchor_overlay(
-                [picture for _, picture in usable],
-                data.objects.images([i for i, _ in usable]),
-                analysis.protocols,
-                analysis.small_area,
-            ),
-            "Objects (black and white) and the anchors that are matched to them, in the colour of "
-            "the object's size.",
-        )
-    }
+        analysis.notes += TEXTS("not_on_images", missing=missing)
+    if not pixels:
+        return []
+    objects = data.objects.images([*pixels])
+    png = figures.anchor_overlay(
+        [*pixels.values()], objects, analysis.protocols, analysis.small_area
+    )
+    return [_picture("anchors_on_images", png)]
 
 
-def as_json(analysis: Analysis) -> dict[str, Any]:
+def _picture(name: str, png: bytes, **facts: Any) -> Picture:
+    return Picture(name, png, "png", TEXTS(name, **facts)[0])
+
+
+def numbers(analysis: Analysis) -> Any:
     """All numbers of a report, for a JSON file."""
     after = analysis.after
-    return {
-        "dataset": analysis.name,
-        "images": analysis.objects.num_images,
-        "objects": len(analysis.objects),
-        "crowds_left_out": analysis.objects.crowds,
-        "small_area": analysis.small_area,
-        "config": analysis.config,
-        "protocols": [asdict(p) for p in analysis.protocols],
-        "tables": [t.as_json() for t in analysis.tables],
-        "published": PUBLISHED.as_json(),
-        "sources": asdict(analysis.sources),
-        "augmented": after
-        and {
-            "draws": after.objects.num_images,
-            "epochs": after.epochs,
-            "augmented_draws": after.augmented,
-            "copies_wanted": after.tried,
-            "copies_pasted": after.pasted,
-            "copies_without_place": after.given_up,
-            "copies_without_pixels": after.empty,
-            "copies_over_limit": after.capped,
-            "tables": [t.as_json() for t in analysis.after_tables],
-            "gains": [g.as_json() for g in analysis.gains],
-        },
-        "advice": analysis.advice,
-        "notes": analysis.notes,
-    }
+    return as_json(
+        {
+            "dataset": analysis.name,
+            "images": analysis.objects.num_images,
+            "objects": len(analysis.objects),
+            "crowds_left_out": analysis.objects.crowds,
+            "small_area": analysis.small_area,
+            "config": analysis.config,
+            "protocols": analysis.protocols,
+            "tables": analysis.tables,
+            "published": PUBLISHED,
+            "sources": analysis.sources,
+            "augmented": after
+            and {
+                "draws": after.objects.num_images,
+                "epochs": after.epochs,
+                **after.counts,
+                "tables": analysis.after_tables,
+                "gains": analysis.gains,
+            },
+            "advice": analysis.advice,
+            "notes": analysis.notes,
+        }
+    )
 
 
 _PROTOCOL_TITLES = {
     "paper": "as the paper counted",
     "training": "as the configured network is trained",
 }
-
-
-def _protocol_words(protocol: Protocol) -> str:
-    sizes = ", ".join(f"{s:g}" for level in protocol.levels for s in level.sizes)
-    strides = ", ".join(str(level.stride) for level in protocol.levels)
-    if protocol.name == "paper":
-        return (
-            f"Anchors of sizes {sizes} stand on one grid of points {strides} pixels apart, and "
-            "images keep their size. On COCO this gives about the numbers that the paper prints; "
-            "they stand in italics."
-        )
-    resized = "kept as they are"
-    if protocol.short_edge:
-        resized = f"resized to {protocol.short_edge} pixels on the shorter side"
-        if protocol.max_size:
-            resized += f" (longer side up to {protocol.max_size})"
-    return (
-        f"Anchors, image size and matching are those of the config: images are {resized}, and "
-        f"anchors of sizes {sizes} stand {strides} pixels apart. This is what the network sees; it "
-        "does not compare with the paper's numbers."
-    )
-
-
-_TERMS = (
-    (
-        "Columns",
-        "Of each size: its share of all objects; the share of all images that have one; its share "
-        "of the area of all objects; its share of all matched anchors; and per object, how many "
-        "anchors are matched to it and its IoU with the best of them.",
-    ),
-    (
-        "Small, medium, large",
-        "An object is small if its mask covers less than {small} pixels of the original image "
-        "(a square of side {side}), and large from 9,216 pixels (side 96).",
-    ),
-    (
-        "Anchor",
-        "One of the many fixed boxes that a detector starts from. In training, each object is "
-        "learned from the anchors that are matched to it; with few it gets little attention.",
-    ),
-    (
-        "IoU",
-        "How well two boxes agree: the area they share divided by the area they cover together, "
-        "from 0 to 1.",
-    ),
-    (
-        "Matched anchors",
-        "Anchors with an IoU over 0.7 (or what the config says) with an object, and the best "
-        "anchor of each object, however low its IoU is.",
-    ),
-)
 
 
 def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) -> list[int]:
@@ -294,11 +197,3 @@ def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) 
     best = np.argsort(-score, kind="stable")[:number]
     chosen: list[int] = best[total[best] > 0].tolist()
     return chosen
-
-
-def read_picture(record: dict[str, Any]) -> NDArray[np.uint8] | None:
-    """The image of a record (H, W, 3) RGB, or None where it cannot be had."""
-    try:
-        return read_rgb(record)
-    except UnreadableImage:
-        return None

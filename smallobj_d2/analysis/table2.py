@@ -1,8 +1,8 @@
 """Table 2: how many objects, images, pixels and anchors each size has."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from smallobj_d2.analysis.matching import Matches, match
 from smallobj_d2.analysis.objects import Objects
 from smallobj_d2.analysis.protocols import LAYOUTS
+from smallobj_d2.evaluation.ap import cell
 from smallobj_d2.sizes import BANDS, SMALL_AREA
 from smallobj_d2.visualization.document import strong
 
@@ -43,13 +44,16 @@ class Table:
     rows: dict[str, Row]
     """By size: small, medium, large."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For a JSON file, with null for what is not known."""
-        rows = {
-            size: {k: None if math.isnan(v) else v for k, v in asdict(row).items()}
-            for size, row in self.rows.items()
-        }
-        return {**asdict(self), "rows": rows}
+
+def as_json(value: Any) -> Any:
+    """A dataclass, or anything made of some, for a JSON file: null for what is not known."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {k: as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 _NAN = math.nan
@@ -103,12 +107,6 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else _NAN
 
 
-def percent(share: float) -> str:
-    """A share for a sentence: whole per cent, but never 0% or 100% of what is not."""
-    text = f"{share:.0%}"
-    return f"{share:.1%}" if text in ("0%", "100%") and share not in (0, 1) else text
-
-
 COLUMNS = (
     "Object count",
     "Images",
@@ -124,11 +122,7 @@ def cells(row: Row) -> list[str]:
     """One row of Table 2 as text, in the paper's columns."""
     shares = (row.object_share, row.image_share, row.area_share, row.matched_share)
     means = (row.mean_matched, row.mean_max_iou)
-    return [*(_text(s, "{:.2%}") for s in shares), *(_text(m, "{:.2f}") for m in means)]
-
-
-def _text(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
+    return [*(cell(s, "{:.2%}") for s in shares), *(cell(m, "{:.2f}") for m in means)]
 
 
 def side_by_side(tables: Sequence[Table]) -> tuple[list[str], list[list[str]]]:
@@ -147,20 +141,13 @@ class Gain:
     form: str = "{:.2f}"
     """How to write the numbers; a form with a per cent sign is for shares."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {
-            k: None if isinstance(v, float) and math.isnan(v) else v
-            for k, v in asdict(self).items()
-        }
-
     def cells(self) -> list[str]:
         """Text: what, before, after, and the change."""
         if "%" in self.form:
             change = f"{(self.after - self.before) * 100:+.1f} points"
         else:
             change = f"x {self.after / self.before:.2f}" if self.before else "-"
-        return [self.what, _text(self.before, self.form), _text(self.after, self.form), change]
+        return [self.what, cell(self.before, self.form), cell(self.after, self.form), change]
 
 
 def gains(before: Sequence[Table], after: Sequence[Table], epochs: float) -> list[Gain]:

@@ -25,6 +25,9 @@ Row = dict[str, Any]
 """``segm`` and ``bbox``: size to AP as a fraction, or None if there are no objects of that size;
 ``ground_truth``: size to the number of objects."""
 
+Result = dict[str, Any]
+"""A detection in COCO's result format."""
+
 COCO_DETECTIONS = 100
 """Of an image and category, in COCO's own evaluation."""
 
@@ -37,7 +40,7 @@ _STATS: dict[str, tuple[float | None, str]] = {
     "APm": (None, "medium"),
     "APl": (None, "large"),
 }
-_NAMES = {"small": "APs", "medium": "APm", "large": "APl", "all": "AP"}
+_NAMES = {size: name for name, (iou, size) in _STATS.items() if iou is None}
 
 
 def load_ground_truth(json_file: str | Path) -> COCO:
@@ -63,8 +66,13 @@ def load_ground_truth(json_file: str | Path) -> COCO:
         if not entry.get("area"):
             entry["area"] = mask_area(entry, image["height"], image["width"])
         kept.append(entry)
+    return indexed({**checked.data, "images": list(images.values()), "annotations": kept})
+
+
+def indexed(dataset: dict[str, Any]) -> COCO:
+    """The content of a COCO JSON as pycocotools takes it."""
     truth = COCO()
-    truth.dataset = {**checked.data, "images": list(images.values()), "annotations": kept}
+    truth.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
@@ -113,13 +121,44 @@ def coco_metrics(
             "or add `segmentation` to the annotations."
         )
     counts = count_objects(ground_truth)
-    if not results or not counts["all"]:
-        sizes = {name: size for size, name in _NAMES.items()}
-        return {n: 0.0 if counts[sizes.get(n, "all")] else None for n in _STATS}
-    evaluation = matched(ground_truth, results, iou_type, detections)
+    found = accumulated(ground_truth, results, iou_type, detections)
+    if found is None:
+        return {name: 0.0 if counts[size] else None for name, (_, size) in _STATS.items()}
+    return {name: _ap(found, *what) for name, what in _STATS.items()}
+
+
+def _ap(found: COCOeval, iou: float | None, size: str) -> float | None:
+    """COCOeval's own summary, which insists on 100 detections."""
+    precision = found.eval["precision"][:, :, :, found.params.areaRngLbl.index(size), -1]
+    if iou is not None:
+        precision = precision[np.isclose(found.params.iouThrs, iou)]
+    return mean_known(precision)
+
+
+def mean_known(values: "np.ndarray[Any, Any]") -> float | None:
+    """The mean of precisions or recalls without COCO's -1 for what has no object."""
+    known = values[values > -1]
+    return float(known.mean()) if len(known) else None
+
+
+def accumulated(
+    ground_truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    detections: int,
+    **more: Any,
+) -> COCOeval | None:
+    """A COCOeval with its ``eval``; None where there is nothing to match.
+
+    Args:
+        ground_truth, results, iou_type, detections, more: see `matched`; may be no detections.
+    """
+    if not results or not any(not a.get("iscrowd", 0) for a in ground_truth.anns.values()):
+        return None
+    evaluation = matched(ground_truth, results, iou_type, detections, **more)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
-    return {name: _mean(evaluation, *what) for name, what in _STATS.items()}
+    return evaluation
 
 
 def matched(
@@ -162,16 +201,6 @@ def matched(
     return evaluation
 
 
-def _mean(evaluation: COCOeval, iou: float | None, size: str) -> float | None:
-    """COCOeval's own summary, which insists on 100 detections."""
-    at = evaluation.params.areaRngLbl.index(size)
-    precision = evaluation.eval["precision"][:, :, :, at, -1]
-    if iou is not None:
-        precision = precision[np.isclose(evaluation.params.iouThrs, iou)]
-    known = precision[precision > -1]
-    return float(known.mean()) if len(known) else None
-
-
 def row_of(metrics: Mapping[str, Mapping[str, float | None]], counts: Mapping[str, int]) -> Row:
     """The numbers of a table row from what `coco_metrics` gives for each half."""
     row: Row = {t: {size: m[_NAMES[size]] for size in SIZES} for t, m in metrics.items()}
@@ -185,18 +214,15 @@ def from_detectron2(results: Mapping[str, Mapping[str, float]], counts: Mapping[
         results: per cent by task and name; NaN where there are no objects or no detections.
         counts: what `count_objects` gives.
     """
-
-    def fraction(value: float, size: str) -> float | None:
-        if not counts[size]:
-            return None
-        return 0.0 if math.isnan(value) else value / 100
-
-    row: Row = {
-        task: {size: fraction(results[task][_NAMES[size]], size) for size in SIZES}
-        for task in TITLES
-        if task in results
+    metrics = {
+        task: {
+            name: None if not counts[size] else 0.0 if math.isnan(ap[name]) else ap[name] / 100
+            for size, name in _NAMES.items()
+        }
+        for task, ap in results.items()
+        if task in TITLES
     }
-    return {**row, "ground_truth": dict(counts)}
+    return row_of(metrics, counts)
 
 
 def as_detectron2(
@@ -212,14 +238,22 @@ def as_detectron2(
 
 def table(row: Row) -> str:
     """A row as text for the terminal; "-" where there are no objects of a size."""
-    lines = [["", *SIZES]]
-    for task, title in TITLES.items():
-        if task in row:
-            lines.append(
-                [title, *("-" if row[task][s] is None else f"{row[task][s]:.3f}" for s in SIZES)]
-            )
-    lines.append(["objects", *(str(row["ground_truth"][s]) for s in SIZES)])
-    return aligned(lines)
+    return aligned(
+        [
+            ["", *SIZES],
+            *(
+                [title, *(cell(row[task][size], "{:.3f}") for size in SIZES)]
+                for task, title in TITLES.items()
+                if task in row
+            ),
+            ["objects", *(str(row["ground_truth"][size]) for size in SIZES)],
+        ]
+    )
+
+
+def cell(value: float | None, form: str) -> str:
+    """A number in a table; "-" where there is none, which None and NaN say."""
+    return "-" if value is None or math.isnan(value) else form.format(value)
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

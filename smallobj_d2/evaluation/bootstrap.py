@@ -40,20 +40,15 @@ def resampled_ap(
     """
     evaluation = matched(truth, results, iou_type, detections)
     params = evaluation.params
-    images, sizes = len(params.imgIds), len(params.areaRngLbl)
-    start = params.areaRngLbl.index(size) * images
+    shape = len(params.catIds), len(params.areaRngLbl), len(params.imgIds)
+    entries = np.array(evaluation.evalImgs, dtype=object).reshape(shape)
     sums, known = np.zeros(len(counts)), np.zeros(len(counts))
-    for category in range(len(params.catIds)):
-        first = category * sizes * images + start
-        found = {
-            i: e for i, e in enumerate(evaluation.evalImgs[first : first + images]) if e is not None
-        }
-        objects = np.zeros(images)
-        for i, entry in found.items():
-            objects[i] = np.sum(np.logical_not(entry["gtIgnore"]))
+    for of_category in entries[:, params.areaRngLbl.index(size)]:
+        found = {i: e for i, e in enumerate(of_category) if e is not None}
+        objects = np.array([np.sum(np.logical_not(e["gtIgnore"])) for e in found.values()])
         if not objects.any():
             continue
-        total = counts @ objects
+        total = counts[:, [*found]] @ objects
         precision = _precision(found, counts, total, params.recThrs)
         sums += np.where(total > 0, precision, 0)
         known += total > 0
@@ -65,7 +60,7 @@ def resampled_ap(
 def _precision(
     found: dict[int, dict[str, Any]],
     counts: NDArray[np.int64],
-    total: NDArray[np.float64],
+    total: NDArray[np.int64],
     recalls: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """(B,) mean precision of one category over IoU thresholds and recalls."""

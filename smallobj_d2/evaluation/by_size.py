@@ -6,8 +6,6 @@ contain AI-TOD's very tiny (below 8 pixels; AI-TOD has none below 2), tiny (8 to
 32) and medium (32 to 64) (Wang et al., 2021).
 """
 
-import contextlib
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,17 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from smallobj_d2.evaluation.ap import COCO_DETECTIONS, TITLES, aligned, matched
+from smallobj_d2.evaluation.ap import (
+    COCO_DETECTIONS,
+    TITLES,
+    accumulated,
+    aligned,
+    cell,
+    indexed,
+    mean_known,
+)
 from smallobj_d2.sizes import SMALL_AREA
 
 RELATIVE_LIMITS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
@@ -56,13 +63,15 @@ def by_size(
         ``categories``: by name, ``objects`` and ``AP`` of its small objects, where it has any.
     """
     ranges = [*_ranges(limits), (0.0, SMALL_AREA)]
-    found = _evaluated(truth, results, iou_type, ranges, detections)
+    found = accumulated(truth, results, iou_type, detections, ranges=ranges)
     *pixels, small = _bands(truth, found, ranges)
-    shares, relative_truth = _ranges(RELATIVE_LIMITS), relative_to_image(truth)
-    relative = _evaluated(relative_truth, results, iou_type, shares, detections, relative=True)
+    shares, share_truth = _ranges(RELATIVE_LIMITS), relative_to_image(truth)
+    of_shares = accumulated(
+        share_truth, results, iou_type, detections, ranges=shares, relative=True
+    )
     return {
         "pixels": _with_sides(limits, pixels),
-        "relative": _with_sides(RELATIVE_LIMITS, _bands(relative_truth, relative, shares)),
+        "relative": _with_sides(RELATIVE_LIMITS, _bands(share_truth, of_shares, shares)),
         "small": small,
         "categories": _by_category(truth, found, ranges),
     }
@@ -85,29 +94,7 @@ def relative_to_image(truth: COCO) -> COCO:
     annotations = [
         {**a, "area": a["area"] / image[a["image_id"]]} for a in truth.dataset["annotations"]
     ]
-    other = COCO()
-    other.dataset = {**truth.dataset, "annotations": annotations}
-    with contextlib.redirect_stdout(io.StringIO()):
-        other.createIndex()
-    return other
-
-
-def _evaluated(
-    truth: COCO,
-    results: Sequence[Mapping[str, Any]],
-    iou_type: str,
-    ranges: Sequence[Range],
-    detections: int,
-    *,
-    relative: bool = False,
-) -> dict[str, Any] | None:
-    """Pycocotools' ``precision`` and ``recall`` by range; None where there is nothing to match."""
-    if not results or not truth.anns:
-        return None
-    found = matched(truth, results, iou_type, detections, ranges=ranges, relative=relative)
-    with contextlib.redirect_stdout(io.StringIO()):
-        found.accumulate()
-    return dict(found.eval)
+    return indexed({**truth.dataset, "annotations": annotations})
 
 
 def _inside(truth: COCO, area: Range) -> Counter[Any]:
@@ -120,30 +107,27 @@ def _inside(truth: COCO, area: Range) -> Counter[Any]:
     )
 
 
-def _bands(truth: COCO, found: dict[str, Any] | None, ranges: Sequence[Range]) -> list[Band]:
+def _bands(truth: COCO, found: COCOeval | None, ranges: Sequence[Range]) -> list[Band]:
     bands = []
     for at, area in enumerate(ranges):
         total = _inside(truth, area).total()
-        if found is None:
-            aps = dict.fromkeys(("AP", "AP50", "AR"), 0.0 if total else None)
-        else:
-            precision = found["precision"][:, :, :, at, -1]
-            recall = found["recall"][:, :, at, -1]
+        aps = dict.fromkeys(("AP", "AP50", "AR"), 0.0 if total else None)
+        if found is not None:
+            precision = found.eval["precision"][:, :, :, at, -1]
+            recall = found.eval["recall"][:, :, at, -1]
             aps = {"AP": _mean(precision), "AP50": _mean(precision[:1]), "AR": _mean(recall)}
         bands.append({"objects": total, **aps})
     return bands
 
 
-def _by_category(
-    truth: COCO, found: dict[str, Any] | None, ranges: Sequence[Range]
-) -> dict[str, Band]:
+def _by_category(truth: COCO, found: COCOeval | None, ranges: Sequence[Range]) -> dict[str, Band]:
     """Objects and AP of each category in the last range, where it has any."""
     inside = _inside(truth, ranges[-1])
     names = sorted((c["id"], str(c["name"])) for c in truth.dataset["categories"])
     return {
         name: {
             "objects": inside[number],
-            "AP": 0.0 if found is None else _mean(found["precision"][:, :, k, -1, -1]),
+            "AP": 0.0 if found is None else _mean(found.eval["precision"][:, :, k, -1, -1]),
         }
         for k, (number, name) in enumerate(names)
         if inside[number]
@@ -151,8 +135,8 @@ def _by_category(
 
 
 def _mean(values: "np.ndarray[Any, Any]") -> float | None:
-    known = values[values > -1]
-    return round(float(known.mean()), 5) if len(known) else None
+    mean = mean_known(values)
+    return None if mean is None else round(mean, 5)
 
 
 def side(band: Mapping[str, Any], *, percent: bool = False) -> str:
@@ -170,8 +154,11 @@ def size_table(measures: Mapping[str, Mapping[str, Any]]) -> str:
     """AP and recall by octaves as text for the terminal, of masks or else of boxes."""
     task = next(t for t in TITLES if t in measures)
     bands = measures[task]["pixels"]
-    lines = [["side in pixels", *map(side, bands)]]
-    for title, key in ((TITLES[task], "AP"), ("recall", "AR")):
-        lines.append([title, *("-" if b[key] is None else f"{b[key]:.3f}" for b in bands)])
-    lines.append(["objects", *(str(b["objects"]) for b in bands)])
-    return aligned(lines)
+    return aligned(
+        [
+            ["side in pixels", *map(side, bands)],
+            [TITLES[task], *(cell(band["AP"], "{:.3f}") for band in bands)],
+            ["recall", *(cell(band["AR"], "{:.3f}") for band in bands)],
+            ["objects", *(str(band["objects"]) for band in bands)],
+        ]
+    )

@@ -9,11 +9,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from smallobj_d2.evaluation.ap import matched
-from smallobj_d2.sizes import is_small
-
-Result = dict[str, Any]
-"""A detection in COCO's result format."""
+from smallobj_d2.evaluation.ap import Result, matched
 
 
 @dataclass(frozen=True)
@@ -26,31 +22,6 @@ class Outcome:
     """Detections of nothing."""
     missed: list[int]
     """Ids of the annotations that no detection found; no crowds."""
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The detections of one run, matched with the annotations.
-
-    Attributes:
-        name: of the run.
-        outcomes: by image id; every image has one.
-    """
-
-    name: str
-    outcomes: dict[int, Outcome]
-
-    def count(self, truth: COCO, images: Sequence[int]) -> tuple[int, int]:
-        """How many small objects of some images were missed, and how many small detections wrong.
-
-        Args:
-            truth: what the detections were matched with.
-            images: ids.
-        """
-        chosen = [self.outcomes[i] for i in images]
-        missed = sum(is_small(truth.anns[a]) for outcome in chosen for a in outcome.missed)
-        wrong = sum(is_small(result) for outcome in chosen for result in outcome.wrong)
-        return missed, wrong
 
 
 def match_detections(

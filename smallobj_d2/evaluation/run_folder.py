@@ -6,17 +6,30 @@ The detections lie in ``inference/coco_instances_results.json``, whatever the en
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from fvcore.common.config import CfgNode
+from pycocotools.coco import COCO
 
-from smallobj_d2.datasets.coco import register_from_config
+from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.matches import Result
+from smallobj_d2.evaluation.ap import Result, counted_detections, load_ground_truth
 from smallobj_d2.files import reading
 
 
-def config_of_run(folder: Path) -> CfgNode:
-    """The config of a run's last evaluation, with training (run.json) or alone (eval.json).
+class Evaluated(NamedTuple):
+    """The last evaluation of a run."""
+
+    dataset: str
+    results: list[Result]
+    detections: int
+    """How many of an image and category count."""
+
+
+def evaluated_run(folder: Path) -> Evaluated:
+    """What a run found in its last evaluation, with training (run.json) or alone (eval.json).
+
+    The datasets of its config are registered.
 
     Args:
         folder: a run's ``OUTPUT_DIR``.
@@ -25,14 +38,19 @@ def config_of_run(folder: Path) -> CfgNode:
         SmallObjError: if there is no run, or it has not evaluated anything yet.
     """
     records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
-    if not records or not (folder / "row.json").is_file():
+    row = folder / "row.json"
+    if not records or not row.is_file():
         raise SmallObjError(
             f"{folder} has no row.json with a run.json or eval.json beside it: it is no folder of "
             "a run that was evaluated."
         )
     last = max(records, key=lambda path: path.stat().st_mtime)
     with reading(last):
-        return CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
+        cfg = CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
+    register_from_config(cfg)
+    with reading(row):
+        dataset = str(json.loads(row.read_bytes())["dataset"])
+    return Evaluated(dataset, results_of_run(folder, dataset), counted_detections(cfg))
 
 
 def results_of_run(folder: Path, dataset: str) -> list[Result]:
@@ -59,15 +77,13 @@ def results_of_run(folder: Path, dataset: str) -> list[Result]:
     return results
 
 
-def dataset_of_run(folder: Path) -> str:
-    """What a run was evaluated on."""
-    path = folder / "row.json"
-    with reading(path):
-        return str(json.loads(path.read_bytes())["dataset"])
+def ground_truth_of(dataset: str) -> COCO:
+    """The annotations of a registered dataset, to evaluate against."""
+    return load_ground_truth(dataset_info(dataset).json_file)
 
 
-def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[str, dict[str, CfgNode]]:
-    """The test set that runs have in common, registered, and the config of each.
+def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[str, dict[str, Evaluated]]:
+    """The test set that runs have in common, and what each has found in it.
 
     Args:
         folders: ``OUTPUT_DIR`` of each run, by name.
@@ -75,10 +91,8 @@ def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[str, dict[str, Cf
     Raises:
         SmallObjError: if they were evaluated on different sets, or one is no run.
     """
-    configs = {name: config_of_run(folder) for name, folder in folders.items()}
-    for cfg in configs.values():
-        register_from_config(cfg)
-    datasets = {dataset_of_run(folder) for folder in folders.values()}
+    runs = {name: evaluated_run(folder) for name, folder in folders.items()}
+    datasets = {run.dataset for run in runs.values()}
     if len(datasets) > 1:
         raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
-    return datasets.pop(), configs
+    return datasets.pop(), runs

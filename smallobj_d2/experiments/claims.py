@@ -31,56 +31,45 @@ class Verdict:
     """A conclusion for one metric."""
 
     status: Status
-    seeds: int = 0
     mean: float = math.nan
     """By how much it holds on average, in the comparison where that is least."""
-    low: float = math.nan
-    high: float = math.nan
-    """The 95% interval of that mean; NaN for one seed."""
-    of: tuple[int, ...] = ()
-    """Those seeds."""
+    half: float = math.nan
+    """Half of the 95% interval of that mean; NaN for one seed."""
+    seeds: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
     """Rows without which it cannot be judged; where it is not measured for none, no object has the
     size that it is about."""
 
 
 def judge(claim: Claim, metric: str, results: Results) -> Verdict:
-    """Whether a conclusion holds in what was measured.
-
-    It holds if the 95% interval of each of its comparisons is above zero. It does not hold if that
-    of any is below zero, the level being shared among the comparisons (Bonferroni), so that it is
-    not refuted by chance because it makes many. Otherwise, and with fewer than three seeds, it is
-    not decided.
-    """
-    rows = claim.all_rows
-    missing = tuple(row for row in rows if not results.seeds(row))
-    seeds = [
-        s
-        for s in results.seeds(*rows)
-        if all(m in results.numbers[row, s] for row in rows for m in claim.looks_at(metric))
-    ]
+    """Whether a conclusion holds in what was measured; see `decide`."""
+    missing = tuple(row for row in claim.all_rows if not results.seeds(row))
+    seeds = tuple(results.seeds(*claim.all_rows, metrics=claim.looks_at(metric)))
     if missing or not seeds:
         return Verdict(Status.UNMEASURED, missing=missing)
     try:
         margins = [claim.margins(results.of_seed(seed), metric) for seed in seeds]
     except ZeroDivisionError:  # a gain over nothing
-        return Verdict(Status.OPEN, len(seeds), of=tuple(seeds))
-    return replace(decide(np.array(margins)), of=tuple(seeds))
+        return Verdict(Status.OPEN, seeds=seeds)
+    return replace(decide(np.array(margins)), seeds=seeds)
 
 
 def decide(margins: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> Verdict:
-    """The verdict on (seeds, comparisons) margins; see `judge`."""
+    """The verdict on (seeds, comparisons) margins.
+
+    A conclusion holds if the 95% interval of each of its comparisons is above zero. It does not
+    hold if that of any is below zero, the level being shared among the comparisons (Bonferroni), so
+    that it is not refuted by chance because it makes many. Otherwise, and with fewer than three
+    seeds, it is not decided.
+    """
     seeds, comparisons = margins.shape
     means = margins.mean(axis=0)
-    least = int(means.argmin())
-    mean = float(means[least])
     alone = np.array([half_width(m.tolist()) for m in margins.T])
-    if seeds < FEWEST:
-        return Verdict(Status.OPEN, seeds, mean, mean - alone[least], mean + alone[least])
     shared = np.array([half_width(m.tolist(), 1 - (1 - LEVEL) / comparisons) for m in margins.T])
     status = Status.OPEN
-    if (means - alone > 0).all():
+    if seeds >= FEWEST and (means - alone > 0).all():
         status = Status.HOLDS
-    elif (means + shared < 0).any():
+    elif seeds >= FEWEST and (means + shared < 0).any():
         status = Status.FAILS
-    return Verdict(status, seeds, mean, mean - alone[least], mean + alone[least])
+    least = means.argmin()
+    return Verdict(status, float(means[least]), float(alone[least]))

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from smallobj_d2.experiments.paper import Paper
+from smallobj_d2.experiments.plan import above
 from smallobj_d2.experiments.results import Results
 from smallobj_d2.experiments.statistics import spread
-from smallobj_d2.visualization.document import visible
 from smallobj_d2.visualization.plots import (
     BLACK,
     BLUE,
@@ -24,19 +24,21 @@ from smallobj_d2.visualization.plots import (
     YELLOW,
     file_of,
     panels,
+    plain,
     styled,
 )
 
 _GROUPS = {
+    "beyond/": (WINE, "*", "beyond the paper"),
     "baseline": (BLACK, "D", "baseline"),
     "oversample": (BLUE, "o", "oversampling"),
-    "aug": (ORANGE, "s", "augmentation"),
-    "single": (YELLOW, "^", "one object pasted"),
-    "multi": (GREEN, "v", "several objects pasted"),
-    "all": (PINK, "P", "all objects pasted"),
-    "how": (SKY, "X", "how to paste"),
-    "beyond": (WINE, "*", "beyond the paper"),
+    "orig_aug_single": (YELLOW, "^", "one object pasted"),
+    "orig_aug_multi": (GREEN, "v", "several objects pasted"),
+    "orig_aug_all": (PINK, "P", "all objects pasted"),
+    "orig_aug_": (SKY, "X", "how to paste"),
+    "": (ORANGE, "s", "augmentation"),
 }
+"""Which of the paper's ideas rows belong to, by how they begin; the first that fits."""
 
 # Rows that get a label in the first picture, and where it is set from its point.
 _NAMED = {
@@ -58,28 +60,10 @@ Source = Callable[[str, str], Point | None]
 """(row, metric) to a difference in AP points, or None where there is none."""
 
 
-def group_of(config: str) -> str:
-    """Which of the paper's ideas a row belongs to, if any."""
-    if config.startswith("beyond/"):
-        return "beyond"
-    if config == "baseline":
-        return "baseline"
-    if config.startswith("oversample"):
-        return "oversample"
-    for key in ("single", "multi", "all"):
-        if config.startswith(f"orig_aug_{key}"):
-            return key
-    return "how" if config.startswith("orig_aug_") else "aug"
-
-
 def short_name(config: str) -> str:
     """A label for a point."""
-    text = (
-        config.removeprefix("beyond/")
-        .removeprefix("orig_aug_")
-        .replace("oversample_", "oversampling ")
-    )
-    return text.replace("_", " ")
+    text = config.removeprefix("beyond/").removeprefix("orig_aug_")
+    return text.replace("oversample_", "oversampling ").replace("_", " ")
 
 
 def published(paper: Paper) -> Source:
@@ -97,9 +81,10 @@ def measured(results: Results) -> Source:
     """Means over the seeds that row and baseline have in common, with their standard errors."""
 
     def point(row: str, metric: str) -> Point | None:
-        values = [100 * d for d in results.differences(row, "baseline", metric).values()]
-        if not values:
+        change = above(row, "baseline", metric).difference(results)
+        if change is None:
             return None
+        values = [100 * d for d in change.values]
         error = spread(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return float(np.mean(values)), error
 
@@ -107,35 +92,25 @@ def measured(results: Results) -> Source:
 
 
 @styled
-def trade_off(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
-    """Change in AP of small against large objects, for every row (section 6.1), as SVG.
+def trade_off(paper: Paper, results: Results, *, beside: bool) -> bytes:
+    """Change in mask AP of small against large objects, for every row (section 6.1), as SVG.
 
     Args:
         paper, results: what to show.
-        kind: ``segm`` or ``bbox``.
         beside: whether to show the paper's numbers in a panel of their own.
     """
     figure, shown = _panels(paper, results, beside)
-    drawn: dict[str, Any] = {}
     for axis, source in shown:
         for row in (*paper.configs(), *(r for r in results.rows if r.startswith("beyond/"))):
-            small, large = source(row, f"{kind}.small"), source(row, f"{kind}.large")
+            small, large = source(row, "segm.small"), source(row, "segm.large")
             if small is None or large is None:
                 continue
-            colour, mark, label = _GROUPS[group_of(row)]
-            drawn[label] = axis.errorbar(
-                *(large[0], small[0], small[1] or None, large[1] or None),
-                color=colour,
-                marker=mark,
-                ms=6,
-                lw=0,
-                elinewidth=1,
-                alpha=0.9,
-            )
+            at = large[0], small[0]
+            colour = _plot(axis, row, *at, small[1] or None, large[1] or None, lw=0, alpha=0.9)
             if row in _NAMED or row not in paper.numbers:
                 offset = _NAMED.get(row, _BEYOND)
                 axis.annotate(
-                    *(_plain(short_name(row)), (large[0], small[0])),
+                    *(plain(short_name(row)), at),
                     xytext=offset,
                     textcoords="offset points",
                     ha="left" if offset[0] > 0 else "right",
@@ -146,42 +121,36 @@ def trade_off(paper: Paper, results: Results, kind: str, *, beside: bool) -> byt
         axis.axvline(0, color=GREY, lw=0.8, ls=":")
         axis.set_xlabel("AP of large objects, against the baseline")
         axis.margins(0.12)
-    return _finished(figure, shown, drawn)
+    return _finished(figure, shown)
 
 
 @styled
-def copies(paper: Paper, results: Results, kind: str, *, beside: bool) -> bytes:
-    """Change in AP of small objects by copies of each source (Tables 5 to 7), as SVG.
+def copies(paper: Paper, results: Results, *, beside: bool) -> bytes:
+    """Change in mask AP of small objects by copies of each source (Tables 5 to 7), as SVG.
 
     Args:
-        paper, results, kind, beside: see `trade_off`.
+        paper, results, beside: see `trade_off`.
     """
     figure, shown = _panels(paper, results, beside)
-    drawn: dict[str, Any] = {}
     for axis, source in shown:
-        for key, table in (("single", 5), ("multi", 6), ("all", 7)):
+        for table, rows_of in ((5, "orig_aug_single"), (6, "orig_aug_multi"), (7, "orig_aug_all")):
             rows = [r for r in paper.tables[table]["rows"] if "pasted" in r]
-            found = [(r["pasted"], source(r["config"], f"{kind}.small")) for r in rows]
+            found = [(r["pasted"], source(r["config"], "segm.small")) for r in rows]
             points = [(n, *point) for n, point in found if point]
-            if not points:
-                continue
-            colour, mark, label = _GROUPS[key]
-            at, heights, spreads = zip(*points, strict=True)
-            drawn[label] = axis.errorbar(
-                at,
-                heights,
-                spreads,
-                color=colour,
-                marker=mark,
-                ms=6,
-                capsize=2,
-                elinewidth=1,
-            )
+            if points:
+                _plot(axis, rows_of, *zip(*points, strict=True), capsize=2)
         axis.axhline(0, color=GREY, lw=0.8, ls=":")
         axis.set_xlabel("copies of each chosen object")
         axis.set_xticks(range(1, 6))
         axis.set_xlim(0.7, 5.3)
-    return _finished(figure, shown, drawn)
+    return _finished(figure, shown)
+
+
+def _plot(axis: Axes, row: str, *points: Any, **style: Any) -> str:
+    """Points of rows, given as `Axes.errorbar` takes them; their colour."""
+    colour, mark, label = next(g for start, g in _GROUPS.items() if row.startswith(start))
+    axis.errorbar(*points, color=colour, marker=mark, label=label, ms=6, elinewidth=1, **style)
+    return colour
 
 
 def _panels(
@@ -192,17 +161,16 @@ def _panels(
         sources = {"the paper (COCO, one run each)": published(paper), **sources}
     figure, axes = panels(4.8 * len(sources), 4.2, columns=len(sources))
     for axis, title in zip(axes[0], sources, strict=True):
-        axis.set_title(_plain(title))
+        axis.set_title(plain(title))
     return figure, [*zip(axes[0], sources.values(), strict=True)]
 
 
-def _finished(figure: Figure, shown: list[tuple[Axes, Source]], drawn: dict[str, Any]) -> bytes:
+def _finished(figure: Figure, shown: list[tuple[Axes, Source]]) -> bytes:
+    legend: dict[str, Any] = {}
+    for axis, _ in shown:
+        handles, labels = axis.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
     shown[0][0].set_ylabel("AP of small objects, against the baseline")
     columns = 2 * len(shown)
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns)
     return file_of(figure, "svg")
-
-
-def _plain(text: str) -> str:
-    """A text for a figure, where a dollar sign would start a formula."""
-    return visible(text).replace("$", r"\$")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import SIZES
+from smallobj_d2.evaluation.ap import SIZES, TITLES
 from smallobj_d2.experiments.statistics import slope
 
 AP = Callable[[str, str], float]
@@ -80,13 +80,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Paper:
-    """What the file says."""
+    """What the file says of AP."""
 
-    settings: dict[str, Any]
-    coco_2017: dict[str, int]
-    statistics: dict[str, dict[str, float]]
     tables: dict[int, dict[str, Any]]
-    aliases: dict[str, str]
     claims: list[Claim]
     numbers: dict[str, dict[str, float]] = field(repr=False)
     """Published AP by config (or ``config@dataset``) and metric."""
@@ -111,26 +107,22 @@ def load_paper(path: str | Path) -> Paper:
     numbers: dict[str, dict[str, float]] = {}
     for table, content in data["tables"].items():
         for row in content["rows"]:
-            found = {
-                f"{kind}.{size}": ap
-                for kind in ("segm", "bbox")
-                for size, ap in zip(SIZES, row[kind], strict=True)
-            }
+            found = _flat({kind: dict(zip(SIZES, row[kind], strict=True)) for kind in TITLES})
             if numbers.setdefault(row["config"], found) != found:
                 raise SmallObjError(
                     f"{path}: table {table}, row {row['row']}: config {row['config']} has other "
                     "numbers in another table."
                 )
     for row in data["elsewhere"]:
-        numbers[f"{row['config']}@{row['dataset']}"] = _flat(row)
+        aps = {kind: row[kind] for kind in TITLES if kind in row}
+        numbers[f"{row['config']}@{row['dataset']}"] = _flat(aps)
     claims = [Claim(**{k: _tuple(v) for k, v in claim.items()}) for claim in data["claims"]]
-    parts = ("settings", "coco_2017", "statistics", "tables", "aliases")
-    return Paper(**{k: data[k] for k in parts}, claims=claims, numbers=numbers)
+    return Paper(data["tables"], claims, numbers)
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, float]:
-    kinds = (kind for kind in ("segm", "bbox") if kind in row)
-    return {f"{kind}.{size}": ap for kind in kinds for size, ap in row[kind].items()}
+def _flat(aps: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """By metric what is by kind and size."""
+    return {f"{kind}.{size}": ap for kind, each in aps.items() for size, ap in each.items()}
 
 
 def _tuple(value: Any) -> Any:

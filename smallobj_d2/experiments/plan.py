@@ -1,41 +1,28 @@
 """What was planned before the runs: ``experiments/plan.yaml``, whose comments explain its keys."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.results import Results
 from smallobj_d2.experiments.statistics import Difference, holm, p_value, slope
+from smallobj_d2.files import reading
 
 PRIMARY = "segm.small"
-AP = Callable[[str, str], float]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Rows that are compared with one, and corrected together."""
-
-    name: str
-    base: str
-    rows: tuple[str, ...]
-    metric: str = PRIMARY
-
-    def differences(self, results: Results) -> dict[str, Difference]:
-        """Of each row with planned runs, over common seeds; corrected for all rows, run or not."""
-        found = {row: difference(results, row, self.base, self.metric) for row in self.rows}
-        planned = {row: d if results.dated(row, self.base) else None for row, d in found.items()}
-        return _corrected(planned)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One number of each seed, made of several rows, that a t test sets against zero."""
+    """One number of each seed, made of several rows, that a t test sets against zero.
 
-    name: str
+    Two are the same if they say the same, whatever they are called.
+    """
+
+    name: str = field(compare=False)
     rows: tuple[str, ...]
     weights: tuple[float, ...]
     measure: str = PRIMARY
@@ -51,11 +38,7 @@ class Statement:
 
     def difference(self, results: Results) -> Difference | None:
         """Over the seeds that all rows have; None where there are none."""
-        seeds = [
-            seed
-            for seed in results.seeds(*self.rows)
-            if all(self.measure in results.numbers[row, seed] for row in self.rows)
-        ]
+        seeds = results.seeds(*self.rows, metrics=[self.measure])
         if not seeds:
             return None
         return Difference(tuple(self.of(results.of_seed(s)) for s in seeds), tuple(seeds))
@@ -63,6 +46,8 @@ class Statement:
 
 def trend(name: str, rows: Sequence[str], at: Sequence[float], measure: str = PRIMARY) -> Statement:
     """How AP changes over `at`: the slope of a straight line through the rows."""
+    if len(rows) != len(at) or len(set(at)) < 2:
+        raise ValueError("a trend has other than one number in `at` for each of its rows")
     return Statement(name, tuple(rows), (), measure, tuple(at))
 
 
@@ -74,19 +59,29 @@ def contrast(
     return Statement(name, (*plus, *minus), weights, measure)
 
 
-def difference(results: Results, row: str, base: str, metric: str) -> Difference | None:
-    """A row from another, over the seeds that both have; None where there are none."""
-    found = results.differences(row, base, metric)
-    return Difference(tuple(found.values()), tuple(found)) if found else None
+def above(row: str, base: str, measure: str = PRIMARY) -> Statement:
+    """By how much a row is above another."""
+    return contrast(f"{row} - {base}", [row], [base], measure)
 
 
-def _corrected(found: dict[str, Difference | None]) -> dict[str, Difference]:
-    adjusted = holm([p_value(d.values) if d else float("nan") for d in found.values()])
-    return {
-        name: replace(d, adjusted=p)
-        for (name, d), p in zip(found.items(), adjusted, strict=True)
-        if d
-    }
+@dataclass(frozen=True)
+class Family:
+    """Statements whose p-values are corrected together."""
+
+    name: str
+    statements: tuple[Statement, ...] = ()
+
+    def judged(self, results: Results) -> dict[Statement, Difference]:
+        """Those with planned runs; corrected for the number of all, run or not."""
+        found = {
+            s: s.difference(results) if results.dated(*s.rows) else None for s in self.statements
+        }
+        adjusted = holm([p_value(d.values) if d else float("nan") for d in found.values()])
+        return {
+            s: replace(d, adjusted=p)
+            for (s, d), p in zip(found.items(), adjusted, strict=True)
+            if d
+        }
 
 
 @dataclass(frozen=True)
@@ -98,8 +93,9 @@ class Planned:
     """Those count that all rows have."""
     rows: tuple[str, ...] = ()
     families: tuple[Family, ...] = ()
-    trends: tuple[Statement, ...] = ()
-    contrasts: tuple[Statement, ...] = ()
+    """Of rows, each against another."""
+    trends: Family = Family("trends")
+    contrasts: Family = Family("contrasts")
 
     def only(self, results: Results) -> Results:
         """Without the seeds of planned rows that were not planned.
@@ -110,12 +106,6 @@ class Planned:
         seeds = {*self.seeds, *(s for s in self.more_seeds if s in whole)}
         dated = {row for row in self.rows if results.dated(row)}
         return results.keep(lambda row, seed: row not in dated or seed in seeds)
-
-    def judged(self, statements: Sequence[Statement], results: Results) -> dict[str, Difference]:
-        """Trends or contrasts, by name, corrected together."""
-        return _corrected(
-            {s.name: s.difference(results) if results.dated(*s.rows) else None for s in statements}
-        )
 
 
 Plan = dict[str, Planned]
@@ -130,41 +120,38 @@ def load_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         return {}
-    try:
+    with reading(path):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {
             str(scale): _planned(data, content or {}) for scale, content in data["scales"].items()
         }
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise SmallObjError(f"{path} is not a plan: {' '.join(repr(e).split())}") from e
 
 
 def _planned(data: dict[str, Any], scale: dict[str, Any]) -> Planned:
-    """What a scale has of the families, and the trends and contrasts of which it has all rows."""
+    """The statements of a plan of which a scale has all rows."""
     primary = data.get("primary", PRIMARY)
-    there = {str(row) for row in scale["rows"]}
+    rows = tuple(str(row) for row in scale["rows"])
+
+    def family(name: str, statements: Iterable[Statement]) -> Family:
+        return Family(name, tuple(s for s in statements if {*rows}.issuperset(s.rows)))
+
     families = [
-        Family(f["name"], f["base"], tuple(r for r in f["rows"] if r in there), primary)
+        family(f["name"], (above(row, f["base"], primary) for row in f["rows"]))
         for f in data.get("families", [])
-        if f["base"] in there
     ]
-    trends = [
+    trends = (
         trend(t["name"], t["rows"], t["at"], t.get("measure", primary))
         for t in data.get("trends", [])
-        if there.issuperset(t["rows"])
-    ]
-    if any(len(t.rows) != len(t.at) or len(set(t.at)) < 2 for t in trends):
-        raise ValueError("a trend has other than one number in `at` for each of its rows")
-    contrasts = [
+    )
+    contrasts = (
         contrast(c["name"], c["plus"], c["minus"], c.get("measure", primary))
         for c in data.get("contrasts", [])
-        if there.issuperset([*c["plus"], *c["minus"]])
-    ]
+    )
     return Planned(
         tuple(map(int, scale["seeds"])),
         tuple(map(int, scale.get("more_seeds", []))),
-        tuple(str(row) for row in scale["rows"]),
-        tuple(f for f in families if f.rows),
-        tuple(trends),
-        tuple(contrasts),
+        rows,
+        tuple(f for f in families if f.statements),
+        family("trends", trends),
+        family("contrasts", contrasts),
     )

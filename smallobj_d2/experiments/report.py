@@ -13,14 +13,13 @@ from markupsafe import Markup
 from smallobj_d2.analysis.advice import NEARLY_ALL
 from smallobj_d2.analysis.report import comparison
 from smallobj_d2.analysis.table2 import PUBLISHED
-from smallobj_d2.errors import clock
-from smallobj_d2.evaluation.ap import SIZES, TITLES
+from smallobj_d2.evaluation.ap import SIZES, TITLES, cell
 from smallobj_d2.evaluation.by_size import side
 from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Verdict, judge
 from smallobj_d2.experiments.paper import Claim, Paper
-from smallobj_d2.experiments.plan import PRIMARY, Family, Plan, Planned, difference, trend
-from smallobj_d2.experiments.results import KINDS, Results
+from smallobj_d2.experiments.plan import PRIMARY, Plan, Planned, Statement, above, trend
+from smallobj_d2.experiments.results import Results
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, SCENES
 from smallobj_d2.experiments.statistics import (
     FEWEST,
@@ -32,10 +31,11 @@ from smallobj_d2.experiments.statistics import (
     seeds_text,
     spread,
 )
-from smallobj_d2.visualization.document import Document, Items, Picture, Table, code, strong
+from smallobj_d2.visualization.document import Document, Picture, Table, code, strong
+from smallobj_d2.visualization.texts import Texts, counted
 
 COCO_VAL = "coco_2017_val"
-_NONE = "-"
+_TEXTS = Texts("smallobj_d2.experiments")
 _TONES = {Status.HOLDS.value: "good", Status.FAILS.value: "bad", "no": "bad"}
 _COPIES = {
     5: "one object, pasted 1 to 5 times",
@@ -58,14 +58,22 @@ def build_report(
         plan: what was planned; without one, nothing was, and nothing is in bold.
         configs: the rows whose configs are there; others are left out. None for all rows.
     """
-    each = [_Experiment.of(paper, one, plan or {}, configs) for one in results]
-    each = [one for one in each if one.worthwhile]
+    each = []
+    for found in results:
+        kept = found
+        if configs is not None:
+            kept = kept.keep(lambda row, _: row.partition("@")[0] in configs)
+        planned = (plan or {}).get(found.about["scale"], Planned())
+        kept = planned.only(kept)
+        least = 1 if kept == found else 2  # what was left out must leave something to compare
+        if len(kept.rows) >= least:
+            each.append(_Experiment(paper, kept, planned))
     if each and all(one.own for one in each):
         names = dict.fromkeys(one.data for one in each)
         document = Document(f"Copy-paste for the small objects of {', '.join(names)}")
     else:
         document = Document("The paper's tables, rerun")
-    document.add(Items([line for one in each for line in one.answer()], answer=True))
+    document.items([line for one in each for line in one.answer()], answer=True)
     document.text(_HOW_TO_READ)
     for one in each:
         one.write(document)
@@ -90,21 +98,6 @@ class _Experiment:
     paper: Paper
     results: Results
     plan: Planned
-    worthwhile: bool = True
-    """Whether rows are left to compare, or none was left out."""
-
-    @classmethod
-    def of(
-        cls, paper: Paper, results: Results, plan: Plan, configs: Collection[str] | None
-    ) -> "_Experiment":
-        kept = results
-        if configs is not None:
-            kept = results.keep(lambda row, _: row.partition("@")[0] in configs)
-        planned = plan.get(results.about["scale"], Planned())
-        kept = planned.only(kept)
-        return cls(
-            paper, kept, planned, bool(kept.rows) and (kept == results or len(kept.rows) > 1)
-        )
 
     @property
     def scale(self) -> str:
@@ -125,31 +118,38 @@ class _Experiment:
         known = [row for row in self.paper.configs() if self.results.seeds(row)]
         return [*known, *(r for r in self.results.rows if r not in known and "@" not in r)]
 
-    @cached_property
-    def families(self) -> list[tuple[Family, dict[str, Difference]]]:
-        return [(f, f.differences(self.results)) for f in self.plan.families]
-
     @property
     def base(self) -> str:
         return self.rows[0]
 
-    def difference(self, row: str, base: str, metric: str) -> Difference | None:
-        """Of two rows; with its family's correction if it was planned."""
-        for family, found in self.families:
-            if (base, metric) == (family.base, family.metric) and row in found:
-                return found[row]
-        return difference(self.results, row, base, metric)
+    @cached_property
+    def planned(self) -> dict[Statement, Difference]:
+        """What was planned; of a statement in several families, by the first."""
+        found: dict[Statement, Difference] = {}
+        for family in (self.plan.contrasts, self.plan.trends, *reversed(self.plan.families)):
+            found |= family.judged(self.results)
+        return found
+
+    def difference(self, statement: Statement) -> Difference | None:
+        """What is measured of a statement; with its family's correction if it was planned."""
+        return self.planned.get(statement) or statement.difference(self.results)
+
+    @cached_property
+    def verdicts(self) -> list[tuple[Claim, dict[str, Verdict]]]:
+        return [
+            (claim, {m: judge(claim, m, self.results) for m in claim.metrics})
+            for claim in self.paper.claims
+        ]
 
     def best(self) -> tuple[str, Difference] | None:
         """The row that is furthest above the base for small objects.
 
         Of those with as many common seeds as any, or three.
         """
-        found = {row: self.difference(row, self.base, PRIMARY) for row in self.rows[1:]}
-        there = {row: d for row, d in found.items() if d}
-        enough = min(FEWEST, max((len(d.values) for d in there.values()), default=0))
-        there = {row: d for row, d in there.items() if len(d.values) >= enough}
-        return max(there.items(), key=lambda item: item[1].mean) if there else None
+        found = {r: d for r in self.rows[1:] if (d := self.difference(above(r, self.base)))}
+        enough = min(FEWEST, max((len(d.values) for d in found.values()), default=0))
+        sure = [(row, d) for row, d in found.items() if len(d.values) >= enough]
+        return max(sure, key=lambda item: item[1].mean, default=None)
 
     # --- The answer
 
@@ -162,83 +162,60 @@ class _Experiment:
         if best is None:
             return [Markup("{}: there is nothing to compare yet.").format(where)]
         row, gain = best
-        evidence = (
-            f"{_number(len(gain.seeds), 'seed')} ({seeds_text(gain.seeds)}), {self._evidence(gain)}"
-        )
+        low, _ = interval(gain.values)
+        (evidence,) = _TEXTS("evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low)
         if gain.mean <= 0:
             return [
                 Markup("{}: no row is above {} for small objects; {}.").format(
                     where, code(self.base), evidence
                 )
             ]
-        costs = []
-        for size in SIZES[1:3]:
-            if change := self.difference(row, self.base, f"segm.{size}"):
-                costs.append(f"AP of {size} objects {_points(change)}")
-        at = "; ".join([*costs, self._time(row)])
-        lines = [
-            Markup("{}: {} is best for small objects, mask AP_S {} against {}. {}. {}.").format(
-                where,
-                code(row),
-                _points(gain),
-                code(self.base),
-                f"{at[0].upper()}{at[1:]}",
-                f"{evidence[0].upper()}{evidence[1:]}",
-            )
+        costs = [
+            f"AP of {size} objects {_points(change)}"
+            for size in SIZES[1:3]
+            if (change := self.difference(above(row, self.base, f"segm.{size}")))
         ]
-        return [*lines, *self._found_again()]
-
-    def _evidence(self, gain: Difference) -> str:
-        if gain.decided:
-            return f"planned, and told from chance (Holm p = {gain.adjusted:.3g})"
-        if gain.planned:
-            return f"planned, and not told from chance (Holm p = {gain.adjusted:.2g})"
-        low, _ = interval(gain.values)
-        if math.isnan(low):
-            return "not planned; one seed says nothing of chance"
-        return "not planned, so a lead and no proof" + (
-            "" if low > 0 else "; it may well be chance"
+        at = "; ".join([*costs, self._time(row)])
+        answer = Markup(
+            "{}: {} is best for small objects, mask AP_S {} against {}. {}. {}."
+        ).format(
+            where,
+            code(row),
+            _points(gain),
+            code(self.base),
+            f"{at[0].upper()}{at[1:]}",
+            f"{evidence[0].upper()}{evidence[1:]}",
         )
+        return [answer, *self._found_again()]
 
     def _time(self, row: str) -> str:
         """What a row takes against the base, over common seeds."""
-        for kept, what in (
-            (self.results.speed, "time of an iteration"),
-            (self.results.seconds, "time of a run by the clock, pauses included,"),
+        for time, what in (
+            ("iteration", "time of an iteration"),
+            ("seconds", "time of a run by the clock, pauses included,"),
         ):
-            seeds = [s for s in self.results.seeds(row, self.base)
-                     if kept.get((row, s)) and kept.get((self.base, s))]  # fmt: skip
-            if seeds:
-                ratio = float(np.median([kept[row, s] / kept[self.base, s] for s in seeds]))
-                return f"{what} x {ratio:.2f} ({_seeds(seeds)})"
+            ratios = {}
+            for seed in self.results.seeds(row, self.base):
+                own, base = (getattr(self.results.runs[r, seed], time) for r in (row, self.base))
+                if own and base:
+                    ratios[seed] = own / base
+            if ratios:
+                plural = "" if len(ratios) == 1 else "s"
+                median = np.median([*ratios.values()])
+                return f"{what} x {median:.2f} (seed{plural} {seeds_text([*ratios])})"
         return "time not known"
 
     def _found_again(self) -> list[str]:
         """What of the paper was found again, what was not, and what cannot be told."""
-        said: dict[Status, list[str]] = {}
+        said: dict[Status, list[str]] = {status: [] for status in Status}
         for claim, found in self.verdicts:
             for metric, verdict in found.items():
                 text = f"{claim.text.removesuffix('.')} ({_metric_name(metric)})"
-                said.setdefault(verdict.status, []).append(text)
-        unmeasured = len(said.pop(Status.UNMEASURED, []))
-        if not said:
+                said[verdict.status].append(text)
+        if not any(said[status] for status in Status if status is not Status.UNMEASURED):
             return []
-        lines = [
-            f"Of the paper, {what} on {self.data}: {'; '.join(said[status])}."
-            for status, what in ((Status.HOLDS, "found again"), (Status.FAILS, "contradicted"))
-            if status in said
-        ]
-        rest = f"not decided by these seeds: {len(said.get(Status.OPEN, []))}"
-        if unmeasured and not self.own:
-            rest += f"; not measured: {unmeasured}"
-        return [*lines, f"Of the paper's conclusions for masks and boxes on {self.data}, {rest}."]
-
-    @cached_property
-    def verdicts(self) -> list[tuple[Claim, dict[str, Verdict]]]:
-        return [
-            (claim, {m: judge(claim, m, self.results) for m in claim.metrics})
-            for claim in self.paper.claims
-        ]
+        by_name = {status.name.lower(): texts for status, texts in said.items()}
+        return _TEXTS("found_again", data=self.data, own=self.own, **by_name)
 
     # --- The sections
 
@@ -246,10 +223,10 @@ class _Experiment:
         """Add all of it."""
         about = self.results.about
         document.heading(f"{self.data}: scale {about['scale']}, engine {about['engine']}")
-        document.add(self._facts())
+        document.items(self._facts())
         if self.results.failed:
             document.text("Runs that failed, and are in no table:")
-            document.add(
+            document.items(
                 [f"{f['config']} seed {f['seed']}: {f['why']}" for f in self.results.failed]
             )
         self._overview(document)
@@ -265,26 +242,19 @@ class _Experiment:
         self._training_images(document)
 
     def _facts(self) -> list[str]:
-        about = self.results.about
-        trained = {key: s for key, s in self.results.seconds.items() if "@" not in key[0]}
-        count = Counter(row for row, _ in trained)
-        seeds = sorted(set(count.values()))
-        span = _number(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-        each = float(np.median([*trained.values()]))
-        schedule = about["schedule"]
+        about, runs = self.results.about, self.results.runs
+        trained = {key: run.seconds for key, run in runs.items() if "@" not in key[0]}
         truth = about["ground_truth"].get("validation", {})
-        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-        objects = ", ".join(f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth)
-        named = f"Validation: {self.data}"
-        return [
-            f"What: {about['text']}; {schedule['iterations']:,} iterations of "
-            f"{schedule['images']} images for each row.",
-            f"Runs: {_number(len(trained), 'run')} of {_number(len(count), 'row')}, {span} each.",
-            f"Cost: {clock(each)} for a run (median), {clock(sum(self.results.seconds.values()))} "
-            f"for all, on {' and '.join(about['device']) or 'an unknown machine'}.",
-            f"Versions: {versions}.",
-            f"{named}, with {objects} objects." if objects else f"{named}.",
-        ]
+        return _TEXTS(
+            "facts",
+            about=about,
+            trained=trained,
+            rows=[*Counter(row for row, _ in trained).values()],
+            each=float(np.median([*trained.values()])),
+            all=sum(run.seconds for run in runs.values()),
+            versions=[f"{package} {version}" for package, version in about["versions"].items()],
+            objects=[f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth],
+        )
 
     def _overview(self, document: Document) -> None:
         """Every row against the baseline (without one, the first row)."""
@@ -296,7 +266,7 @@ class _Experiment:
         others = [row for row in self.rows if row not in known]
         if not known or not others:
             return
-        best = _Experiment(self.paper, self.results.keep(lambda r, _: r in known), self.plan).best()
+        best = replace(self, results=self.results.keep(lambda row, _: row in known)).best()
         if best and best[1].mean > 0:
             document.heading("Beyond the paper", 3)
             document.text(
@@ -305,7 +275,7 @@ class _Experiment:
             self._against(document, [best[0], *others], best[0])
 
     def _against(self, document: Document, rows: Sequence[str], base: str) -> None:
-        for kind in KINDS:
+        for kind in TITLES:
             self._table(document, kind, {row: code(row) for row in rows}, base)
         if same := seed_by_seed(self.results, rows, base):
             document.text(f"In every seed alike, by mask AP, {same}.")
@@ -344,17 +314,17 @@ class _Experiment:
     def _published(self, config: str, base: str, metric: str) -> str:
         ap = self.paper.ap(config, metric)
         if config == base:
-            return f"{100 * ap:.1f}"
-        return f"{100 * ap:.1f} ({_signed(ap - self.paper.ap(base, metric))})"
+            return _unsigned(ap)
+        return f"{_unsigned(ap)} ({_signed(ap - self.paper.ap(base, metric))})"
 
     def _measured(self, row: str, base: str, metric: str, seeds: Sequence[int]) -> str:
         values = self.results.values(row, metric, seeds)
         if not values:
-            return _NONE
-        text = f"{100 * np.mean(values):.1f}"
+            return "-"
+        text = _unsigned(float(np.mean(values)))
         if len(values) > 1:
-            text += f" ±{100 * spread(values):.1f}"
-        change = self.difference(row, base, metric)
+            text += f" ±{_unsigned(spread(values))}"
+        change = self.difference(above(row, base, metric))
         if row == base or change is None:
             return text
         bracket = f"({_signed(change.mean)})"
@@ -364,141 +334,97 @@ class _Experiment:
 
     def _comparisons(self, document: Document) -> None:
         """The primary measure of every row, with all that says how sure it is."""
-        rows: list[list[str]] = []
+        lines: list[_Line] = []
         starts = []
-        planned = set()
         absent = []
-        for family, found in self.families:
-            starts.append(len(rows))
-            planned |= {(row, family.base, family.metric) for row in found}
-            for row in family.rows:
-                name = f"{family.name}: {row} - {family.base}"
-                if row in found:
-                    rows.append(self._judged(name, found[row], (row, family.base)))
+
+        def add(name: str, statement: Statement, change: Difference) -> None:
+            row, base = statement.rows
+            over = self.results.over_images.get((row, base, change.seeds))
+            lines.append((name, change, _interval(over) if over else "-"))
+
+        for family in self.plan.families:
+            starts.append(len(lines))
+            judged = family.judged(self.results)
+            for one in family.statements:
+                if one in judged:
+                    add(f"{family.name}: {one.name}", one, judged[one])
                 else:
-                    absent.append(name)
-        starts.append(len(rows))
-        for row in self.rows[1:]:
-            change = self.difference(row, self.base, PRIMARY)
-            if change and (row, self.base, PRIMARY) not in planned:
-                rows.append(self._judged(f"{row} - {self.base}", change, (row, self.base)))
-        if not rows:
+                    absent.append(f"{family.name}: {one.name}")
+        starts.append(len(lines))
+        for one in (above(row, self.base) for row in self.rows[1:]):
+            change = self.difference(one)
+            if change and one not in self.planned:
+                add(one.name, one, change)
+        if not lines:
             return
         document.heading("How sure: mask AP of small objects", 3)
-        document.add(Table(_SURE, rows, text=2, long=(0,), rules=starts))
-        document.text(
-            "Intervals are of 95%, by Student's t over seeds; over images, by a paired bootstrap "
-            "of the validation images with the seeds held, where detections were kept. p is of "
-            "the paired t test; Holm's is corrected for all rows planned in the family, run or "
-            "not. The last column is the smallest mean difference that these seeds, with this "
-            "spread, would have told from zero. Families are not corrected for each other."
-        )
-        if absent:
-            document.text(f"Planned, and without runs since the plan: {'; '.join(absent)}.")
-
-    def _judged(self, name: str, change: Difference, pair: tuple[str, str]) -> list[str]:
-        over = self.results.over_images.get((*pair, change.seeds))
-        mean = _signed(change.mean)
-        return [
-            name,
-            seeds_text(change.seeds),
-            strong(mean) if change.decided else mean,
-            _interval(interval(change.values)),
-            _interval(over) if over else _NONE,
-            _p(p_value(change.values)),
-            _p(change.adjusted) if change.planned else "exploratory",
-            _points_of(half_width(change.values)),
-        ]
+        document.add(_sure("Comparison", lines, "95% over images", starts))
+        document.text(*_TEXTS("sure", absent=absent))
 
     def _trends(self, document: Document) -> None:
         """Slopes over the number of pastes, those of the plan first; then its contrasts."""
-        every = [*self.plan.trends]
-        judged = self.plan.judged(self.plan.trends, self.results)
+        every = [*self.plan.trends.statements]
         for number, name in _COPIES.items():
-            lines = [r for r in self.paper.tables[number]["rows"] if "pasted" in r]
-            there = [r for r in lines if self.results.seeds(r["config"])]
-            found = trend(name, [r["config"] for r in there], [r["pasted"] for r in there])
-            if len(there) > 2 and found.rows not in {t.rows for t in every}:
-                every.append(found)
-        every += self.plan.contrasts
-        judged |= self.plan.judged(self.plan.contrasts, self.results)
-        body = []
-        for one in every:
-            change = judged.get(one.name) or one.difference(self.results)
-            if change is None:
-                continue
-            name = f"{one.name} ({_metric_name(one.measure)}{', slope' if one.at else ''})"
-            cells = self._judged(name, change, ("", ""))
-            known = all(row in self.paper.numbers for row in one.rows)
-            cells[4] = _signed(one.of(self.paper.ap)) if known else _NONE
-            body.append([*cells[:4], *cells[5:]] if self.own else cells)
-        if not body:
+            rows = [r for r in self.paper.tables[number]["rows"] if "pasted" in r]
+            there = [r for r in rows if self.results.seeds(r["config"])]
+            if len(there) > 2:
+                found = trend(name, [r["config"] for r in there], [r["pasted"] for r in there])
+                every += [found] if found not in every else []
+        lines: list[_Line] = []
+        for one in (*every, *self.plan.contrasts.statements):
+            if change := self.difference(one):
+                name = f"{one.name} ({_metric_name(one.measure)}{', slope' if one.at else ''})"
+                known = all(row in self.paper.numbers for row in one.rows)
+                lines.append((name, change, _signed(one.of(self.paper.ap)) if known else "-"))
+        if not lines:
             return
-        header = ["", *_SURE[1:]]
-        header[4:5] = [] if self.own else ["In the paper"]
         document.heading("Trends and contrasts", 3)
-        document.add(Table(header, body, text=2, long=(0,)))
-        document.text(
-            "A slope is in AP points for each paste (or ratio) more: for each seed that of a "
-            "straight line through its rows, then a t test over seeds. A contrast is a "
-            "difference of differences. The planned trends are one family, the contrasts another."
-        )
+        document.add(_sure("", lines, "" if self.own else "In the paper"))
+        document.text(*_TEXTS("trends"))
 
     def _conclusions(self, document: Document) -> None:
         rows = []
-        count: Counter[str] = Counter()
-        waiting = sizeless = comparisons = 0
+        count: Counter[Status] = Counter()
+        waiting = sizeless = 0
         for claim, verdicts in self.verdicts:
             if all(v.status is Status.UNMEASURED for v in verdicts.values()):
-                waiting += all(bool(v.missing) for v in verdicts.values())
-                sizeless += not all(v.missing for v in verdicts.values())
+                waits = all(v.missing for v in verdicts.values())
+                waiting += waits
+                sizeless += not waits
                 continue
             for at, (metric, verdict) in enumerate(verdicts.items()):
-                count[verdict.status.value] += 1
-                comparisons += verdict.status is not Status.UNMEASURED
+                count[verdict.status] += 1
                 rows.append(
                     [
-                        claim.section if at == 0 else "",
-                        claim.text if at == 0 else "",
+                        *([claim.section, claim.text] if at == 0 else ["", ""]),
                         _metric_name(metric),
                         "yes" if claim.holds(self.paper.ap, metric) else "no",
                         verdict.status.value,
                         *_margin(claim, verdict),
-                        seeds_text(verdict.of) or _NONE,
+                        seeds_text(verdict.seeds) or "-",
                     ]
                 )
         if self.own and not rows:
             return
         document.heading("The paper's conclusions", 3)
-        said = [f"{s.value}: {count[s.value]}" for s in Status if count[s.value]]
+        said = [f"{s.value}: {count[s]}" for s in Status if count[s]]
         if sizeless:
             said.append(
-                f"{_number(sizeless, 'conclusion')} about sizes that no validation object has"
+                f"{counted(sizeless, 'conclusion')} about sizes that no validation object has"
             )
         if waiting and not self.own:
             said.append(f"{waiting} conclusions wait for rows that were not run")
         if said:
             document.text("; ".join(said).capitalize() + ".")
         if self.data != COCO_VAL:
-            document.text(
-                f"The paper's conclusions are about COCO. Here they are judged on {self.data}, by "
-                "differences between rows; the level of AP has nothing to compare with."
-            )
+            document.text(*_TEXTS("elsewhere", data=self.data))
         if not rows:
             return
         document.add(Table(_CONCLUSIONS, rows, text=3, long=(1,), tones=_TONES))
-        document.text(
-            "The margin is by how much a conclusion holds, in AP points or in per cent for a gain, "
-            "with its 95% interval over seeds; where it makes several comparisons, it is that of "
-            "the weakest. It holds if that interval is above zero for each of its comparisons; it "
-            "does not hold if it is below zero for any, the level being shared among them "
-            "(Bonferroni); else, and with fewer than three seeds, it is not decided, and the "
-            "smallest margin that these seeds could have shown is named. A fall over several rows "
-            "is judged by its slope. Where the best of several rows is meant, each seed takes its "
-            "own best. Conclusions are not corrected for each other: of the "
-            f"{comparisons} judged here, chance alone would decide about "
-            f"{(1 - LEVEL) * comparisons:.2g}."
-        )
+        comparisons = count.total() - count[Status.UNMEASURED]
+        by_chance = (1 - LEVEL) * comparisons
+        document.text(*_TEXTS("conclusions", comparisons=comparisons, by_chance=by_chance))
 
     # --- Pictures
 
@@ -506,20 +432,15 @@ class _Experiment:
         name = f"{self.scale}_{self.results.about['engine']}"
         if self.base != "baseline" or len(self.rows) < 2:
             return
-        beside = not self.own
-        if any(self.results.values(row, "segm.large") for row in self.rows):
-            caption = (
-                "Change in mask AP of small against large objects. Up is better for small "
-                "objects, to the right for large ones; bars are standard errors over common "
-                "seeds, the dotted lines are the baseline."
-            )
-            svg = figures.trade_off(self.paper, self.results, "segm", beside=beside)
-            document.add(Picture(f"{name}_trade_off", svg, "svg", caption))
+        shown = {}
+        if any(self.results.seeds(row, metrics=["segm.large"]) for row in self.rows):
+            shown["trade_off"] = figures.trade_off
         tables = [row["config"] for t in _COPIES for row in self.paper.tables[t]["rows"][1:]]
         if any(self.results.seeds(row) for row in tables):
-            caption = "Change in mask AP of small objects by how often each object is pasted."
-            svg = figures.copies(self.paper, self.results, "segm", beside=beside)
-            document.add(Picture(f"{name}_copies", svg, "svg", caption))
+            shown["copies"] = figures.copies
+        for what, figure in shown.items():
+            svg = figure(self.paper, self.results, beside=not self.own)
+            document.add(Picture(f"{name}_{what}", svg, "svg", *_TEXTS(what)))
 
     # --- Tables of the paper
 
@@ -527,36 +448,35 @@ class _Experiment:
         """A table of the paper, its numbers beside the measured ones; left out if it has none."""
         every: list[dict[str, str]] = content["rows"]
         lines = [line for line in every if self.results.seeds(line["config"])]
-        base = every[0]["config"]
-        if lines in ([], every[:1]) or not self.results.seeds(base):
+        if len(lines) < 2 or lines[0] != every[0]:
             return
         document.heading(f"Table {number}: {content['title']}", 3)
         names = {line["config"]: line["row"] for line in lines}
-        for kind in KINDS:
-            self._table(document, kind, names, base, published=True)
+        for kind in TITLES:
+            self._table(document, kind, names, every[0]["config"], published=True)
         if absent := [line["row"] for line in every if line not in lines]:
             document.text(f"Not run: {', '.join(absent)}.")
 
     def _pasted(self, document: Document) -> None:
         """Section 6.2: rows that are evaluated on the augmented validation set, too."""
-        there = [row for row in self.results.rows if row.endswith(f"@{AUGMENTED_VAL}")]
-        if not there:
-            return
         rows = []
-        for name in there:
-            config = name.partition("@")[0]
-            seeds = self.results.seeds(name, config)
-            line = [config, seeds_text(seeds)]
-            known = all(c in self.paper.numbers for c in (config, name))
-            pair = [self.paper.ap(c, PRIMARY) if known else None for c in (config, name)]
-            line += [] if self.own else _gain(*pair)
-            aps = [self.results.values(c, PRIMARY, seeds) for c in (config, name)]
-            line += _gain(*(float(np.mean(v)) if v else None for v in aps))
-            rows.append(line)
+        for name in (row for row in self.results.rows if row.endswith(f"@{AUGMENTED_VAL}")):
+            pair = (name.partition("@")[0], name)
+            seeds = self.results.seeds(*pair)
+            known = self.paper.numbers.keys() >= {*pair}
+            published = [self.paper.ap(c, PRIMARY) if known else math.nan for c in pair]
+            aps = [self.results.values(c, PRIMARY, seeds) for c in pair]
+            measured = [float(np.mean(ap)) if ap else math.nan for ap in aps]
+            gains = [measured] if self.own else [published, measured]
+            cells = [text for before, after in gains for text in _gain(before, after)]
+            rows.append([pair[0], seeds_text(seeds), *cells])
+        if not rows:
+            return
         document.heading("Section 6.2: evaluated where small objects are pasted", 3)
         header = ["Mask AP of small objects", "Seeds"]
-        header += [] if self.own else ["paper", "paper, pasted", "paper, gain"]
-        document.add(Table([*header, "measured", "measured, pasted", "measured, gain"], rows, 2))
+        for what in ["measured"] if self.own else ["paper", "measured"]:
+            header += [what, f"{what}, pasted", f"{what}, gain"]
+        document.add(Table(header, rows, text=2))
         document.text(
             Markup(
                 "The validation images with the pastes of <code>configs/aug.yaml</code>. The paper "
@@ -568,9 +488,9 @@ class _Experiment:
 
     def _sizes(self, document: Document) -> None:
         """AP of each row by octaves of size, and the change to the baseline."""
-        kept = self.results.by_size
-        rows = [row for row in self.rows if any(r == row for r, _ in kept)]
-        if self.base not in rows:
+        kept = {key: run.by_size for key, run in self.results.runs.items() if run.by_size}
+        of_base = [sizes for (row, _), sizes in kept.items() if row == self.base]
+        if not of_base:
             return
         document.heading("By size of the objects", 3)
         document.text(
@@ -581,28 +501,22 @@ class _Experiment:
                 self.base,
             )
         )
-        bands = next(each["pixels"] for (row, _), each in kept.items() if row == self.base)
-        small = next(each["small"] for (row, _), each in kept.items() if row == self.base)
-        counts = [f"{b['objects']:,}" for b in (*bands, small, small)]
-        body = [["objects", "", *counts]]
-        for row in rows:
-            seeds = [
-                s
-                for s in self.results.seeds(row, self.base)
-                if (row, s) in kept and (self.base, s) in kept
-            ]
+        bands, small = of_base[0]["pixels"], of_base[0]["small"]
+        body = [["objects", "", *(f"{b['objects']:,}" for b in (*bands, small, small))]]
+        for row in self.rows:
+            common = self.results.seeds(row, self.base)
+            seeds = [s for s in common if (row, s) in kept and (self.base, s) in kept]
             if not seeds:
                 continue
             own, base = (
                 np.mean([_measures(kept[r, s]) for s in seeds], axis=0) for r in (row, self.base)
             )
-            changes = (
-                [""] * len(own) if row == self.base else [f" ({_signed(d)})" for d in own - base]
-            )
-            cells = [
-                _NONE if math.isnan(ap) else f"{100 * ap:.1f}{change}"
-                for ap, change in zip(own, changes, strict=True)
-            ]
+            cells = [_unsigned(ap) for ap in own]
+            if row != self.base:
+                cells = [
+                    text if text == "-" else f"{text} ({_signed(change)})"
+                    for text, change in zip(cells, own - base, strict=True)
+                ]
             body.append([code(row), seeds_text(seeds), *cells])
         header = ["", "Seeds", *map(side, bands), "small: AP50", "small: recall"]
         document.add(Table(header, body, text=2))
@@ -611,44 +525,50 @@ class _Experiment:
         tables = self.results.table2
         if not tables:
             return
-        data, small = tables[0].data, tables[0].rows["small"]
+        data = tables[0].data
         document.heading("The training images, by Table 2", 3)
-        text = (
-            "The paper's protocol puts all anchors on one grid of the original image; the training "
-            "protocol is what the network of these runs sees."
-        )
-        if data in SCENES:
-            text = (
-                "The scenes are made to resemble COCO in these shares, and were not changed for "
-                f"the outcome. {text}"
-            )
-        elif small.image_share > NEARLY_ALL:
-            text += (
-                f" Of {tables[0].images:,} images {small.images:,} have small objects, so "
-                "oversampling them makes an epoch longer and little else."
-            )
-        document.text(text)
+        facts = {"table": tables[0], "small": tables[0].rows["small"], "nearly_all": NEARLY_ALL}
+        document.text(*_TEXTS("training_images", scenes=data in SCENES, **facts))
         named = [replace(t, data=f"{data}, {t.protocol} protocol") for t in tables]
         document.add(comparison([PUBLISHED, *named]))
 
 
-_SURE = ["Comparison", "Seeds", "Difference", "95% over seeds", "95% over images", "p"]
-_SURE += ["Holm p", "Could have shown"]
 _CONCLUSIONS = ["Section", "Conclusion", "AP", "In the paper's tables", "Here", "Margin"]
 _CONCLUSIONS += ["Could have shown", "Seeds"]
+
+_Line = tuple[str, Difference, str]
+"""What a difference is of, the difference, and what else there is to say."""
+
+
+def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = ()) -> Table:
+    """How sure differences are; `more` is over what else there is to say, if anything."""
+    header = [title, "Seeds", "Difference", "95% over seeds", *filter(None, [more])]
+    body = []
+    for name, change, other in lines:
+        mean = _signed(change.mean)
+        body.append(
+            [
+                name,
+                seeds_text(change.seeds),
+                strong(mean) if change.decided else mean,
+                _interval(interval(change.values)),
+                *([other] if more else []),
+                _p(p_value(change.values)),
+                _p(change.adjusted) if change.planned else "exploratory",
+                _unsigned(half_width(change.values)),
+            ]
+        )
+    return Table([*header, "p", "Holm p", "Could have shown"], body, text=2, long=(0,), rules=rules)
 
 
 def seed_by_seed(results: Results, rows: Sequence[str], base: str) -> str:
     """Which rows are above another in each of at least three seeds, which below; "" for none."""
     parts = []
     for size in (SIZES[0], SIZES[2]):
+        changes = {row: above(row, base, f"segm.{size}").difference(results) for row in rows}
+        sure = {row: d.values for row, d in changes.items() if d and len(d.values) >= FEWEST}
         for sign, word in ((1, "above"), (-1, "below")):
-            found = []
-            for row in rows:
-                values = results.differences(row, base, f"segm.{size}").values()
-                if len(values) >= FEWEST and all(sign * v > 0 for v in values):
-                    found.append(row)
-            if found:
+            if found := [row for row, each in sure.items() if all(sign * v > 0 for v in each)]:
                 parts.append(f"for {size} objects {word} {base}: {', '.join(found)}")
     return "; ".join(parts)
 
@@ -657,14 +577,6 @@ def _measures(sizes: Mapping[str, Any]) -> list[float]:
     """AP of each band, AP50 and recall of small objects; NaN where there are no objects."""
     aps = [*(b["AP"] for b in sizes["pixels"]), sizes["small"]["AP50"], sizes["small"]["AR"]]
     return [math.nan if ap is None else ap for ap in aps]
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'' if len(seeds) == 1 else 's'} {seeds_text(seeds)}"
 
 
 def _with(text: str, row: str) -> Markup:
@@ -680,14 +592,19 @@ def _metric_name(metric: str) -> str:
 def _margin(claim: Claim, verdict: Verdict) -> list[str]:
     """The margin and the smallest that could have been shown, where none was."""
     if math.isnan(verdict.mean):
-        return [_NONE, _NONE]
+        return ["-", "-"]
     unit = " %" if claim.relation == "gain" else ""
     text = f"{_signed(verdict.mean)}{unit}"
-    if math.isnan(verdict.low):
-        return [text, _NONE]
-    shown = f"{100 * (verdict.mean - verdict.low):.1f}{unit}"
+    if math.isnan(verdict.half):
+        return [text, "-"]
+    ends = _interval((verdict.mean - verdict.half, verdict.mean + verdict.half))
     open_ = verdict.status is Status.OPEN
-    return [f"{text} ({_interval((verdict.low, verdict.high))})", shown if open_ else _NONE]
+    return [f"{text} ({ends})", f"{_unsigned(verdict.half)}{unit}" if open_ else "-"]
+
+
+def _unsigned(ap: float) -> str:
+    """In points."""
+    return cell(100 * ap, "{:.1f}")
 
 
 def _signed(ap: float) -> str:
@@ -697,7 +614,7 @@ def _signed(ap: float) -> str:
 
 
 def _interval(ends: tuple[float, float]) -> str:
-    return _NONE if math.isnan(ends[0]) else f"{_signed(ends[0])} to {_signed(ends[1])}"
+    return "-" if math.isnan(ends[0]) else f"{_signed(ends[0])} to {_signed(ends[1])}"
 
 
 def _points(change: Difference) -> str:
@@ -707,18 +624,10 @@ def _points(change: Difference) -> str:
     return text if math.isnan(ends[0]) else f"{text} (95%: {_interval(ends)})"
 
 
-def _points_of(ap: float) -> str:
-    return _NONE if math.isnan(ap) else f"{100 * ap:.1f}"
-
-
 def _p(value: float) -> str:
-    if math.isnan(value):
-        return _NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else cell(value, "{:.3f}")
 
 
-def _gain(before: float | None, after: float | None) -> list[str]:
-    cells = [_NONE if ap is None else f"{100 * ap:.1f}" for ap in (before, after)]
-    if before and after is not None:
-        return [*cells, f"{100 * (after / before - 1):+.0f} %"]
-    return [*cells, _NONE]
+def _gain(before: float, after: float) -> list[str]:
+    gain = after / before - 1 if before else math.nan
+    return [_unsigned(before), _unsigned(after), cell(100 * gain, "{:+.0f} %")]

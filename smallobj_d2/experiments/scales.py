@@ -66,10 +66,6 @@ class Scale:
             return []
         return [_made(folder / "scenes" / name) for name in SCENES]
 
-    def datasets(self, folder: Path) -> list[list[str]]:
-        """``SMALLOBJ.DATASETS`` of the runs of a sweep in `folder`."""
-        return [*self.splits(folder), _made(folder / AUGMENTED_VAL)]
-
     def request(self, row: Path, folder: Path) -> dict[str, Any]:
         """The config of a row at this scale, as the content of a YAML file.
 
@@ -81,10 +77,12 @@ class Scale:
             raise SmallObjError(f"There is no config {row}.")
         merged: dict[str, Any] = CfgNode.load_yaml_with_base(str(row))
         _merge(self.config, merged)
-        if splits := self.splits(folder):
+        splits = self.splits(folder)
+        if splits:
             train, val = (name for name, _, _ in splits)
             merged["DATASETS"] = {"TRAIN": [train], "TEST": [val]}
-        merged.setdefault("SMALLOBJ", {})["DATASETS"] = self.datasets(folder)
+        made = [*splits, _made(folder / AUGMENTED_VAL)]
+        merged.setdefault("SMALLOBJ", {})["DATASETS"] = made
         merged["TEST"] = {**merged.get("TEST", {}), "EVAL_PERIOD": 0}  # row.json means: finished
         return merged
 
@@ -101,7 +99,16 @@ class Scale:
         """
         if self.existing is not None:
             for name, json, images in self.splits(folder):
-                self._require(name, Path(json), Path(images))
+                for what, where, there in (
+                    ("file", json, Path(json).is_file()),
+                    ("image folder", images, Path(images).is_dir()),
+                ):
+                    if not there:
+                        raise SmallObjError(
+                            f"Scale {self.name} is on {name}, but there is no {what} {where}. "
+                            "DETECTRON2_DATASETS must name the folder that holds it; it is "
+                            f"{datasets_root()} now."
+                        )
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
             make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
@@ -115,18 +122,6 @@ class Scale:
         with writing(path) as temporary:
             temporary.write_text(yaml.safe_dump(request))
         augment_dataset(load_cfg(path), done.parent)
-
-    def _require(self, name: str, json: Path, images: Path) -> None:
-        for what, path, there in (
-            ("file", json, json.is_file()),
-            ("image folder", images, images.is_dir()),
-        ):
-            if not there:
-                raise SmallObjError(
-                    f"Scale {self.name} is on {name}, but there is no {what} {path}. "
-                    "DETECTRON2_DATASETS must name the folder that holds it; it is "
-                    f"{datasets_root()} now."
-                )
 
 
 def _made(root: Path) -> list[str]:

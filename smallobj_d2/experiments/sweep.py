@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -90,12 +89,6 @@ def seconds_left(runs: Sequence[Run], each: float, jobs: int) -> float:
 
 
 @dataclass
-class _Job:
-    run: Run
-    process: subprocess.Popen[bytes]
-
-
-@dataclass
 class Sweep:
     """Runs that are to be finished, one process each.
 
@@ -114,7 +107,8 @@ class Sweep:
     seconds: float
     failed: dict[str, str] = field(default_factory=dict)
     """By name of the run, what it said last."""
-    _jobs: dict[int, _Job] = field(default_factory=dict)
+    _jobs: dict[int, tuple[Run, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
+    """What runs, by slot."""
 
     def go(self) -> bool:
         """Do what is missing; True if every run is finished then.
@@ -127,22 +121,22 @@ class Sweep:
         bar = tqdm(
             total=len(self.runs), bar_format="{percentage:3.0f}% |{bar}| {postfix}", disable=quiet
         )
-        looked = said = time.monotonic()
+        said = time.monotonic()
         try:
             while todo or self._jobs:
                 self._start(todo)
-                for at, job in list(self._jobs.items()):
-                    if job.process.poll() is not None:
+                for at, (run, process) in list(self._jobs.items()):
+                    if process.poll() is not None:
                         del self._jobs[at]
-                        self._ended(job, todo)
+                        self._ended(run, process.returncode, todo)
                 now = time.monotonic()
-                if not quiet and now - looked > LOOK:
-                    looked = now
-                    bar.n = sum(r.progress() for r in self.runs)
-                    bar.set_postfix_str(self._status())
-                if quiet and now - said > SAY and self._jobs:
+                if now - said > (SAY if quiet else LOOK):
                     said = now
-                    _say(self._status())
+                    if not quiet:
+                        bar.n = sum(r.progress() for r in self.runs)
+                        bar.set_postfix_str(self._status())
+                    elif self._jobs:
+                        _say(self._status())
                 if todo or self._jobs:
                     time.sleep(POLL)
         finally:
@@ -166,8 +160,12 @@ class Sweep:
                 todo.remove(run)
                 if run.state() is State.FINISHED:  # by another sweep meanwhile
                     continue
-                _say(f"start  {run.name}{_why(run)}")
-                self._jobs[at] = _Job(run, self._launch(run, slot))
+                before = {
+                    State.CUT_OFF: f", cut off at {run.progress():.0%}",
+                    State.FAILED: ", which failed before",
+                }
+                _say(f"start  {run.name}{before.get(run.state(), '')}")
+                self._jobs[at] = run, self._launch(run, slot)
                 break
 
     def _launch(self, run: Run, slot: Slot) -> "subprocess.Popen[bytes]":
@@ -183,8 +181,7 @@ class Sweep:
                 start_new_session=True,  # Ctrl-C is for the sweep, which ends its runs in order
             )
 
-    def _ended(self, job: _Job, todo: list[Run]) -> None:
-        run, code = job.run, job.process.returncode
+    def _ended(self, run: Run, code: int, todo: list[Run]) -> None:
         if code and is_locked(run.folder):  # another sweep was faster: wait for its run
             todo.append(run)
             return
@@ -198,27 +195,27 @@ class Sweep:
             _say(f"FAILED {run.name}: {why} (see {run.folder / 'output.txt'})")
 
     def _status(self) -> str:
-        count = Counter(r.state() is State.FINISHED for r in self.runs)
+        done = sum(r.state() is State.FINISHED for r in self.runs)
         each = typical_seconds(self.runs, self.seconds)
         rest = [r for r in self.runs if r.name not in self.failed]
-        parts = [f"{count[True]} of {len(self.runs)} done"]
+        parts = [f"{done} of {len(self.runs)} done"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
-        running = [f"{j.run.name} {j.run.progress():.0%}" for j in self._jobs.values()]
+        running = [f"{run.name} {run.progress():.0%}" for run, _ in self._jobs.values()]
         parts += [f"{clock(seconds_left(rest, each, len(self.slots)))} left", *running]
         return ", ".join(parts)
 
     def _stop(self) -> None:
         """End what still runs: every process of it, and at last by force."""
-        for job in self._jobs.values():
-            _signal(job, signal.SIGTERM)
+        for _, process in self._jobs.values():
+            _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
-        for job in self._jobs.values():
+        for run, process in self._jobs.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                job.process.wait(max(0.0, deadline - time.monotonic()))
-            _signal(job, signal.SIGKILL)  # what its own children left, too
-            job.process.wait()
-            job.run.end(None)
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal(process, signal.SIGKILL)  # what its own children left, too
+            process.wait()
+            run.end(None)
         self._jobs.clear()
 
 
@@ -227,13 +224,6 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _why(run: Run) -> str:
-    state = run.state()
-    if state is State.CUT_OFF:
-        return f", cut off at {run.progress():.0%}"
-    return ", which failed before" if state is State.FAILED else ""
-
-
-def _signal(job: _Job, number: int) -> None:
+def _signal(process: "subprocess.Popen[bytes]", number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(job.process.pid, number)
+        os.killpg(process.pid, number)

@@ -1,1 +1,1 @@
-"""Pictures: sheets of draws and of detections."""
+"""Pictures: sheets of draws and of detections; plots; documents and their texts."""

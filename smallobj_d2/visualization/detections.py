@@ -10,12 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from smallobj_d2.datasets.coco import dataset_info, load_dataset
+from smallobj_d2.datasets.coco import load_dataset
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
-from smallobj_d2.evaluation.matches import Detections, Outcome, match_detections
-from smallobj_d2.evaluation.run_folder import results_of_run, runs_of_one_test_set
+from smallobj_d2.evaluation.matches import Outcome, match_detections
+from smallobj_d2.evaluation.run_folder import ground_truth_of, runs_of_one_test_set
 from smallobj_d2.masks.rle import decode
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
@@ -61,18 +60,13 @@ def detection_sheet(
     Raises:
         SmallObjError: naming what a run lacks, or an image that is not in the test set.
     """
-    dataset, configs = runs_of_one_test_set(folders)
-    truth = load_ground_truth(dataset_info(dataset).json_file)
-    runs = []
-    for name, folder in folders.items():
-        matches = match_detections(
-            truth,
-            results_of_run(folder, dataset),
-            score=score,
-            iou=iou,
-            detections=counted_detections(configs[name]),
-        )
-        runs.append(Detections(name, matches))
+    dataset, found = runs_of_one_test_set(folders)
+    truth = ground_truth_of(dataset)
+    runs = {
+        name: match_detections(truth, run.results, score=score, iou=iou, detections=run.detections)
+        for name, run in found.items()
+    }
+    names = {c: str(cat["name"]) for c, cat in truth.cats.items()} if len(truth.cats) > 1 else {}
     records = {r["image_id"]: r for r in load_dataset(dataset).records}
     for image in images:
         if image not in records:
@@ -80,11 +74,16 @@ def detection_sheet(
     rows = []
     for image in images or _some_with_small_objects(truth, num, seed):
         pixels = read_rgb(records[image])
-        annotated = _truth_view(truth, image, pixels)
+        own = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
+        annotated = _view(pixels, {ORIGINAL: own}, names)
         views = [*zoom(annotated, annotated.outlines)]
-        views += [_run_view(truth, run.outcomes[image], pixels) for run in runs]
+        for outcomes in runs.values():
+            outcome = outcomes[image]
+            missed = [truth.anns[i] for i in outcome.missed]
+            groups = {FOUND: outcome.found, MISSED: missed, WRONG: outcome.wrong}
+            views.append(_view(pixels, groups, names))
         rows.append((views, f"image {image}: {_summary(truth, runs, [image])}"))
-    titles = ["annotated", "enlarged (white frame)", *(run.name for run in runs)]
+    titles = ["annotated", "enlarged (white frame)", *runs]
     legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
     everywhere = _summary(truth, runs, truth.getImgIds())
     sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
@@ -96,39 +95,16 @@ def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).permutation(having)[:num]]
 
 
-def _summary(truth: COCO, runs: Sequence[Detections], images: Sequence[int]) -> str:
-    ids = truth.getAnnIds(imgIds=images)
-    total = sum(is_small(truth.anns[i]) for i in ids)
+def _summary(truth: COCO, runs: Mapping[str, dict[int, Outcome]], images: Sequence[int]) -> str:
+    """How many small objects there are in some images; how many were found, how many invented."""
+    total = sum(is_small(truth.anns[i]) for i in truth.getAnnIds(imgIds=images))
     said = []
-    for run in runs:
-        missed, wrong = run.count(truth, images)
-        said.append(f"{run.name} found {total - missed:,}, {wrong:,} wrong")
+    for name, outcomes in runs.items():
+        chosen = [outcomes[i] for i in images]
+        missed = sum(is_small(truth.anns[a]) for outcome in chosen for a in outcome.missed)
+        wrong = sum(is_small(result) for outcome in chosen for result in outcome.wrong)
+        said.append(f"{name} found {total - missed:,}, {wrong:,} wrong")
     return f"{total:,} small objects; {'; '.join(said)}"
-
-
-def _truth_view(truth: COCO, image: int, pixels: NDArray[np.uint8]) -> View:
-    annotations = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
-    return _view(truth, pixels, ((ORIGINAL, annotations),))
-
-
-def _run_view(truth: COCO, outcome: Outcome, pixels: NDArray[np.uint8]) -> View:
-    missed = [truth.anns[i] for i in outcome.missed]
-    groups = ((FOUND, outcome.found), (MISSED, missed), (WRONG, outcome.wrong))
-    return _view(truth, pixels, groups)
-
-
-def _view(
-    truth: COCO,
-    pixels: NDArray[np.uint8],
-    groups: Sequence[tuple[Style, Sequence[Mapping[str, Any]]]],
-) -> View:
-    things = [(style, thing) for style, group in groups for thing in group]
-    return View(
-        pixels,
-        [_outlines(truth, thing) for _, thing in things],
-        [style for style, _ in things],
-        [_label(truth, thing) for _, thing in things],
-    )
 
 
 def prediction_view(
@@ -143,37 +119,40 @@ def prediction_view(
         results: in COCO's result format; masks as compressed RLE.
         categories: names by category id.
     """
-    outlines = [
-        _outlines_of_rle(mask) if (mask := r.get("segmentation")) else _outlines_of_box(r["bbox"])
-        for r in results
-    ]
-    labels = [f"{categories[r['category_id']]} {r['score']:.2f}" for r in results]
-    return View(pixels, outlines, [FOUND] * len(results), labels)
+    return _view(pixels, {FOUND: results}, categories)
 
 
-def _outlines_of_rle(rle: Mapping[str, Any]) -> Outlines:
-    x, y, width, height = map(int, coco_mask.toBbox(rle).tolist())
-    return [part + (x, y) for part in outlines_of_mask(decode(rle, x, y, width, height))]
+def _view(
+    pixels: NDArray[np.uint8],
+    groups: Mapping[Style, Sequence[Mapping[str, Any]]],
+    names: Mapping[Any, str],
+) -> View:
+    """Annotations or detections by their style, with scores, and categories if these have names."""
+    things = [(style, thing) for style, group in groups.items() for thing in group]
+    return View(
+        pixels,
+        [_outlines(thing) for _, thing in things],
+        [style for style, _ in things],
+        [_label(names, thing) for _, thing in things],
+    )
 
 
-def _outlines_of_box(box: Sequence[float]) -> Outlines:
-    x, y, w, h = box
-    return outlines_of_box(x, y, x + w, y + h)
-
-
-def _label(truth: COCO, thing: Mapping[str, Any]) -> str:
-    """The category, unless there is but one, and a detection's score."""
-    words = [str(truth.cats[thing["category_id"]]["name"])] if len(truth.cats) > 1 else []
+def _label(names: Mapping[Any, str], thing: Mapping[str, Any]) -> str:
+    words = [names[thing["category_id"]]] if names else []
     if "score" in thing:
         words.append(f"{thing['score']:.2f}")
     return " ".join(words)
 
 
-def _outlines(truth: COCO, thing: Mapping[str, Any]) -> Outlines:
+def _outlines(thing: Mapping[str, Any]) -> Outlines:
     """The outline of an annotation or a detection: of its mask, or of its box."""
     segmentation = thing.get("segmentation")
     if not segmentation:
-        return _outlines_of_box(thing["bbox"])
+        x, y, w, h = thing["bbox"]
+        return outlines_of_box(x, y, x + w, y + h)
     if isinstance(segmentation, list):
         return [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
-    return outlines_of_mask(truth.annToMask(thing))
+    if isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+    x, y, w, h = map(int, coco_mask.toBbox(segmentation).tolist())
+    return [part + (x, y) for part in outlines_of_mask(decode(segmentation, x, y, w, h))]

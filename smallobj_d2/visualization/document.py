@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from html import unescape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+
+from smallobj_d2.errors import printable
 
 _MARKS = {"strong": "**", "em": "*"}
 _PLAIN = re.compile(r"[\w ./@:+=,-]+")
@@ -41,11 +43,6 @@ def emphasis(text: str) -> Markup:
     return Markup("<em>{}</em>").format(text)
 
 
-def visible(text: str) -> str:
-    """One line of what can be printed: newlines and control characters as Python writes them."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def plain(text: str) -> str:
     """A text without markup."""
     return text.striptags() if isinstance(text, Markup) else text
@@ -56,7 +53,7 @@ def markdown(text: object) -> str:
     if isinstance(text, _Ready):
         return text
     if not isinstance(text, Markup):
-        return visible(str(text)).translate(_SPECIAL)
+        return printable(text).translate(_SPECIAL)
     parts = []
     for part in re.split(r"(<code>.*?</code>|</?strong>|</?em>)", text, flags=re.DOTALL):
         inside = unescape(part.removeprefix("<code>").removesuffix("</code>"))
@@ -74,7 +71,6 @@ def markdown(text: object) -> str:
 class Table:
     """A table."""
 
-    kind: ClassVar = "table"
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: int = 1
@@ -86,34 +82,37 @@ class Table:
     rules: Sequence[int] = ()
     """Rows that a group starts with, which a line sets off."""
 
-    def classes(self, at: int, cell: str = "") -> str:
+    def to_left(self, column: int) -> bool:
+        """Whether a column is set to the left."""
+        return column < self.text or column in self.long
+
+    def classes(self, column: int, cell: str = "") -> str:
         """The classes of a cell in HTML."""
-        found = ["text"] * (at < self.text or at in self.long) + ["long"] * (at in self.long)
+        found = ["text"] * self.to_left(column) + ["long"] * (column in self.long)
         return " ".join([*found, *filter(None, [self.tones.get(cell)])])
 
     def markdown(self) -> str:
         """As Markdown, padded where that helps to read it as it is."""
-        rows = [[markdown(c) for c in row] for row in (self.header, *self.rows)]
-        wide = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        if self.long:
-            wide = [3] * len(wide)
-        left = [at < self.text or at in self.long for at in range(len(wide))]
-        pad = [str.ljust if to_left else str.rjust for to_left in left]
+        header, *rows = [[markdown(c) for c in row] for row in (self.header, *self.rows)]
+        columns = [*zip(header, *rows, strict=True)]
+        wide = [3 if self.long else max(3, *map(len, column)) for column in columns]
         rule = [
-            ("" if to_left else ":").rjust(n, "-") for n, to_left in zip(wide, left, strict=True)
+            ("" if self.to_left(at) else ":").rjust(width, "-") for at, width in enumerate(wide)
         ]
-        rows = [
-            [to(cell, n) for to, cell, n in zip(pad, row, wide, strict=True)]
-            for row in (rows[0], rule, *rows[1:])
+        padded = [
+            [
+                cell.ljust(width) if self.to_left(at) else cell.rjust(width)
+                for at, (cell, width) in enumerate(zip(row, wide, strict=True))
+            ]
+            for row in (header, rule, *rows)
         ]
-        return _Ready("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        return _Ready("\n".join(f"| {' | '.join(row)} |" for row in padded))
 
 
 @dataclass
 class Picture:
     """A figure."""
 
-    kind: ClassVar = "picture"
     name: str
     """Of its file, without the suffix; what is no letter, digit or hyphen becomes ``_``."""
     data: bytes
@@ -132,43 +131,28 @@ class Picture:
 
 
 @dataclass
-class Words:
-    """A heading (``h2``, ``h3``), a paragraph (``p``), or the answer that a page opens with."""
-
-    kind: str
-    text: str
-
-
-@dataclass
-class Items:
-    """A list; ``answer`` sets it apart."""
-
-    kind: ClassVar = "list"
-    items: Sequence[str]
-    answer: bool = False
-
-
-Block = Table | Picture | Words | Items
-
-
-@dataclass
 class Document:
     """Headings, paragraphs, lists, tables and figures, in order."""
 
     title: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[tuple[str, Any]] = field(default_factory=list)
+    """Each with its kind: ``h2``, ``h3``, ``p``, ``list``, ``answer``, ``table`` or ``picture``."""
 
     def heading(self, text: str, level: int = 2) -> None:
         """Add a heading."""
-        self.blocks.append(Words(f"h{level}", text))
+        self.blocks.append((f"h{level}", text))
 
-    def text(self, text: str) -> None:
-        """Add a paragraph."""
-        self.blocks.append(Words("p", text))
+    def text(self, *paragraphs: str) -> None:
+        """Add paragraphs."""
+        self.blocks += [("p", text) for text in paragraphs]
 
-    def add(self, block: Block | Sequence[str]) -> None:
-        """Add a table, a figure or a list."""
-        self.blocks.append(block if isinstance(block, Block) else Items(block))
+    def items(self, items: Sequence[str], *, answer: bool = False) -> None:
+        """Add a list; an answer, which a page opens with, is set apart."""
+        self.blocks.append(("answer" if answer else "list", items))
+
+    def add(self, block: Table | Picture) -> None:
+        """Add a table or a figure."""
+        self.blocks.append(("table" if isinstance(block, Table) else "picture", block))
 
     def markdown(self, pictures: str | None) -> str:
         """As Markdown.
@@ -193,11 +177,10 @@ class Document:
     def write_pictures(self, folder: Path) -> list[Path]:
         """Write each figure to a file."""
         folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for block in self.blocks:
-            if isinstance(block, Picture):
-                files.append(folder / f"{block.name}.{block.suffix}")
-                files[-1].write_bytes(block.data)
+        pictures = [block for kind, block in self.blocks if kind == "picture"]
+        files = [folder / f"{picture.name}.{picture.suffix}" for picture in pictures]
+        for file, picture in zip(files, pictures, strict=True):
+            file.write_bytes(picture.data)
         return files
 
 

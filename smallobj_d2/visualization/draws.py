@@ -1,6 +1,7 @@
 """Sheets of draws: what the mapper really feeds the model, original beside augmented."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from PIL import Image
@@ -54,12 +55,10 @@ def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> lis
     augmentation = getattr(dataset.mapper, "augmentation", None)
     if augmentation is None:
         return list(range(count))
-    found: list[int] = []
-    for position in range(look_at):
+
+    def changes(position: int) -> bool:
         record = dataset.record(position)
         plan = augmentation.plan(record)
-        if "stitched" in record or (plan is not None and plan.pasted):
-            found.append(position)
-            if len(found) == count:
-                break
-    return found
+        return "stitched" in record or bool(plan and plan.pasted)
+
+    return list(islice(filter(changes, range(look_at)), count))

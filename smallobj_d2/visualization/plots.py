@@ -6,6 +6,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from smallobj_d2.errors import printable
+
 # Okabe and Ito's colours, which people who see fewer colours can tell apart.
 BLACK, BLUE, ORANGE, YELLOW = "#000000", "#0072B2", "#D55E00", "#E69F00"
 GREEN, PINK, SKY, WINE = "#009E73", "#CC79A7", "#56B4E9", "#882255"
@@ -46,3 +48,8 @@ def file_of(figure: Figure, suffix: str) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
     return out.getvalue()
+
+
+def plain(text: str) -> str:
+    """A text for a figure, where a dollar sign would start a formula."""
+    return printable(text).replace("$", r"\$")

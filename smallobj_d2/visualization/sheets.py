@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from smallobj_d2.visualization.document import visible
+from smallobj_d2.errors import printable
 
 Outlines = list[NDArray[np.float64]]
 
@@ -115,7 +115,7 @@ def draw(view: View, *, width: int) -> NDArray[np.uint8]:
     text, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
     for label, style, outlines in zip(view.labels, view.styles, view.outlines, strict=True):
         if label and outlines:
-            label, points = visible(label), np.concatenate(outlines) * scale
+            label, points = printable(label), np.concatenate(outlines) * scale
             x = min(points[:, 0].min(), width - text.textlength(label, font=font) - 1)
             y = points[:, 1].min() - 13
             if style == MISSED:  # apart from a wrong detection of the same object
@@ -148,7 +148,7 @@ def contact_sheet(
         block = Image.new(
             "RGB", (len(titles) * (width + gap) + gap, max(map(len, pictures)) + line), "white"
         )
-        ImageDraw.Draw(block).text((gap, 2), visible(caption), fill="black", font=font)
+        ImageDraw.Draw(block).text((gap, 2), printable(caption), fill="black", font=font)
         for i, picture in enumerate(pictures):
             block.paste(Image.fromarray(picture), (gap + i * (width + gap), line))
         blocks.append(block)
@@ -156,7 +156,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (len(titles) * (width + gap) + gap, total), "white")
     text = ImageDraw.Draw(sheet)
     for i, title in enumerate(titles):
-        text.text((gap + i * (width + gap), 4), visible(title), fill="black", font=font)
+        text.text((gap + i * (width + gap), 4), printable(title), fill="black", font=font)
     y = line + gap
     for block in blocks:
         sheet.paste(block, (0, y))

@@ -1,18 +1,17 @@
 """AP and recall over size: runs beside each other, and by how much they differ."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import TITLES, aligned, counted_detections, load_ground_truth
-from smallobj_d2.evaluation.by_size import Band, by_size, side
-from smallobj_d2.evaluation.run_folder import results_of_run, runs_of_one_test_set
-from smallobj_d2.visualization.document import visible
-from smallobj_d2.visualization.plots import COLOURS, GREY, file_of, panels, styled
+from smallobj_d2.evaluation.ap import TITLES, aligned, cell
+from smallobj_d2.evaluation.by_size import by_size, side
+from smallobj_d2.evaluation.run_folder import ground_truth_of, runs_of_one_test_set
+from smallobj_d2.visualization.plots import COLOURS, GREY, file_of, panels, plain, styled
 
 
 def compare(
@@ -29,15 +28,15 @@ def compare(
     Raises:
         SmallObjError: naming what a run lacks.
     """
-    dataset, configs = runs_of_one_test_set(folders)
-    truth = load_ground_truth(dataset_info(dataset).json_file)
+    dataset, runs = runs_of_one_test_set(folders)
+    truth = ground_truth_of(dataset)
     measures = {}
-    for name, folder in folders.items():
-        results = results_of_run(folder, dataset)
+    for name, (_, results, detections) in runs.items():
         if iou_type == "segm" and any("segmentation" not in r for r in results):
-            raise SmallObjError(f"{folder} has found boxes without masks; compare boxes (--boxes).")
-        counted = counted_detections(configs[name])
-        measures[name] = by_size(truth, results, iou_type, limits, counted)
+            raise SmallObjError(
+                f"{folders[name]} has found boxes without masks; compare boxes (--boxes)."
+            )
+        measures[name] = by_size(truth, results, iou_type, limits, detections)
     text = "\n\n".join(
         aligned(_lines(measures, kind, f"{TITLES[iou_type]} by {what}"))
         for kind, what in (("pixels", "side in pixels"), ("relative", "share of the image's side"))
@@ -47,26 +46,23 @@ def compare(
 
 def _lines(measures: Mapping[str, Any], kind: str, title: str) -> list[list[str]]:
     bands = {name: each[kind] for name, each in measures.items()}
-    base, *others = bands.values()
-    lines = [[title, *(side(b, percent=kind == "relative") for b in base)]]
-    lines.append(["objects", *(f"{b['objects']:,}" for b in base)])
-    lines += [[name, *(_ap(b["AP"]) for b in each)] for name, each in bands.items()]
+    aps = {
+        name: [math.nan if b["AP"] is None else 100 * b["AP"] for b in each]
+        for name, each in bands.items()
+    }
     first, *rest = bands
-    lines += [
-        [f"{name} - {first}", *(_gain(a, b) for a, b in zip(base, each, strict=True))]
-        for name, each in zip(rest, others, strict=True)
+    return [
+        [title, *(side(b, percent=kind == "relative") for b in bands[first])],
+        ["objects", *(f"{b['objects']:,}" for b in bands[first])],
+        *([name, *(cell(ap, "{:.1f}") for ap in each)] for name, each in aps.items()),
+        *(
+            [
+                f"{name} - {first}",
+                *(cell(b - a, "{:+.1f}") for a, b in zip(aps[first], aps[name], strict=True)),
+            ]
+            for name in rest
+        ),
     ]
-    return lines
-
-
-def _ap(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _gain(base: Band, other: Band) -> str:
-    if base["AP"] is None or other["AP"] is None:
-        return "-"
-    return f"{100 * (other['AP'] - base['AP']):+.1f}"
 
 
 @styled
@@ -85,7 +81,7 @@ def over_size(measures: Mapping[str, Mapping[str, Any]], title: str, *, suffix: 
         axis, below = axes[:, column]
         for (name, each), colour in zip(measures.items(), COLOURS * len(measures), strict=False):
             heights = [100 * (np.nan if b[key] is None else b[key]) for b in each["pixels"]]
-            axis.plot(at, heights, "o-", color=colour, label=visible(name).replace("$", r"\$"))
+            axis.plot(at, heights, "o-", color=colour, label=plain(name))
         axis.set_title(label)
         axis.set_ylim(bottom=0)
         below.bar(at, [b["objects"] for b in bands], color=GREY)
