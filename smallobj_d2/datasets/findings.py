@@ -207,7 +207,7 @@ def report(findings: Iterable[Finding], *, notes: int | None = 5) -> str:
     """All findings as a table: worst first, by kind, each with its place and what is wrong.
 
     Args:
-        findings: of `check_coco` and `check_images`.
+        findings: of `check_coco`.
         notes: how many notes of each kind to show; None for all. Errors and warnings are all shown.
     """
     findings = by_severity(findings)

@@ -6,15 +6,13 @@ turns images as their EXIF says. Images of 16 or 32 bits in one channel it refus
 upper 8 bits.)
 """
 
-import multiprocessing
 import os
 import sys
 import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from smallobj_d2.datasets.reading import require_regular
-from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.errors import UnreadableImage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -187,18 +185,13 @@ def require_readable(records: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UnreadableImage: naming the first file and what is wrong with it.
     """
+    for _, looked in in_order(_read_through, records):
+        looked.result()
 
-    def read(record: Mapping[str, Any]) -> None:
-        with opened(record) as image:
-            image.load()
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        try:
-            for _ in pool.map(read, records):
-                pass
-        except UnreadableImage:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _read_through(record: Mapping[str, Any]) -> None:
+    with opened(record) as image:
+        image.load()
 
 
 # --- Looking at all of them
@@ -212,29 +205,16 @@ def look_at_images(
     Args:
         images: of each its path, and the height and width that it should have.
         image_root: the folder that they should be in.
-        workers: processes; as many as there are cores unless said.
+        workers: threads; as many as there are cores unless said.
 
     Returns:
         What is wrong with each.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    look = partial(look_at, os.path.realpath(image_root))
-    bar = partial(
-        tqdm, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty()
-    )
-    if workers == 1 or len(images) < 2:
-        return list(bar(map(look, images)))
-    # Not forked, as the caller may have threads; and so that no test's patches leak into it.
-    context = multiprocessing.get_context("spawn")
-    chunk = max(1, min(32, len(images) // (4 * workers)))
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return list(bar(pool.map(look, images, chunksize=chunk)))
-    except BrokenProcessPool as e:
-        raise SmallObjError(
-            "A process that opens images was ended from outside, perhaps for lack of memory. "
-            "Use --workers 1."
-        ) from e
+    looks = in_order(partial(look_at, os.path.realpath(image_root)), images, workers)
+    bar = tqdm(looks, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
+        return [found.result() for _, found in bar]
 
 
 def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
@@ -254,16 +234,14 @@ def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
 
 def _look_into(file: Any, height: Any, width: Any) -> Defects:
     found: Defects = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
-        try:
-            image = _open(file)
-            mode, orientation = image.mode, _orientation(image)
-            image.load()
-            w, h = image.size
-            upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
-        except Exception as e:  # Pillow's readers of damaged files raise nearly anything
-            return [("image-damaged", f"the image cannot be read: {_why(e)}")]
+    try:
+        image = _open(file)
+        mode, orientation = image.mode, _orientation(image)
+        image.load()
+        w, h = image.size
+        upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
+    except Exception as e:  # Pillow's readers of damaged files raise nearly anything
+        return [("image-damaged", f"the image cannot be read: {_why(e)}")]
     if _is_deep(mode):
         found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
     elif mode != "RGB":
@@ -353,17 +331,24 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
 
 
 def in_order(
-    pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: int
+    work: Callable[[T], R],
+    items: Iterable[T],
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Generator[tuple[T, "Future[R]"], None, None]:
-    """Items in their order, each with what a pool makes of it.
+    """Items in their order, each with what threads make of it.
 
     Args:
-        pool: shut down in the end, without what it has not begun.
         work: on one item.
         items: taken as they are needed.
-        ahead: how many to work on before they are asked for; no more results are in memory.
+        workers: threads; as many as there are cores unless said.
+        ahead: how many to work on before they are asked for, twice as many as there are threads
+            unless said; no more results are in memory.
     """
+    workers = workers or len(os.sched_getaffinity(0))
+    ahead = 2 * workers if ahead is None else ahead
     waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers)
     try:
         for item in items:
             waiting.append((item, pool.submit(work, item)))

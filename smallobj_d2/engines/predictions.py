@@ -8,7 +8,6 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -275,7 +274,7 @@ def predict_images(
             file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(named)}, ')
             file.write('"annotations": ')
         file.write("[")
-        ahead = in_order(ThreadPoolExecutor(2), _read, images.records, 2 * batch)
+        ahead = in_order(_read, images.records, 2, 2 * batch)
         while several := [(record, read.result()) for record, read in islice(ahead, batch)]:
             for _, pixels in several:
                 if isinstance(pixels, UnreadableImage):
