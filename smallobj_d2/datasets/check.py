@@ -16,9 +16,9 @@ import numpy as np
 from smallobj_d2.datasets.findings import DEEPEST, Finding, by_severity
 from smallobj_d2.datasets.images import TOO_MANY_PIXELS, look_at_images
 from smallobj_d2.datasets.instances import check_instances
-from smallobj_d2.datasets.measure import FARTHEST
 from smallobj_d2.datasets.reading import OtherEncodingError, read_json, without_gc
 from smallobj_d2.errors import shown
+from smallobj_d2.masks.shapes import FARTHEST
 
 Entry = dict[str, Any]
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.datasets.habits import area_habit, habits_of
-from smallobj_d2.datasets.measure import FARTHEST, Masks, measure, numbers
+from smallobj_d2.datasets.measure import Masks, measure, numbers
+from smallobj_d2.masks.shapes import FARTHEST
 
 Annotations = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]

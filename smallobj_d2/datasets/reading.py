@@ -48,11 +48,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: if it is not JSON, or nested without end.
     """
     require_regular(path)
-    return parse_json(Path(path).read_bytes())
-
-
-def parse_json(content: bytes) -> Any:
-    """The same for a file's bytes."""
+    content = Path(path).read_bytes()
     for mark, name in _OTHERS.items():
         if content.startswith(mark):
             raise OtherEncodingError(f"the file begins with {name}")
