@@ -155,7 +155,7 @@ def _difference(below: Outline, above: Bitmap) -> Iterator[NDArray[np.float64]]:
     """
     rest = shapely.difference(geometry_of(below), squares_of(above))
     for polygon in polygons_of(rest):
-        for simple in _without_holes(polygon):
+        for simple in without_holes(polygon):
             points = np.asarray(simple.exterior.coords)[:-1]
             if len(points) >= 3 and Outline([points]).pixels(Window.around(*simple.bounds)).any():
                 yield points
@@ -184,7 +184,7 @@ def polygons_of(geometry: Any) -> Iterator[Any]:
             yield from polygons_of(part)
 
 
-def _without_holes(polygon: Any) -> Iterator[Any]:
+def without_holes(polygon: Any) -> Iterator[Any]:
     """COCO's polygons have no holes: cut through one from top to bottom until none is left."""
     holes = [h for h in polygon.interiors if shapely.area(shapely.Polygon(h)) > _SMALLEST]
     if not holes:
@@ -197,4 +197,4 @@ def _without_holes(polygon: Any) -> Iterator[Any]:
         middle = round(middle)  # between pixels, where the cut divides none
     for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
         for part in polygons_of(shapely.intersection(polygon, half)):
-            yield from _without_holes(part)
+            yield from without_holes(part)

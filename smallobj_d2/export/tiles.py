@@ -19,19 +19,20 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from smallobj_d2.copy_paste.labels import geometry_of, polygons_of, without_holes
 from smallobj_d2.datasets.coco import mask_area, read_coco, repaired
 from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export
 from smallobj_d2.files import link, writing
 from smallobj_d2.masks.rle import decode, encode
-from smallobj_d2.masks.shapes import Window
+from smallobj_d2.masks.shapes import Outline, Window
 
 MIN_SHARE = 0.3
 """An object that a tile's edge cuts is kept if at least this share of its area is inside, or fills
 this share of the tile."""
 
-_FORMAT = 1  # raise it whenever the same recipe would give other files
+_FORMAT = 2  # raise it whenever the same recipe would give other files
 _JPEG = (".jpg", ".jpeg")
 
 
@@ -205,23 +206,18 @@ class _Object:
     def __init__(self, annotation: Entry) -> None:
         self.annotation = annotation
         self.mask = annotation.get("segmentation")
-        self.outline: Any = None
-        """A shapely geometry, that of the box where there is no mask; RLE has none."""
         if isinstance(self.mask, dict):
             x, y, w, h = coco_mask.toBbox(self.mask).tolist()
             self.bounds = (x, y, x + w, y + h)
             self.area = float(coco_mask.area(self.mask))
         else:
             x, y, w, h = annotation["bbox"]
-            rings = [np.reshape(p, (-1, 2)) for p in self.mask or ()]
-            if not rings:
-                rings = [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)]
+            parts = self.mask or [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
-            valid = [shapely.make_valid(shapely.Polygon(ring)) for ring in rings]
-            self.outline = shapely.union_all(valid)
-            points = np.concatenate(rings)
-            self.bounds = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-            self.area = float(self.outline.area)
+            self.geometry = geometry_of(self.outline)
+            self.bounds = self.outline.bounds()
+            self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:
         """The part of it in a tile, in the tile's coordinates; None if there is none."""
@@ -229,54 +225,35 @@ class _Object:
         x0, y0, x1, y1 = self.bounds
         if x1 <= x or y1 <= y or x0 >= x + width or y0 >= y + height or not self.area:
             return None
-        inside = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
         new = _without_keypoints_outside(self.annotation, window)
         new["tile"] = {"annotation": self.annotation.get("id"), "share": 1.0}
-        bx, by, bw, bh = new["bbox"]
-        new["bbox"] = [bx - x, by - y, bw, bh]
+        inside = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
         if isinstance(self.mask, dict):
             pixels = decode(self.mask, *window)
             rle = encode(pixels, 0, 0, width, height)
             new["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode()}
-            area = float(pixels.sum())
-            box = coco_mask.toBbox(rle).tolist()
+            area, box = float(pixels.sum()), coco_mask.toBbox(rle).tolist()
         elif inside:
             if self.mask:
-                shifts = [np.tile((x, y), len(p) // 2) for p in self.mask]
-                moved = zip(self.mask, shifts, strict=True)
-                new["segmentation"] = [(np.array(p) - shift).tolist() for p, shift in moved]
-            return new
+                new["segmentation"] = self.outline.moved(-x, -y).segmentation(height, width)
         else:
             frame = shapely.box(x, y, x + width, y + height)
-            part = shapely.transform(self.outline.intersection(frame), lambda p: p - (x, y))
-            area = float(part.area)
-            box = _xywh(part.bounds)
+            part = shapely.transform(self.geometry.intersection(frame), lambda p: p - (x, y))
+            area, (left, top, right, bottom) = float(part.area), part.bounds
+            box = [left, top, right - left, bottom - top]
             if self.mask:
-                new["segmentation"] = list(_rings(part))
-        if not inside:
-            new["tile"]["share"] = min(area / self.area, 1 - 1e-9)
-            new["bbox"] = box
-            new["area"] = mask_area(new, height, width) if area else 0.0
-        return new if area and new["area"] else None
-
-
-def _xywh(bounds: tuple[float, float, float, float]) -> list[float]:
-    x0, y0, x1, y1 = bounds
-    return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _rings(shape: Any) -> Iterator[list[float]]:
-    """The polygons of a shape as COCO has them; one with a hole in two halves, as COCO has none."""
-    for part in getattr(shape, "geoms", [shape]):
-        if part.geom_type in ("MultiPolygon", "GeometryCollection"):
-            yield from _rings(part)
-        elif part.geom_type == "Polygon" and part.area and part.interiors:
-            x0, y0, x1, y1 = part.bounds
-            through = part.interiors[0].centroid.x
-            yield from _rings(part.intersection(shapely.box(x0, y0, through, y1)))
-            yield from _rings(part.intersection(shapely.box(through, y0, x1, y1)))
-        elif part.geom_type == "Polygon" and part.area:
-            yield shapely.get_coordinates(part.exterior)[:-1].ravel().tolist()
+                new["segmentation"] = [
+                    shapely.get_coordinates(simple.exterior)[:-1].ravel().tolist()
+                    for polygon in polygons_of(part)
+                    for simple in without_holes(polygon)
+                ]
+        if inside:
+            left, top, *sides = new["bbox"]
+            return new | {"bbox": [left - x, top - y, *sides]}
+        new["tile"]["share"] = min(area / self.area, 1 - 1e-9)
+        new["bbox"] = box
+        new["area"] = mask_area(new, height, width) if area else 0.0
+        return new if new["area"] else None
 
 
 def _without_keypoints_outside(annotation: Entry, window: Window) -> Entry:
