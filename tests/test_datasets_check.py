@@ -339,7 +339,7 @@ def of_kind(findings: list[Finding], kind: str) -> list[Finding]:
 
 @pytest.fixture(autouse=True)
 def _says_it_again(monkeypatch):
-    monkeypatch.setattr(coco, "_logged", set())
+    monkeypatch.setattr(coco, "_read", {})
 
 
 def test_the_good_dataset_has_nothing_to_remark_on(tmp_path):

@@ -96,7 +96,7 @@ class Checked:
 
     def _entries(self, name: str) -> list[Entry]:
         """Those of a list that have the keys that they need, and an id."""
-        needed, known = _KEYS[name]
+        needed, looked_at, known = _KEYS[name]
         entries = self.data[name]
         if not entries:
             self._add("list-empty", f"the list {name!r} is empty")
@@ -112,10 +112,10 @@ class Checked:
             keys.update(dict.fromkeys(some, count))
             if missing := [k for k in needed if k not in some]:
                 lacking[some] = ", ".join(missing)
-        for key, count in keys.items():
+        for key in [k for k in keys if k not in (*needed, *looked_at)]:
             if key not in known:
-                self._add("key-unknown", f"{count} of {name!r} have the key {shown(key)}")
-            for entry in entries if key not in _LOOKED_AT else ():
+                self._add("key-unknown", f"{keys[key]} of {name!r} have the key {shown(key)}")
+            for entry in entries:
                 if key in entry and _too_deep(entry[key]):
                     what = f"{shown(key)} of an entry of {name!r} is nested too deep"
                     self._add_of(name, "json-deep", what, entry.get("id"))
@@ -245,25 +245,20 @@ class Checked:
         return values
 
 
-_KEYS: dict[str, tuple[list[str], frozenset[str]]] = {
-    name: (needed.split(), frozenset(f"{needed} {others}".split()))
-    for name, needed, others in (
-        ("images", "id file_name height width", "license flickr_url coco_url date_captured url"),
-        ("categories", "id name", "supercategory keypoints skeleton color"),
-        (
-            "annotations",
-            "id image_id category_id bbox",
-            "bbox_mode segmentation area iscrowd keypoints num_keypoints",
-        ),
-    )
+_KEYS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "images": (
+        ["id", "file_name", "height", "width"],
+        [],
+        ["license", "flickr_url", "coco_url", "date_captured", "url"],
+    ),
+    "categories": (["id", "name"], [], ["supercategory", "keypoints", "skeleton", "color"]),
+    "annotations": (
+        ["id", "image_id", "category_id", "bbox"],
+        ["bbox_mode", "segmentation", "area", "iscrowd", "keypoints"],
+        ["num_keypoints"],
+    ),
 }
-"""Keys that the entries of each list need, and those that the format knows."""
-
-_LOOKED_AT = frozenset(
-    ["id", "file_name", "height", "width", "name", "image_id", "category_id", "bbox", "bbox_mode"]
-    + ["segmentation", "area", "iscrowd", "keypoints"]
-)
-"""Keys whose values have a form of their own, which is checked."""
+"""Keys of each list's entries: needed ones, others that are checked, others that COCO has."""
 
 _ABOUT = {"images": "image", "annotations": "annotation"}
 _TYPES = {int: "number", str: "string"}

@@ -65,8 +65,8 @@ _BUILTIN = {
     for split in ("train", "val")
 }
 _registered: dict[str, DatasetInfo] = {}
-_logged: set[tuple[str, int, int]] = set()
-_categories: dict[tuple[str, int, int], dict[Any, str]] = {}  # of files that have been read
+_read: dict[tuple[str, int, int], dict[Any, str]] = {}
+"""Categories of the files that have been read, as they were then."""
 
 
 def datasets_root() -> Path:
@@ -121,7 +121,13 @@ def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str
 
 def is_registered(name: str) -> bool:
     """Whether `dataset_info` knows this name."""
-    return name in _registered or name in _BUILTIN
+    return _find(name) is not None
+
+
+def _find(name: str) -> DatasetInfo | None:
+    if name in _BUILTIN:
+        return DatasetInfo(name, *(datasets_root() / file for file in _BUILTIN[name]))
+    return _registered.get(name)
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -130,19 +136,18 @@ def dataset_info(name: str) -> DatasetInfo:
     Raises:
         SmallObjError: for an unknown name, and where its files are not there.
     """
-    if name in _registered:
-        info = _registered[name]
-        remedy = "Correct its entry in SMALLOBJ.DATASETS."
-    elif name in _BUILTIN:
-        root = datasets_root()
-        json_file, image_root = _BUILTIN[name]
-        info = DatasetInfo(name, root / json_file, root / image_root)
-        remedy = f"DETECTRON2_DATASETS must name the folder that holds coco/; it is {root} now."
-    else:
+    info = _find(name)
+    if info is None:
         known = ", ".join([*_BUILTIN, *_registered])
         raise SmallObjError(
             f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
+        )
+    remedy = "Correct its entry in SMALLOBJ.DATASETS."
+    if name in _BUILTIN:
+        remedy = (
+            "DETECTRON2_DATASETS must name the folder that holds coco/; it is "
+            f"{datasets_root()} now."
         )
     if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
@@ -154,15 +159,15 @@ def dataset_info(name: str) -> DatasetInfo:
 def load_dataset(name: str) -> CocoDataset:
     """Load a named dataset; see `load_coco`."""
     info = dataset_info(name)
-    dataset = load_coco(info.json_file, info.image_root)
-    _categories[_state(info.json_file)] = dataset.categories
-    return dataset
+    return load_coco(info.json_file, info.image_root)
 
 
 def categories_of(name: str) -> dict[Any, str]:
     """The categories of a named dataset; its file is read if it has not been as it is now."""
-    known = _categories.get(_state(dataset_info(name).json_file))
-    return load_dataset(name).categories if known is None else known
+    file = dataset_info(name).json_file
+    if _state(file) not in _read:
+        read_coco(file)
+    return _read[_state(file)]
 
 
 def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -206,8 +211,9 @@ def read_coco(json_file: str | Path) -> Checked:
     """
     checked = Checked(json_file)
     stop_on_errors(checked.findings)
-    if (state := _state(checked.path)) not in _logged:
-        _logged.add(state)
+    if (state := _state(checked.path)) not in _read:
+        categories = sorted(checked.categories, key=lambda c: c["id"])
+        _read[state] = {c["id"]: c["name"] for c in categories}
         log_findings(checked.findings)
     return checked
 
@@ -245,8 +251,8 @@ def repaired(checked: Checked) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
     """What `read_coco` gives as dataset dicts; see `load_coco`."""
-    categories = sorted(checked.categories, key=lambda c: c["id"])
-    contiguous = {c["id"]: i for i, c in enumerate(categories)}
+    names = {c["id"]: c["name"] for c in sorted(checked.categories, key=lambda c: c["id"])}
+    contiguous = {number: i for i, number in enumerate(names)}
     images: dict[Any, dict[str, Any]] = {
         image["id"]: {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -277,8 +283,8 @@ def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
     found = Counter(f.kind for f in checked.findings)
     return CocoDataset(
         [images[i] for i in sorted(images)],
-        [c["name"] for c in categories],
-        [c["id"] for c in categories],
+        list(names.values()),
+        list(names),
         {
             "no iscrowd": found["iscrowd-missing"],
             "no area": found["area-missing"],

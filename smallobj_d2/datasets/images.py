@@ -30,7 +30,9 @@ from smallobj_d2.errors import UnreadableImage
 T = TypeVar("T")
 R = TypeVar("R")
 
-SUFFIXES = tuple(f".{s}" for s in "bmp jpeg jpg mpo pgm png ppm tif tiff webp".split())
+SUFFIXES = tuple(
+    f".{s}" for s in ["bmp", "jpeg", "jpg", "mpo", "pgm", "png", "ppm", "tif", "tiff", "webp"]
+)
 """By which images are found in a folder."""
 
 TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
