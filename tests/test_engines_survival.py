@@ -284,7 +284,7 @@ def damaged(tmp_path, scenes) -> tuple[Path, Path]:
     """The scenes, one training image cut short, and that image."""
     copy = tmp_path / "damaged"
     shutil.copytree(scenes, copy)
-    image = min((copy / "train" / "images").iterdir())
+    image = min((copy / "scenes_train" / "images").iterdir())
     os.truncate(image, 600)
     return copy, image
 

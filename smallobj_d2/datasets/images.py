@@ -42,13 +42,8 @@ _DEEP = ("I", "F")  # and "I;16", "I;16B", ...
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _KINDS = {
-    "1": "image-gray",
-    "L": "image-gray",
-    "LA": "image-transparent",
-    "PA": "image-transparent",
-    "RGBA": "image-transparent",
-    "La": "image-transparent",
-    "RGBa": "image-transparent",
+    **dict.fromkeys(("1", "L"), "image-gray"),
+    **dict.fromkeys(("LA", "PA", "RGBA", "La", "RGBa"), "image-transparent"),
     "P": "image-palette",
     "CMYK": "image-cmyk",
 }
@@ -81,7 +76,8 @@ def opened(
             image = _open(file)
             if "height" in record and "width" in record:
                 # Before decoding, as a file may claim to be of any size.
-                require_size(record, image.size if _matches(image, record) else image.size[::-1])
+                as_it_lies = image.size == (record["width"], record["height"])
+                require_size(record, image.size if as_it_lies else _upright(image))
             if _is_deep(image.mode):
                 raise UnreadableImage(
                     f"{label} cannot be read: it has 16 bits or more ({image.mode}), and most of "
@@ -133,11 +129,6 @@ def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
         )
 
 
-def _matches(image: Image.Image, record: Mapping[str, Any]) -> bool:
-    """Whether the size is right as it lies in the file; else it may be on its side."""
-    return image.size == (record["width"], record["height"]) or not _orientation(image) > 4
-
-
 def _is_deep(mode: str) -> bool:
     return mode in _DEEP or mode.startswith("I;")
 
@@ -148,6 +139,11 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF raises nearly anything, and counts as none
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Width and height as its EXIF turns it."""
+    return image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
 
 
 def require_files(records: Iterable[Mapping[str, Any]]) -> None:
@@ -244,7 +240,7 @@ def _look_into(file: Any, height: Any, width: Any) -> Defects:
         mode, orientation = image.mode, _orientation(image)
         image.load()
         w, h = image.size
-        upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
+        upright = _upright(image)
     except Exception as e:  # Pillow's readers of damaged files raise nearly anything
         return [("image-damaged", f"the image cannot be read: {_why(e)}")]
     if _is_deep(mode):
@@ -311,8 +307,8 @@ def upright_size(record: Mapping[str, Any]) -> tuple[int, int]:
         UnreadableImage: naming the file and the image's id.
     """
     with opened(record) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
+        width, height = _upright(image)
+        return height, width
 
 
 def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:
