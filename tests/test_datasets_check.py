@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from proofs.random_scenes import rle_of
 from smallobj_d2.datasets import coco, images
 from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import load_coco
@@ -32,12 +32,8 @@ def rle(*, compressed: bool) -> dict[str, Any]:
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[30:50, 40:70] = 1
     mask[35:38, 50:55] = 0
-    packed = coco_mask.encode(np.asfortranarray(mask))
-    if compressed:
-        return {"size": [HEIGHT, WIDTH], "counts": packed["counts"].decode()}
-    edges = np.flatnonzero(np.diff(mask.ravel(order="F"), prepend=0, append=0))
-    runs = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    return {"size": [HEIGHT, WIDTH], "counts": runs.tolist()}
+    made = rle_of(mask, compressed=compressed)
+    return {**made, "counts": made["counts"].decode()} if compressed else made
 
 
 def good() -> dict[str, Any]:
