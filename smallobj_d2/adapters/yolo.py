@@ -19,11 +19,11 @@ import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from smallobj_d2.copy_paste.labels import geometry_of, polygons_of, squares_of
 from smallobj_d2.datasets.coco import load_coco, mask_area
 from smallobj_d2.datasets.images import SUFFIXES, upright_size
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import link, reading, writing
+from smallobj_d2.masks.outlines import geometry_of, polygons_of, squares_of
 from smallobj_d2.masks.shapes import Bitmap, Outline, Points, box_xyxy, has_mask, shape_of
 
 SPLITS = ("train", "val", "test")

@@ -19,12 +19,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from smallobj_d2.copy_paste.labels import geometry_of, polygons_of, without_holes
 from smallobj_d2.datasets.coco import mask_area, read_coco, repaired
 from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export
 from smallobj_d2.files import link, writing
+from smallobj_d2.masks.outlines import geometry_of, polygons_of, without_holes
 from smallobj_d2.masks.rle import decode, encode
 from smallobj_d2.masks.shapes import Outline, Window
 
