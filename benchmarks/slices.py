@@ -7,7 +7,6 @@ them: as the run's config resizes images; at the scale at which it sees the sing
 slices, with the whole image as well.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.commands import add_dataset_options, command, path
+from smallobj_d2.commands import add_dataset_options, command, command_line, path
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.engines.predictions import (
@@ -99,9 +98,7 @@ def measure(predict: Predict, json_file: Path, categories: Any) -> tuple[str, fl
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--run", required=True, type=path, metavar="FOLDER")
     add_dataset_options(parser, "whose images the mosaics are made of")
     parser.add_argument("--grid", type=int, default=4, help="images along each side of a mosaic")

@@ -8,14 +8,13 @@ coco_2017_val under DETECTRON2_DATASETS. `mapper`, `loader` and `step` need Dete
 a GPU.
 """
 
-import argparse
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import build_augmentation
+from smallobj_d2.commands import command_line
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.copy_paste import CopyPaste, ObjectBank, SourceRule
 from smallobj_d2.copy_paste.bank import build_bank
@@ -37,9 +37,10 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Draw, Stream, repeat_factors
 from smallobj_d2.sizes import has_small
 
-MULTI3X = Path(__file__).resolve().parents[1] / "configs" / "orig_aug_multi3x.yaml"
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-BANK = Path(__file__).resolve().parents[1] / "configs" / "beyond" / "bank.yaml"
+MULTI3X, DEMO, BANK = (
+    Path(__file__).resolve().parents[1] / "configs" / name
+    for name in ("orig_aug_multi3x.yaml", "demo.yaml", "beyond/bank.yaml")
+)
 DATASETS = ("coco_2017_train", "coco_2017_val")
 
 Row = dict[str, Any]
@@ -378,11 +379,7 @@ def crowded(repeats: int) -> list[Row]:
     return [
         alone(f"a copy while filling 256 x 256 ({placed} placed), ms", seconds),
         alone("its ten slowest, ms", sorted(seconds)[-10:]),
-        {
-            "what": "places that brute force found and we did not",
-            "ours": missed,
-            "spread": [missed, missed],
-        },
+        alone("places that brute force found and we did not", [missed], 1),
     ]
 
 
@@ -425,15 +422,8 @@ def sampler(repeats: int) -> list[Row]:
         )
     )
     packed = PackedRecords(records)
-    megabytes = len(packed._bytes) / 2**20
-    rows.append(
-        {
-            "what": "records, packed and shared by all workers, MB",
-            "ours": megabytes,
-            "spread": [megabytes, megabytes],
-        }
-    )
-    return rows
+    megabytes = packed.nbytes / 2**20
+    return [*rows, alone("records, packed and shared by all workers, MB", [megabytes], 1)]
 
 
 def _times(work: Callable[[], object], repeats: int) -> list[float]:
@@ -445,18 +435,8 @@ def _times(work: Callable[[], object], repeats: int) -> list[float]:
 
 def loader(repeats: int) -> list[Row]:
     """Images a second of the whole loader with two workers, ours against stock."""
-    from detectron2.data import DatasetMapper, build_detection_train_loader
-
-    from smallobj_d2.engines.detectron2 import build_train_loader, read_records
-
     cfg = load_cfg(MULTI3X, ["SEED", "0", "DATALOADER.NUM_WORKERS", "2"])
-    stock = build_detection_train_loader(
-        read_records(DATASETS[:1]),
-        mapper=DatasetMapper(cfg, True),
-        total_batch_size=8,
-        num_workers=2,
-    )
-    iterators = {"ours": iter(build_train_loader(cfg)), "stock": iter(stock)}
+    iterators = _loaders(cfg)
     for iterator in iterators.values():
         for _ in range(5):
             next(iterator)
@@ -479,28 +459,34 @@ def loader(repeats: int) -> list[Row]:
     ]
 
 
-# --- 6. Training step
-
-
-def step(repeats: int) -> list[Row]:
-    """Iterations of R50-FPN at paper settings on a GPU, our loader against stock."""
-    import torch
+def _loaders(cfg: Any) -> dict[str, Iterator[Any]]:
+    """Detectron2's stock loader, and ours."""
     from detectron2.data import DatasetMapper, build_detection_train_loader
-    from detectron2.modeling import build_model
-    from detectron2.utils.events import EventStorage
 
     from smallobj_d2.engines.detectron2 import build_train_loader, read_records
 
-    cfg = load_cfg(MULTI3X, ["SEED", "0", "MODEL.WEIGHTS", ""])
-    model = build_model(cfg).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-6)
     stock = build_detection_train_loader(
         read_records(DATASETS[:1]),
         mapper=DatasetMapper(cfg, True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
-    iterators = {"ours": iter(build_train_loader(cfg)), "stock": iter(stock)}
+    return {"ours": iter(build_train_loader(cfg)), "stock": iter(stock)}
+
+
+# --- 6. Training step
+
+
+def step(repeats: int) -> list[Row]:
+    """Iterations of R50-FPN at paper settings on a GPU, our loader against stock."""
+    import torch
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    cfg = load_cfg(MULTI3X, ["SEED", "0", "MODEL.WEIGHTS", ""])
+    model = build_model(cfg).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-6)
+    iterators = _loaders(cfg)
     waits: dict[str, list[float]] = {name: [] for name in iterators}
     peaks = dict.fromkeys(iterators, 0)
 
@@ -596,9 +582,7 @@ def missing(part: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("output/benchmark.json"))

@@ -4,7 +4,34 @@ Run them from the checkout, as in ``python -m proofs.fuzz --help``. Tests use th
 no test.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout."""
+
+DEMO = ROOT / "configs" / "demo.yaml"
+
+NARROW: dict[str, object] = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
+"""Overrides for a network that trains in seconds on a CPU."""
+
+
+def datasets_of(folder: Path) -> str:
+    """SMALLOBJ.DATASETS for scenes_train and scenes_val in a folder, as a word."""
+    names = ("scenes_train", "scenes_val")
+    return json.dumps(
+        [[n, str(folder / n / "annotations.json"), str(folder / n / "images")] for n in names]
+    )
+
+
+def words_of(opts: Mapping[str, object]) -> list[str]:
+    """Overrides as words of a command line."""
+    return [str(word) for pair in opts.items() for word in pair]

@@ -13,17 +13,16 @@ stand beside them; those of painted scenes for such a CPU, too. What is left out
 as it was.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,9 @@ from smallobj_d2.analysis.analyze import analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import build_report as analysis_report
 from smallobj_d2.analysis.table2 import as_json
+from smallobj_d2.commands import command_line
 from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.datasets.coco import datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import ENGINES, load_engine
 from smallobj_d2.experiments.paper import load_paper
@@ -66,19 +67,13 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "opencv": cv2.__version__,
         "pillow": PIL.__version__,
-        "pycocotools": _installed("pycocotools"),
+        "pycocotools": version("pycocotools"),
     }
 
 
 def cpu() -> list[str]:
     """What numpy knows of this CPU; its sines differ in the last bit."""
     return list(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
-
-
-def _installed(name: str) -> str:
-    from importlib.metadata import version
-
-    return version(name)
 
 
 # --- Hashes
@@ -143,9 +138,24 @@ class Source(NamedTuple):
     opts: tuple[str, ...] = ()
 
 
-def real_images() -> Path:
-    """Where datasets of real images are."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+REAL = {
+    "coco": Source(
+        "",
+        Path("coco/annotations/instances_train2017.json"),
+        Path("coco/train2017"),
+        classes=80,
+        sizes=(120, 203),
+    ),
+    "nuclei": Source(
+        "",
+        Path("dsb2018/annotations/val.json"),
+        Path("dsb2018/val"),
+        classes=1,
+        sizes=(120, 271),
+        opts=("INPUT.MASK_FORMAT", "bitmask"),
+    ),
+}
+"""Datasets of real images, under DETECTRON2_DATASETS."""
 
 
 class Sources:
@@ -155,7 +165,7 @@ class Sources:
         folder: where to make those that are made.
     """
 
-    NAMES = ("scenes", "scenes_rle", "coco", "nuclei")
+    NAMES = ("scenes", "scenes_rle", *REAL)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -164,17 +174,14 @@ class Sources:
 
     def missing(self, name: str) -> str:
         """Why a dataset is not here, or nothing."""
-        needed = {
-            "coco": "coco/annotations/instances_train2017.json",
-            "nuclei": "dsb2018/annotations/val.json",
-        }.get(name)
-        if needed and not (real_images() / needed).is_file():
-            return f"there is no {needed} under DETECTRON2_DATASETS"
-        return ""
+        if name not in REAL or (datasets_root() / REAL[name].json_file).is_file():
+            return ""
+        return f"there is no {REAL[name].json_file} under DETECTRON2_DATASETS"
 
     def __getitem__(self, name: str) -> Source:
         if name not in self._made:
-            self._made[name] = getattr(self, f"_{name}")()
+            make = {"scenes": self._scenes, "scenes_rle": self._scenes_rle}
+            self._made[name] = make[name]() if name in make else self._few(name, REAL[name])
         return self._made[name]
 
     def _name(self, stem: str) -> str:
@@ -217,30 +224,17 @@ class Sources:
             name=self._name("scenes_rle"), json_file=path, opts=("INPUT.MASK_FORMAT", "bitmask")
         )
 
-    def _coco(self) -> Source:
-        root = real_images() / "coco"
-        path = root / "annotations" / "instances_train2017.json"
-        return self._some("coco", path, root / "train2017", range(3, 13))._replace(
-            classes=80, sizes=(120, 203)
-        )
-
-    def _nuclei(self) -> Source:
-        root = real_images() / "dsb2018"
-        path = root / "annotations" / "val.json"
-        return self._some("nuclei", path, root / "val", range(3, 13))._replace(
-            classes=1, sizes=(120, 271), opts=("INPUT.MASK_FORMAT", "bitmask")
-        )
-
-    def _some(self, name: str, path: Path, images: Path, objects: range) -> Source:
-        """The first images with so many objects each, few enough to be fast."""
-        data = json.loads(path.read_bytes())
+    def _few(self, name: str, real: Source) -> Source:
+        """The first images of a dataset with some objects each, few enough to be fast."""
+        data = json.loads((datasets_root() / real.json_file).read_bytes())
         counts = Counter(a["image_id"] for a in data["annotations"])
-        data["images"] = [i for i in data["images"] if counts[i["id"]] in objects][:16]
+        data["images"] = [i for i in data["images"] if 3 <= counts[i["id"]] < 13][:16]
         kept = {image["id"] for image in data["images"]}
         data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
         part = self.folder / f"{name}.json"
         part.write_text(json.dumps(data))
-        return Source(self._name(name), part, images, 0, (0, 0))
+        images = datasets_root() / real.images
+        return real._replace(name=self._name(name), json_file=part, images=images)
 
 
 # --- Draws
@@ -282,12 +276,8 @@ def draws_of(engine: str, path: Path, source: Source) -> Parts:
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset dict without the folder that its image is in."""
-    draw = dataclasses.asdict(record["draw"]) if dataclasses.is_dataclass(record["draw"]) else None
-    return {
-        **record,
-        "file_name": Path(record["file_name"]).name,
-        "draw": draw or record["draw"]._asdict(),
-    }
+    name = Path(record["file_name"]).name
+    return {**record, "file_name": name, "draw": record["draw"]._asdict()}
 
 
 def _plan(plan: Any) -> Any:
@@ -348,7 +338,7 @@ def _painted(sources: Sources) -> Iterator[tuple[str, Parts]]:
 def _table2(sources: Sources, name: str) -> Iterator[tuple[str, Parts]]:
     """Section 3 in both protocols, and what a config makes of it."""
     source = sources[name]
-    whole = real_images() / "coco" / "annotations" / "instances_train2017.json"
+    whole = datasets_root() / REAL["coco"].json_file
     data = CocoFile(whole if name == "coco" else source.json_file, source.images)
     base, augment = (ROOT / "configs" / f"{c}.yaml" for c in ("base", "orig_aug_multi3x"))
     cfg, augmented = config_for(base, source), config_for(augment, source)
@@ -483,14 +473,11 @@ def write(digests: Mapping[str, Parts]) -> None:
     text = (
         f'{{"versions": {json.dumps(versions())},\n "cpu": {json.dumps(cpu())},\n "digests": {{\n'
     )
-    DIGESTS.parent.mkdir(parents=True, exist_ok=True)
     DIGESTS.write_text(text + ",\n".join(lines) + "\n}}\n")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="compare with those committed")
     what.add_argument("--write", action="store_true", help="commit to those of now")
@@ -498,9 +485,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    known: dict[str, Any] = {"versions": versions(), "cpu": cpu(), "digests": {}}
-    if DIGESTS.is_file():
-        known = recorded()
+    known = recorded()
     digests: dict[str, Parts] = dict(known["digests"])
     if known["versions"] != versions():
         print(f"Those committed are of {known['versions']}; here are {versions()}.")

@@ -9,7 +9,6 @@ weights, optimizer and table row must be those of the unbroken run, bit for bit,
 draw on the way, pixels included.
 """
 
-import argparse
 import json
 import os
 import random
@@ -25,10 +24,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from proofs import ROOT
+from proofs import DEMO, NARROW, ROOT, datasets_of, words_of
 from proofs.recording import COMMAND, RECORD, Batch, drawn
+from smallobj_d2.commands import command_line
 
-SMALL = {
+SMALL: dict[str, object] = {
+    **NARROW,
     "DATASETS.TRAIN": "('scenes_train',)",
     "DATASETS.TEST": "('scenes_val',)",
     "DATALOADER.NUM_WORKERS": 1,
@@ -37,12 +38,6 @@ SMALL = {
     "INPUT.MIN_SIZE_TEST": 96,
     "INPUT.MAX_SIZE_TEST": 160,
     "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.BASE_LR": 0.01,
     "SOLVER.STEPS": "(12,)",
@@ -53,30 +48,27 @@ SMALL = {
 
 def options(scenes: Path, output: Path, iterations: int) -> list[str]:
     """Overrides of configs/demo.yaml for a training of seconds."""
-    datasets = [
-        [f"scenes_{s}", str(scenes / s / "annotations.json"), str(scenes / s / "images")]
-        for s in ("train", "val")
-    ]
-    values = {
-        **SMALL,
-        "SMALLOBJ.DATASETS": json.dumps(datasets),
-        "SOLVER.MAX_ITER": iterations,
-        "SOLVER.CHECKPOINT_PERIOD": 3,
-        "OUTPUT_DIR": output,
-    }
-    return [str(word) for pair in values.items() for word in pair]
+    return words_of(
+        {
+            **SMALL,
+            "SMALLOBJ.DATASETS": datasets_of(scenes),
+            "SOLVER.MAX_ITER": iterations,
+            "SOLVER.CHECKPOINT_PERIOD": 3,
+            "OUTPUT_DIR": output,
+        }
+    )
 
 
 def make_scenes(folder: Path) -> None:
     from smallobj_d2.datasets.synthetic import make_dataset
 
-    make_dataset(folder, "train", 12, seed=1, size=128, progress=False)
-    make_dataset(folder, "val", 3, seed=2, size=128, progress=False)
+    make_dataset(folder, "scenes_train", 12, seed=1, size=128, progress=False)
+    make_dataset(folder, "scenes_val", 3, seed=2, size=128, progress=False)
 
 
 def start(engine: str, opts: list[str], draws: Path, *, resume: bool) -> "subprocess.Popen[bytes]":
     """Start a training in a process of its own."""
-    command = [*COMMAND, "--config", ROOT / "configs/demo.yaml", "--engine", engine]
+    command = [*COMMAND, "--config", DEMO, "--engine", engine]
     command += [*(["--resume"] if resume else []), *opts]
     environment = {**os.environ, RECORD: str(draws), "OMP_NUM_THREADS": "1"}
     log = draws.with_suffix(".log").open("ab")
@@ -207,9 +199,7 @@ def experiment(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--engine", default="torchvision", help="detectron2 or torchvision")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=40)

@@ -8,7 +8,6 @@ copy-paste. Every so often it reads what each worker holds: RSS counts all pages
 divides those that several share, "own" are those that it shares with none. The plot should be flat.
 """
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -24,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation
+from smallobj_d2.commands import command_line
 from smallobj_d2.copy_paste import CopyPaste, SameImage, SourceRule, Sources
 from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.datasets.coco import dataset_info, load_coco
@@ -74,9 +74,7 @@ def memory(process: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--batches", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--records", type=int, default=118_287, help="COCO train2017 has 118,287")
@@ -107,7 +105,7 @@ def main() -> None:
         )
         objects = sum(len(r["annotations"]) for r in records)
         del records
-        packed = loader.dataset.records._bytes.nbytes / 2**20
+        packed = loader.dataset.records.nbytes / 2**20
         print(
             f"{args.records:,} images with {objects:,} objects, {packed:,.0f} MB packed, "
             f"{time.monotonic() - start:.0f} s",

@@ -9,7 +9,6 @@ on this host). Each run is then resumed from its middle with another number of p
 what was compared, and exits with code 1 where something differs (docs/review/verification.md).
 """
 
-import argparse
 import io
 import json
 import os
@@ -28,12 +27,12 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from proofs import ROOT
+from proofs import DEMO, ROOT
 from proofs.kill_resume import make_scenes
 from proofs.kill_resume import options as small_options
 from proofs.recording import COMMAND, RECORD, checksums, drawn
+from smallobj_d2.commands import command_line
 
-CONFIG = str(ROOT / "configs" / "demo.yaml")
 BATCH, ITERATIONS, MIDDLE = 4, 6, 3
 
 
@@ -75,7 +74,7 @@ class Run(NamedTuple):
     def cfg(self, *more: object) -> Any:
         from smallobj_d2.config import load_cfg
 
-        return load_cfg(CONFIG, [*self.opts, *map(str, more)])
+        return load_cfg(DEMO, [*self.opts, *map(str, more)])
 
     @property
     def _record(self) -> Path:
@@ -108,7 +107,7 @@ def train(
     opts += ["MODEL.DEVICE", device]
     run = Run(engine, layout, output, opts)
     run._record.unlink(missing_ok=True)
-    command = [*COMMAND, "--config", CONFIG, "--engine", engine, *(["--resume"] * resume)]
+    command = [*COMMAND, "--config", str(DEMO), "--engine", engine, *(["--resume"] * resume)]
     command += ["--num-gpus", str(layout.processes)]
     if layout.machines > 1:
         url = f"tcp://127.0.0.1:{free_port()}"
@@ -294,9 +293,7 @@ def check(run: Run) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--engine", default="torchvision", help="detectron2 or torchvision")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()

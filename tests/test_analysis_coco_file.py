@@ -71,7 +71,7 @@ def test_defects_are_repaired_alike(tmp_path, indent, ascii_only):
     found = assert_equal_to_whole(path, tmp_path)
     assert found.repaired == {
         "no iscrowd": 4,
-        "no area": 3,
+        "no area": 4,
         "no valid polygon": 1,
         "box does not hold mask": 1,
     }

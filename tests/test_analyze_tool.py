@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import analysis
 from smallobj_d2.commands.analyze import main
+from smallobj_d2.datasets import images
 from smallobj_d2.datasets.synthetic import make_dataset
 from tests.pages import HOSTILE, Page, assert_inert
 
@@ -155,16 +156,15 @@ def test_names_of_a_dataset_are_text_in_every_output(analyze, write, tmp_path, c
     assert "<script>" not in capsys.readouterr().out
 
 
-def test_images_are_opened_by_as_many_processes_as_asked(analyze, scenes, monkeypatch, capsys):
-    """One process is the remedy where others are killed for lack of memory."""
-
-    def none(*_, **__):
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr("smallobj_d2.datasets.images.ProcessPoolExecutor", none)
+def test_images_are_opened_by_as_many_threads_as_asked(analyze, scenes, monkeypatch, capsys):
+    """One is the remedy where images are so large that several at a time do not fit in memory."""
+    asked = []
+    pool = images.ThreadPoolExecutor
+    monkeypatch.setattr(images, "ThreadPoolExecutor", lambda n: asked.append(n) or pool(n))
     words = ["--check-images", "--json", str(scenes), "--images", str(scenes.parent / "images")]
     assert analyze([*words, "--workers", "1"]) in (0, 1)
     assert analyze([*words, "--workers", "0"]) == 2
+    assert asked == [1]
     assert "--workers must be 1 or more" in capsys.readouterr().err
 
 

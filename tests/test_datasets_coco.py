@@ -23,6 +23,7 @@ from smallobj_d2.datasets.coco import (
     without_empty,
 )
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation.ap import load_ground_truth
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
@@ -203,6 +204,14 @@ def test_an_instance_without_a_valid_polygon_goes_and_is_counted(tmp_path, caplo
     assert "1 warning of polygon-short" in caplog.text
 
 
+@pytest.mark.parametrize("counts", [[600], [600, 0], [0, 0, 600], [250, 0, 350]])
+def test_an_rle_without_a_pixel_goes_however_it_is_written(tmp_path, counts):
+    empty = annotation(segmentation={"size": [20, 30], "counts": counts})
+    (record,) = load(tmp_path, content(empty)).records
+    assert record["annotations"] == []
+    assert load_ground_truth(tmp_path / "a.json").anns == {}
+
+
 def test_a_missing_area_is_that_of_the_mask_or_else_of_the_box(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert load_one(tmp_path, area=None)["area"] == 36
@@ -218,6 +227,12 @@ def test_a_missing_area_is_that_of_the_mask_or_else_of_the_box(tmp_path, caplog)
 
 def test_a_missing_iscrowd_is_none(tmp_path):
     assert load_one(tmp_path, iscrowd=None)["iscrowd"] == 0
+
+
+def test_a_box_that_is_its_masks_has_floats(tmp_path):
+    """Detectron2 moves boxes in the type they have."""
+    instance = load_one(tmp_path, bbox=[9, 9, 1, 1], segmentation=[[2.0, 2, 8, 2, 8, 8, 2, 8]])
+    assert list(map(type, instance["bbox"])) == [float] * 4
 
 
 @pytest.mark.parametrize("kind", ["polygon", "rle"])

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from proofs import ROOT, kill_resume, verify_processes
+from proofs import DEMO, ROOT, kill_resume, verify_processes
 from smallobj_d2.config import get_cfg, has_detectron2
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.launch import launch
@@ -102,7 +102,7 @@ def started(engine: str, how: list[str], opts: list[str]) -> Iterator["subproces
     """A training in a session of its own, none of which is left at the end."""
     tool = [sys.executable, str(ROOT / "tools" / "train_net.py")]
     with subprocess.Popen(
-        [*tool, "--config", verify_processes.CONFIG, "--engine", engine, *how, *opts],
+        [*tool, "--config", str(DEMO), "--engine", engine, *how, *opts],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -284,7 +284,7 @@ def damaged(tmp_path, scenes) -> tuple[Path, Path]:
     """The scenes, one training image cut short, and that image."""
     copy = tmp_path / "damaged"
     shutil.copytree(scenes, copy)
-    image = min((copy / "train" / "images").iterdir())
+    image = min((copy / "scenes_train" / "images").iterdir())
     os.truncate(image, 600)
     return copy, image
 
@@ -323,7 +323,7 @@ def test_a_missing_image_is_named_before_training_starts(tmp_path, damaged, engi
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_test_image_is_named(tmp_path, damaged, engine, workers):
     folder, _ = damaged
-    image = min((folder / "val" / "images").iterdir())
+    image = min((folder / "scenes_val" / "images").iterdir())
     os.truncate(image, 600)
     opts = options(folder, tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
     with pytest.raises(UnreadableImage, match=rf"^\S+{image.name} \(image 1\) cannot be read: .*"):

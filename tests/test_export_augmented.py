@@ -1,9 +1,6 @@
 """Offline copies on disk: the pastes of training, in a dataset that any framework reads."""
 
 import json
-import os
-import signal
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +20,6 @@ from smallobj_d2.export import augmented as offline
 from smallobj_d2.export.augmented import augment_dataset
 from smallobj_d2.sampling import Stream
 from smallobj_d2.training_set import training_data
-from tests.forks import fork
 
 ROOT = Path(__file__).parents[1]
 SEED = 5
@@ -198,7 +194,7 @@ def test_ids_and_file_names_are_unique(made):
     assert on_disk == {i["file_name"] for i in data["images"]}
 
 
-def test_is_the_same_for_any_number_of_processes(scenes, made, tmp_path):
+def test_is_the_same_for_any_number_of_threads(scenes, made, tmp_path):
     alone = augment_dataset(config(scenes), tmp_path / "alone", workers=1, progress=False)
     assert files(tmp_path / "alone") == files(made.json_file.parent)
     assert alone.written == alone.augmented == made.written
@@ -213,7 +209,7 @@ def test_goes_on_where_it_was_cut_off(scenes, made, tmp_path, monkeypatch):
         nonlocal count
         count += path.suffix == ".png"
         with write(path) as temporary:
-            if count == 4:
+            if count >= 4:  # other threads are at work
                 path.with_name(f".smallobj-1-0-{path.name}").write_bytes(b"half of it")
                 raise KeyboardInterrupt
             yield temporary
@@ -241,46 +237,6 @@ def test_images_that_a_crash_of_the_machine_left_are_written_anew(scenes, made, 
     assert again.written > 0
     for path in (empty, cut):
         Image.open(path).load()
-
-
-def test_workers_leave_with_a_killed_parent(scenes, made, tmp_path):
-    out = tmp_path / "out"
-    write = offline.writing
-
-    def slow(*arguments):
-        time.sleep(0.5)
-        return write(*arguments)
-
-    def what() -> None:
-        offline.writing = slow
-        augment_dataset(config(scenes), out, workers=2, progress=False)
-
-    process = fork(what)
-    deadline = time.monotonic() + 60
-    while not list(out.rglob("*_draw*.png")):
-        assert time.monotonic() < deadline
-        assert process.is_alive()
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    while group_lives(process.pid):
-        assert time.monotonic() < deadline, "workers outlived their parent"
-        time.sleep(0.05)
-    assert not (out / "annotations.json").exists()
-    augment_dataset(config(scenes), out, workers=1, progress=False)
-    assert files(out) == files(made.json_file.parent)
-
-
-def group_lives(group: int) -> bool:
-    """Whether a process of a group runs; one that has ended and waits to be reaped does not."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, pgrp = stat.read_text().rsplit(")", 1)[1].split()[:3]
-        except OSError:
-            continue
-        if int(pgrp) == group and state != "Z":
-            return True
-    return False
 
 
 def test_oversampling_alone_makes_links_only(scenes, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from proofs.random_scenes import raster
 from smallobj_d2.commands.tile_dataset import main as tool
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.errors import SmallObjError, UnreadableImage
@@ -26,15 +27,8 @@ def rle_of(mask):
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
-def mask_of(segmentation, height, width):
-    rles = segmentation
-    if isinstance(segmentation, list):
-        rles = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return coco_mask.decode(rles)
-
-
 def annotation(segmentation, number=1, **more):
-    mask = mask_of(segmentation, HEIGHT, WIDTH)
+    mask = raster(segmentation, HEIGHT, WIDTH)
     rle = coco_mask.encode(np.asfortranarray(mask))
     box, area = coco_mask.toBbox(rle).tolist(), float(mask.sum())
     if isinstance(segmentation, list):
@@ -117,7 +111,7 @@ def test_rle_in_a_tile_is_the_window_of_the_whole_to_the_pixel(seed, size, overl
         expected = tile.window.of(mask)
         assert len(tile.annotations) == bool(expected.any())
         for part in tile.annotations:
-            assert (mask_of(part["segmentation"], *expected.shape) == expected).all()
+            assert (raster(part["segmentation"], *expected.shape) == expected).all()
             if part["tile"]["share"] < 1:
                 assert part["area"] == expected.sum()
                 assert part["bbox"] == coco_mask.toBbox(part["segmentation"]).tolist()
@@ -127,7 +121,7 @@ def test_rle_in_a_tile_is_the_window_of_the_whole_to_the_pixel(seed, size, overl
 @given(st.integers(0, 1000), st.integers(20, 90), st.sampled_from([1, 2]))
 def test_polygons_in_a_tile_differ_from_the_window_at_most_along_edges(seed, size, turns):
     whole = annotation([star(seed, turns=turns), star(seed + 1, points=4)])
-    mask = mask_of(whole["segmentation"], HEIGHT, WIDTH)
+    mask = raster(whole["segmentation"], HEIGHT, WIDTH)
     near = np.zeros_like(mask)  # pixels at an edge of the whole: their neighbors differ
     for axis in (0, 1):
         for step in (-1, 1):
@@ -137,7 +131,7 @@ def test_polygons_in_a_tile_differ_from_the_window_at_most_along_edges(seed, siz
         found = np.zeros_like(expected)
         for part in tile.annotations:
             assert all(len(p) >= 6 for p in part["segmentation"])
-            found = mask_of(part["segmentation"], *expected.shape)
+            found = raster(part["segmentation"], *expected.shape)
             x, y, w, h = part["bbox"]
             points = np.concatenate([np.reshape(p, (-1, 2)) for p in part["segmentation"]])
             assert np.allclose([*points.min(0), *points.max(0)], [x, y, x + w, y + h])
@@ -157,11 +151,11 @@ def test_a_polygon_that_falls_apart_is_one_annotation_of_several_parts():
 
 def test_a_hole_of_a_polygon_that_crosses_itself_stays_a_hole():
     ring = [10.0, 10, 60, 10, 60, 60, 10, 60, 10, 10, 25, 25, 25, 45, 45, 45, 45, 25, 25, 25]
-    mask = mask_of([ring], HEIGHT, WIDTH)
+    mask = raster([ring], HEIGHT, WIDTH)
     assert not mask[35, 35]
     tile = parts([annotation([ring])], size=50, overlap=0)[0]
     (part,) = tile.annotations
-    assert (mask_of(part["segmentation"], 50, 50) == tile.window.of(mask)).mean() > 0.98
+    assert (raster(part["segmentation"], 50, 50) == tile.window.of(mask)).mean() > 0.98
 
 
 def test_a_whole_object_keeps_its_numbers():

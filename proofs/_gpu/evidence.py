@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from proofs._gpu.job import PATIENCE, ROOT, SCALES, Job, last_line, last_metrics, metrics, scenes
+from proofs import ROOT
+from proofs._gpu.job import PATIENCE, SCALES, Job, last_line, last_metrics, metrics, scenes
 from smallobj_d2.experiments.paper import load_paper
 
 ROWS = ("baseline", "orig_aug_multi3x", "beyond/bank")

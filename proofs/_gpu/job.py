@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from proofs import ROOT
+from proofs import ROOT, words_of
 
 TRAIN = [sys.executable, "-m", "proofs._gpu.train"]
-DEMO = ROOT / "configs" / "demo.yaml"
 SCALES = ROOT / "experiments" / "scales"
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -131,11 +130,6 @@ class Job:
         return PRECISIONS if self.gpu else PRECISIONS[:1]
 
 
-def words_of(opts: Mapping[str, object]) -> list[str]:
-    """Overrides as words of a command line."""
-    return [str(word) for pair in opts.items() for word in pair]
-
-
 def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +160,3 @@ def scenes(folder: Path, **arguments: int) -> None:
 
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         make_splits(folder, progress=False, each=pool.map, **arguments)
-
-
-def datasets_of(folder: Path) -> list[list[str]]:
-    """SMALLOBJ.DATASETS for scenes in a folder."""
-    return [
-        [name, str(folder / name / "annotations.json"), str(folder / name / "images")]
-        for name in ("scenes_train", "scenes_val")
-    ]

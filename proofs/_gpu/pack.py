@@ -1,13 +1,13 @@
 """What a machine without a network has to be given: images, and wheels of light packages."""
 
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from proofs._gpu.job import ROOT, datasets_of, scenes, write_json
+from proofs import ROOT, datasets_of
+from proofs._gpu.job import scenes, write_json
 from proofs._gpu.works import TRAINING, draws_on_the_cpu
 
 NOT_CARRIED = {
@@ -51,7 +51,7 @@ def pack(folder: Path, datasets: list[str], python: str) -> int:
         fetch(package, folder / "wheels", python)
     with tempfile.TemporaryDirectory() as made:
         scenes(Path(made), **TRAINING)
-        opts = {"SMALLOBJ.DATASETS": json.dumps(datasets_of(Path(made))), "SEED": 1}
+        opts = {"SMALLOBJ.DATASETS": datasets_of(Path(made)), "SEED": 1}
         draws = draws_on_the_cpu("torchvision", opts, 10)
     write_json(folder / "expected.json", {"versions": versions(), "draws": draws})
     for part in (folder, *sorted(folder.iterdir())):

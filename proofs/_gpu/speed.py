@@ -6,7 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from proofs._gpu.job import ROOT, Job, last_line, words_of
+from proofs import NARROW, ROOT, words_of
+from proofs._gpu.job import Job, last_line
 from proofs._gpu.works import build
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import dataset_info, datasets_root
@@ -28,17 +29,12 @@ VARIANTS: tuple[tuple[str, str, dict[str, object], tuple[str, ...]], ...] = (
 """Config, precision, overrides and arguments of `train`."""
 
 
-NARROW: dict[str, object] = {
+SMALL: dict[str, object] = {
+    **NARROW,
     "INPUT.MIN_SIZE_TRAIN": (64,),
     "INPUT.MIN_SIZE_TEST": 64,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 100,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
     "SOLVER.IMS_PER_BATCH": 2,
 }
@@ -58,7 +54,7 @@ def settings(job: Job, engine: str) -> dict[str, object]:
 
 
 def _size(job: Job) -> dict[str, object]:
-    return {} if job.gpu else NARROW
+    return {} if job.gpu else SMALL
 
 
 def speed(job: Job) -> None:

@@ -13,17 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from proofs._gpu.job import (
-    DEMO,
-    PRECISIONS,
-    ROOT,
-    Job,
-    datasets_of,
-    last_line,
-    metrics,
-    scenes,
-    words_of,
-)
+from proofs import DEMO, ROOT, datasets_of, words_of
+from proofs._gpu.job import PRECISIONS, Job, last_line, metrics, scenes
 
 TRAINING = {"num_train": 64, "num_val": 16, "seed": 3, "size": 224}
 """The scenes of the step `training`."""
@@ -97,7 +88,7 @@ def numbers(job: Job) -> None:
         "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
         "SEED": 1,
         "DATALOADER.NUM_WORKERS": 0,
-        "SMALLOBJ.DATASETS": json.dumps(datasets_of(job.folder / "scenes")),
+        "SMALLOBJ.DATASETS": datasets_of(job.folder / "scenes"),
     }
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for name in job.engines:
@@ -165,7 +156,7 @@ def training(job: Job) -> None:
     number = max(2, job.iterations(60))
     middle = number // 2
     opts = {
-        "SMALLOBJ.DATASETS": json.dumps(datasets_of(job.folder / "scenes")),
+        "SMALLOBJ.DATASETS": datasets_of(job.folder / "scenes"),
         "SOLVER.MAX_ITER": number,
         "SOLVER.STEPS": "()",
         "SOLVER.CHECKPOINT_PERIOD": middle,
@@ -337,7 +328,7 @@ def processes(job: Job) -> None:
 
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1"]
     opts = {
-        "SMALLOBJ.DATASETS": json.dumps(datasets_of(job.folder / "launched")),
+        "SMALLOBJ.DATASETS": datasets_of(job.folder / "launched"),
         "SOLVER.MAX_ITER": 4,
         "SOLVER.STEPS": "()",
         "MODEL.DEVICE": job.args.device,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from smallobj_d2.adapters.instances import no_masks
 from smallobj_d2.adapters.randomness import Randomness
 from smallobj_d2.copy_paste import CopyPaste
 from smallobj_d2.errors import SmallObjError
@@ -50,7 +51,9 @@ class CopyPasteTransform:
             pixels, instances = np.array(image.convert("RGB")), _instances(objects)
             rng = self.randomness.generator(image_id)
             if rng is not None and instances:
-                self._require_masks(instances)
+                rule = getattr(self.copy_paste.sources, "rule", None)  # a bank has none
+                if rule and not rule.boxes and not any(map(has_mask, instances)):
+                    raise no_masks()
                 pixels, instances = self.copy_paste(pixels, instances, rng)
             images.append(pixels)
             kept = [
@@ -60,14 +63,6 @@ class CopyPasteTransform:
             ]
             annotations.append({"image_id": image_id, "annotations": kept})
         return self.processor(images=images, annotations=annotations, return_tensors="pt")
-
-    def _require_masks(self, instances: list[dict[str, Any]]) -> None:
-        rule = getattr(self.copy_paste.sources, "rule", None)
-        if rule and not rule.boxes and not any("segmentation" in a for a in instances):
-            raise SmallObjError(
-                "`objects` has no `segmentation` to cut objects out by. Add it, or paste "
-                "rectangles: CopyPaste(sources=SameImage(SourceRule(boxes=True)))."
-            )
 
 
 def _instances(objects: Any) -> list[dict[str, Any]]:

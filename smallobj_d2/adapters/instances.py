@@ -41,6 +41,15 @@ def require_same_image(copy_paste: CopyPaste) -> CopyPaste:
     return copy_paste
 
 
+def no_masks() -> SmallObjError:
+    """What to say where there are boxes alone, and the rule for sources does not allow them."""
+    return SmallObjError(
+        "There are no masks to cut objects out by. Give the transform masks (`segmentation` of "
+        "`objects` in a Hugging Face dataset), or let it paste rectangles: "
+        "CopyPaste(sources=SameImage(SourceRule(boxes=True)))."
+    )
+
+
 def paste(
     copy_paste: CopyPaste,
     image: NDArray[np.uint8],
@@ -78,10 +87,7 @@ def paste(
     elif boxes is not None:
         counted = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1).tolist()
     if boxes is None or (masks is None and not copy_paste.sources.rule.boxes):  # type: ignore[attr-defined]
-        raise SmallObjError(
-            "There are no masks to cut objects out by. Give the transform masks, or let it paste "
-            "rectangles: CopyPaste(sources=SameImage(SourceRule(boxes=True)))."
-        )
+        raise no_masks()
     annotations = [
         {
             "instance": i,

@@ -19,15 +19,14 @@ import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from smallobj_d2.copy_paste.labels import geometry_of, polygons_of, squares_of
 from smallobj_d2.datasets.coco import load_coco, mask_area
-from smallobj_d2.datasets.images import upright_size
+from smallobj_d2.datasets.images import SUFFIXES, upright_size
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import link, reading, writing
+from smallobj_d2.masks.outlines import geometry_of, polygons_of, squares_of
 from smallobj_d2.masks.shapes import Bitmap, Outline, Points, box_xyxy, has_mask, shape_of
 
 SPLITS = ("train", "val", "test")
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 _OUTSIDE = 0.01
 """By how much a share may be off the image; it is clipped then."""
 _DECIMALS = 5
@@ -99,7 +98,7 @@ def _images(file: Path, data: dict[str, Any], split: str) -> Iterator[Path]:
     for entry in [entries] if isinstance(entries, str) else entries:
         place = _first(file, entry, root / entry, root / entry.removeprefix("../"))
         if place.is_dir():
-            yield from (p for p in place.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            yield from (p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
             continue
         with reading(place):
             lines = place.read_text(encoding="utf-8").split("\n")

@@ -17,7 +17,7 @@ from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
 from smallobj_d2.commands import command, command_line, path, writable_folder
 from smallobj_d2.config import load_cfg
-from smallobj_d2.datasets.check import check_dataset
+from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
 from smallobj_d2.errors import SmallObjError
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check-images", action="store_true", help="--check, and open every image as well"
     )
-    p.add_argument("--workers", type=int, help="processes that open images (default: one per core)")
+    p.add_argument("--workers", type=int, help="threads that open images (default: one per core)")
     p.add_argument(
         "--notes", type=int, default=5, help="most notes of a kind to list with --check (default 5)"
     )
@@ -107,12 +107,8 @@ def run(args: argparse.Namespace) -> int:
     if args.check or args.check_images:
         if args.workers is not None and args.workers < 1:
             raise SmallObjError("--workers must be 1 or more.")
-        findings = check_dataset(
-            json_file,
-            images or json_file.parent,
-            images=args.check_images,
-            workers=args.workers,
-        )
+        root = (images or json_file.parent) if args.check_images else None
+        findings = check_coco(json_file, root, workers=args.workers)
         print(report(findings, notes=args.notes))
         return exit_code(findings)
     data = CocoFile(json_file, images or json_file.parent)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", metavar="NAME", help="augment it instead of DATASETS.TRAIN")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
     parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
-    parser.add_argument("--workers", type=int, help="number of processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="number of threads (default: one per core)")
     args = parse(parser, argv)
     with resumable():
         if args.workers is not None and args.workers < 1:

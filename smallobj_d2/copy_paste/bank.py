@@ -79,8 +79,8 @@ class ObjectBank:
         )
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
-        alike = factors is None or len(set(factors)) == 1
-        self._odds = np.empty(0) if alike else np.cumsum(factors)
+        # None where all are alike, as whole numbers are made in half the time.
+        self._odds = np.cumsum(factors if factors and len(set(factors)) > 1 else ())
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None

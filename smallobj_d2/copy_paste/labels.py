@@ -8,11 +8,9 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from smallobj_d2.masks.outlines import geometry_of, polygons_of, squares_of, without_holes
 from smallobj_d2.masks.rle import Mask
 from smallobj_d2.masks.shapes import Annotation, Bitmap, Outline, Shape, Window, has_mask
-
-_SMALLEST = 1e-3
-"""Holes of less area (in pixels) are the rounding of an outline that crosses itself."""
 
 
 def label_of_copy(
@@ -165,46 +163,7 @@ def _difference(below: Outline, above: Bitmap) -> Iterator[NDArray[np.float64]]:
     """
     rest = shapely.difference(geometry_of(below), squares_of(above))
     for polygon in polygons_of(rest):
-        for simple in _without_holes(polygon):
+        for simple in without_holes(polygon):
             points = np.asarray(simple.exterior.coords)[:-1]
             if len(points) >= 3 and Outline([points]).pixels(Window.around(*simple.bounds)).any():
                 yield points
-
-
-def squares_of(bitmap: Bitmap) -> Any:
-    """The union of a bitmap's pixels as squares, put together from the runs of its rows."""
-    steps = np.diff(bitmap.mask.astype(np.int8), axis=1, prepend=0, append=0)
-    rows, left = np.nonzero(steps > 0)
-    _, right = np.nonzero(steps < 0)
-    x, y = bitmap.x, bitmap.y
-    return shapely.union_all(shapely.box(left + x, rows + y, right + x, rows + y + 1))
-
-
-def geometry_of(outline: Outline) -> Any:
-    """The union of an outline's parts; hand-drawn ones may cross themselves."""
-    return shapely.union_all([shapely.make_valid(shapely.Polygon(p)) for p in outline.parts])
-
-
-def polygons_of(geometry: Any) -> Iterator[Any]:
-    """The polygons of a shapely geometry of any kind; lines and points have no area."""
-    for part in getattr(geometry, "geoms", [geometry]):
-        if part.geom_type == "Polygon" and not part.is_empty:
-            yield part
-        elif hasattr(part, "geoms"):
-            yield from polygons_of(part)
-
-
-def _without_holes(polygon: Any) -> Iterator[Any]:
-    """COCO's polygons have no holes: cut through one from top to bottom until none is left."""
-    holes = [h for h in polygon.interiors if shapely.area(shapely.Polygon(h)) > _SMALLEST]
-    if not holes:
-        yield shapely.Polygon(polygon.exterior)
-        return
-    x0, y0, x1, y1 = polygon.bounds
-    left, _, right, _ = holes[0].bounds
-    middle = (left + right) / 2
-    if left < round(middle) < right:
-        middle = round(middle)  # between pixels, where the cut divides none
-    for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
-        for part in polygons_of(shapely.intersection(polygon, half)):
-            yield from _without_holes(part)

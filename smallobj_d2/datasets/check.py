@@ -1,24 +1,26 @@
 """Every defect of a COCO JSON and its images, named in one pass: what, where, and the remedy.
 
-`check_coco` looks at a JSON, `check_images` at the image files. The loader
-(`datasets.coco`) runs the first, stops at errors, and counts in the log what is harmless.
+The loader (`datasets.coco`) runs the check of the JSON, stops at errors, and counts in the log what
+is harmless.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smallobj_d2.datasets import instances
 from smallobj_d2.datasets.findings import DEEPEST, Finding, by_severity
 from smallobj_d2.datasets.images import TOO_MANY_PIXELS, look_at_images
-from smallobj_d2.datasets.measure import FARTHEST, Masks
+from smallobj_d2.datasets.instances import check_instances
 from smallobj_d2.datasets.reading import OtherEncodingError, read_json, without_gc
 from smallobj_d2.errors import shown
+from smallobj_d2.masks.shapes import FARTHEST
+
+Entry = dict[str, Any]
 
 
 class Checked:
@@ -27,148 +29,128 @@ class Checked:
     Attributes:
         path: the JSON.
         findings: its defects. Where one is an error, nothing else here can be relied upon.
-        images, annotations, categories: the lists of the JSON.
         data: all of the JSON.
-        masks: what the masks of the annotations come to, one by one.
+        images, annotations, categories: its lists, without what could not be looked into.
+        measured: what boxes and masks of the annotations come to; only where the JSON is COCO's.
     """
 
     def __init__(self, json_file: str | Path) -> None:
         self.path = Path(json_file)
         self.findings: list[Finding] = []
-        self.data: dict[str, Any] = {}
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.categories: list[dict[str, Any]] = []
-        self.masks = Masks(np.empty((0, 4)), np.empty(0), [])
+        self.images: list[Entry] = []
+        self.annotations: list[Entry] = []
+        self.categories: list[Entry] = []
         with without_gc():
-            data = self._read()
-            if data is None:
+            self.data = self._read()
+            if not self.data:
                 return
-            self.data = data
-            for name in _KEYS:
-                setattr(self, name, self._objects(name, data[name]))
-            self._check_depth()
-            self._check_keys()
+            for key, value in self.data.items():
+                if key not in _KEYS and _too_deep(value):
+                    self._add("json-deep", f"{shown(key)} at the top level is nested too deep")
+            self.images, self.categories, self.annotations = map(self._entries, _KEYS)
             sizes = self._check_images()
-            names = self._check_categories()
-            self._check_annotations(sizes, names)
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [f for f in self.findings if f.severity == "error"]
+            self._check_annotations(sizes, self._check_categories())
 
     def _add(self, kind: str, what: str, image: Any = None, annotation: Any = None) -> None:
         self.findings.append(Finding(kind, what, str(self.path), image, annotation))
 
-    def _blame(self, kind: str, which: Iterable[int], what: str, key: str | None = None) -> None:
-        """Findings about annotations, beginning with the value of a key."""
-        for i in which:
+    def _add_of(self, name: str, kind: str, what: str, number: Any) -> None:
+        """A finding about an entry of one of the lists."""
+        self._add(kind, what, **{_ABOUT[name]: number} if name in _ABOUT else {})
+
+    def _blame(
+        self,
+        kind: str,
+        which: Iterable[Any],
+        what: str | Callable[[int], str],
+        key: str | None = None,
+    ) -> None:
+        """Findings about annotations; see `smallobj_d2.datasets.instances.Blame`."""
+        for i in np.flatnonzero(which).tolist() if isinstance(which, np.ndarray) else which:
             a = self.annotations[i]
-            shows = f"{key} {shown(a.get(key))} {what}" if key else what
+            text = what if isinstance(what, str) else what(i)
+            shows = f"{key} {shown(a.get(key))} {text}" if key else text
             self._add(kind, shows, a.get("image_id"), a.get("id"))
 
-    # --- The file
+    # --- The file and its lists
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> Entry:
+        """What the file holds; nothing if that is not COCO's."""
         try:
             data = read_json(self.path)
         except OSError as e:
             self._add("file-unreadable", f"the file cannot be read: {e.strerror}")
-            return None
+            return {}
         except OtherEncodingError as e:
             self._add("json-encoding", str(e))
-            return None
+            return {}
         except ValueError as e:
             self._add("json-damaged", f"the file is not valid JSON: {e}")
-            return None
-        top = data if isinstance(data, dict) else {}
+            return {}
+        top: Entry = data if isinstance(data, dict) else {}
         absent = [repr(name) for name in _KEYS if not isinstance(top.get(name), list)]
         if absent:
             what = f"the file is not COCO instance JSON: it has no list {', no list '.join(absent)}"
             self._add("not-coco", f"{what} at its top level, which is a {type(data).__name__}")
-        return None if absent else top
+        return {} if absent else top
 
-    def _objects(self, name: str, entries: list[Any]) -> list[dict[str, Any]]:
+    def _entries(self, name: str) -> list[Entry]:
+        """Those of a list that have the keys that they need, and an id."""
+        needed, looked_at, known = _KEYS[name]
+        entries = self.data[name]
         if not entries:
             self._add("list-empty", f"the list {name!r} is empty")
-        if {dict}.issuperset(map(type, entries)):
-            return entries
-        for i, entry in enumerate(entries):
-            if type(entry) is not dict:
-                needed = ", ".join(_KEYS[name][0])
-                self._add("entry-form", f"{name}[{i}] lacks {needed}: it is {shown(entry)}")
-        return [e for e in entries if type(e) is dict]
-
-    def _check_depth(self) -> None:
-        """That what is carried along unread can be copied and packed."""
-        for key, value in self.data.items():
-            if key not in _KEYS and _too_deep(value):
-                self._add("json-deep", f"{shown(key)} at the top level is nested too deep")
-
-    def _check_keys(self) -> None:
-        for name, (needed, known) in _KEYS.items():
-            entries: list[dict[str, Any]] = getattr(self, name)
-            unknown: Counter[str] = Counter()
-            lacking = {}
-            unread: set[str] = set()
-            for keys, count in Counter(map(tuple, entries)).items():
-                if missing := [k for k in needed if k not in keys]:
-                    lacking[keys] = ", ".join(missing)
-                unread |= set(keys) - _LOOKED_AT
-                for key in keys:
-                    if key not in known:
-                        unknown[key] += count
-            for key, count in unknown.items():
-                self._add("key-unknown", f"{count} of {name!r} have the key {shown(key)}")
-            for entry in entries if unread else ():
-                for key in unread & entry.keys():
-                    if _too_deep(entry[key]):
-                        what = f"{shown(key)} of an entry of {name!r} is nested too deep"
-                        self._add_of(name, "json-deep", what, entry.get("id"))
-            if not lacking:
-                continue
-            whole = []
+        if not {dict}.issuperset(map(type, entries)):
             for i, entry in enumerate(entries):
-                if (keys := tuple(entry)) not in lacking:
-                    whole.append(entry)
-                    continue
-                image = entry.get("image_id" if name == "annotations" else "id")
-                self._add(
-                    "key-missing",
-                    f"{name}[{i}] lacks {lacking[keys]}",
-                    None if name == "categories" else image,
-                    entry.get("id") if name == "annotations" else None,
-                )
-            setattr(self, name, whole)
+                if type(entry) is not dict:
+                    what = f"{name}[{i}] lacks {', '.join(needed)}: it is {shown(entry)}"
+                    self._add("entry-form", what)
+            entries = [e for e in entries if type(e) is dict]
+        keys: Counter[str] = Counter()
+        lacking = {}
+        for some, count in Counter(map(tuple, entries)).items():
+            keys.update(dict.fromkeys(some, count))
+            if missing := [k for k in needed if k not in some]:
+                lacking[some] = ", ".join(missing)
+        for key in [k for k in keys if k not in (*needed, *looked_at)]:
+            if key not in known:
+                self._add("key-unknown", f"{keys[key]} of {name!r} have the key {shown(key)}")
+            for entry in entries:
+                if key in entry and _too_deep(entry[key]):
+                    what = f"{shown(key)} of an entry of {name!r} is nested too deep"
+                    self._add_of(name, "json-deep", what, entry.get("id"))
+        for i, entry in enumerate(entries if lacking else ()):
+            if missing_keys := lacking.get(tuple(entry)):
+                about = {"image": entry.get("image_id"), _ABOUT.get(name, ""): entry.get("id")}
+                about.pop("", None)
+                self._add("key-missing", f"{name}[{i}] lacks {missing_keys}", **about)
+        if lacking:
+            entries = [e for e in entries if tuple(e) not in lacking]
+        return self._with_ids(name, entries)
 
-    def _check_ids(self, name: str) -> None:
-        """That the ids of a list can be told apart and sorted."""
-        entries: list[dict[str, Any]] = getattr(self, name)
+    def _with_ids(self, name: str, entries: list[Entry]) -> list[Entry]:
+        """Those whose ids can be told apart and sorted."""
         ids = [e["id"] for e in entries]
-        types = set(map(type, ids))
-        if not types <= {int, str}:
-            bad = [i for i in ids if type(i) not in (int, str)]
-            for i in bad:
-                self._add_of(name, "id-form", f"an id of {name!r} is {shown(i)}", i)
-            setattr(self, name, [e for e in entries if type(e["id"]) in (int, str)])
-            return self._check_ids(name)
-        if len(types) > 1:
+        if not {int, str}.issuperset(map(type, ids)):
+            for i in ids:
+                if type(i) not in (int, str):
+                    self._add_of(name, "id-form", f"an id of {name!r} is {shown(i)}", i)
+            entries = [e for e in entries if type(e["id"]) in (int, str)]
+            ids = [e["id"] for e in entries]
+        if len(set(map(type, ids))) > 1:
             self._add("id-mixed", f"some ids of {name!r} are numbers and some are strings")
         if len(set(ids)) < len(ids):
             for i, count in Counter(ids).items():
                 if count > 1:
-                    what = f"there are {_two(count)} {name} of id {shown(i)}"
+                    many = "two" if count == 2 else count
+                    what = f"there are {many} {name} of id {shown(i)}"
                     self._add_of(name, "id-duplicate", what, i)
-        return None
-
-    def _add_of(self, name: str, kind: str, what: str, i: Any) -> None:
-        self._add(kind, what, **{_ABOUT[name]: i} if name in _ABOUT else {})
+        return entries
 
     # --- Images and categories
 
     def _check_images(self) -> dict[Any, tuple[int, int]]:
         """Returns the height and width of every image by id; 0, 0 where they mean nothing."""
-        self._check_ids("images")
         sizes = {}
         names: dict[str, Any] = {}
         for image in self.images:
@@ -204,7 +186,6 @@ class Checked:
 
     def _check_categories(self) -> dict[Any, str]:
         """Returns the name of every category by id."""
-        self._check_ids("categories")
         names: dict[Any, str] = {}
         taken: set[str] = set()
         for category in self.categories:
@@ -222,7 +203,6 @@ class Checked:
     # --- Annotations
 
     def _check_annotations(self, sizes: dict[Any, tuple[int, int]], names: dict[Any, str]) -> None:
-        self._check_ids("annotations")
         annotations = self.annotations
         zero = [i for i, a in enumerate(annotations) if a["id"] == 0]
         self._blame("id-zero", zero, "its id is 0")
@@ -232,11 +212,10 @@ class Checked:
         size = np.array([sizes.get(i, (0, 0)) for i in owners], dtype=np.int64).reshape(-1, 2)
         if annotations and not any(a.get("segmentation") for a in annotations):
             self._add("no-masks", "no annotation has a mask")
-        self.masks = instances.check_instances(annotations, size, self._blame)
+        self.measured = check_instances(annotations, size, self._blame)
 
-        counts = Counter(
-            i for i, a in zip(owners, annotations, strict=True) if not a.get("iscrowd")
-        )
+        instances = zip(owners, annotations, strict=True)
+        counts = Counter(owner for owner, a in instances if not a.get("iscrowd"))
         for image in self.images:
             if not (count := counts[image["id"]]):
                 self._add("image-empty", "it has no instance that is not a crowd", image["id"])
@@ -266,35 +245,26 @@ class Checked:
         return values
 
 
-_KEYS: dict[str, tuple[list[str], frozenset[str]]] = {
-    name: (needed.split(), frozenset(f"{needed} {others}".split()))
-    for name, needed, others in (
-        ("images", "id file_name height width", "license flickr_url coco_url date_captured url"),
-        ("categories", "id name", "supercategory keypoints skeleton color"),
-        (
-            "annotations",
-            "id image_id category_id bbox",
-            "bbox_mode segmentation area iscrowd keypoints num_keypoints",
-        ),
-    )
+_KEYS: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "images": (
+        ["id", "file_name", "height", "width"],
+        [],
+        ["license", "flickr_url", "coco_url", "date_captured", "url"],
+    ),
+    "categories": (["id", "name"], [], ["supercategory", "keypoints", "skeleton", "color"]),
+    "annotations": (
+        ["id", "image_id", "category_id", "bbox"],
+        ["bbox_mode", "segmentation", "area", "iscrowd", "keypoints"],
+        ["num_keypoints"],
+    ),
 }
-"""Keys that the entries of each list need, and those that the format knows."""
-
-_LOOKED_AT = frozenset(
-    ["id", "file_name", "height", "width", "name", "image_id", "category_id", "bbox", "bbox_mode"]
-    + ["segmentation", "area", "iscrowd", "keypoints"]
-)
-"""Keys whose values have a form of their own, which is checked."""
+"""Keys of each list's entries: needed ones, others that are checked, others that COCO has."""
 
 _ABOUT = {"images": "image", "annotations": "annotation"}
 _TYPES = {int: "number", str: "string"}
 _THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
 _TINY = 16  # pixels
 _MANY = 100  # instances; the default of TEST.DETECTIONS_PER_IMAGE
-
-
-def _two(count: int) -> str:
-    return "two" if count == 2 else str(count)
 
 
 def _other_type(value: Any) -> Any:
@@ -334,56 +304,28 @@ def _file_name_problem(name: Any) -> tuple[str, str] | None:
     return None
 
 
-# --- What others call
-
-
-def check_coco(json_file: str | Path) -> list[Finding]:
-    """Every defect of a COCO JSON, worst first. Damaged files are findings, not errors."""
-    return by_severity(Checked(json_file).findings)
-
-
-def check_images(
-    json_file: str | Path, image_root: str | Path, *, workers: int | None = None
+def check_coco(
+    json_file: str | Path, image_root: str | Path | None = None, *, workers: int | None = None
 ) -> list[Finding]:
-    """Open every image of a COCO JSON, several at a time, with a progress bar.
+    """Every defect of a COCO JSON, and if asked of its images, worst first.
 
-    Args:
-        json_file: the annotations; images that it gives no usable name or size are left out.
-        image_root: folder that ``file_name`` are relative to.
-        workers: processes; as many as there are cores unless said.
-
-    Returns:
-        What is wrong with the files, worst first.
-    """
-    images = [
-        (str(Path(image_root) / image["file_name"]), image["height"], image["width"], image["id"])
-        for image in Checked(json_file).images
-        if _file_name_problem(image["file_name"]) is None
-    ]
-    looks = look_at_images([i[:3] for i in images], str(image_root), workers=workers)
-    return by_severity(
-        Finding(kind, what, path, number)
-        for (path, _, _, number), defects in zip(images, looks, strict=True)
-        for kind, what in defects
-    )
-
-
-def check_dataset(
-    json_file: str | Path,
-    image_root: str | Path,
-    *,
-    images: bool = False,
-    workers: int | None = None,
-) -> list[Finding]:
-    """Every defect of a dataset: of its JSON, and if asked of its image files.
+    Damaged files are findings, not errors.
 
     Args:
         json_file: annotations in COCO's instance format.
-        image_root: folder that the JSON's ``file_name`` are relative to.
-        images: open every image as well.
-        workers: processes that open them; one per core if left out.
+        image_root: folder that the JSON's ``file_name`` are relative to; opens every image there
+            to its end, with a progress bar. Left out, the JSON alone is looked at.
+        workers: threads that open images; one per core if left out.
     """
-    findings = check_coco(json_file)
-    if images and not any(f.kind in ("file-unreadable", "json-damaged") for f in findings):
-        findings += check_images(json_file, image_root, workers=workers)
+    checked = Checked(json_file)
+    findings = checked.findings
+    if image_root is not None:
+        images = [i for i in checked.images if _file_name_problem(i["file_name"]) is None]
+        files = [(str(Path(image_root, i["file_name"])), i["height"], i["width"]) for i in images]
+        looks = look_at_images(files, str(image_root), workers=workers)
+        findings += [
+            Finding(kind, what, path, image["id"])
+            for image, (path, _, _), defects in zip(images, files, looks, strict=True)
+            for kind, what in defects
+        ]
     return by_severity(findings)

@@ -6,12 +6,13 @@ from that, and from keys of the user's own being carried along, the dicts are th
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.config import changed
@@ -45,7 +46,7 @@ class CocoDataset:
     """Category names, by contiguous id."""
     category_ids: list[int]
     """The JSON's category id of each contiguous id."""
-    repaired: Counter[str]
+    repaired: dict[str, int]
     """How many annotations lacked something that was filled in, by what it was."""
 
     @property
@@ -64,8 +65,8 @@ _BUILTIN = {
     for split in ("train", "val")
 }
 _registered: dict[str, DatasetInfo] = {}
-_logged: set[tuple[str, int, int]] = set()
-_categories: dict[tuple[str, int, int], dict[Any, str]] = {}  # of files that have been read
+_read: dict[tuple[str, int, int], dict[Any, str]] = {}
+"""Categories of the files that have been read, as they were then."""
 
 
 def datasets_root() -> Path:
@@ -120,7 +121,13 @@ def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str
 
 def is_registered(name: str) -> bool:
     """Whether `dataset_info` knows this name."""
-    return name in _registered or name in _BUILTIN
+    return _find(name) is not None
+
+
+def _find(name: str) -> DatasetInfo | None:
+    if name in _BUILTIN:
+        return DatasetInfo(name, *(datasets_root() / file for file in _BUILTIN[name]))
+    return _registered.get(name)
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -129,19 +136,18 @@ def dataset_info(name: str) -> DatasetInfo:
     Raises:
         SmallObjError: for an unknown name, and where its files are not there.
     """
-    if name in _registered:
-        info = _registered[name]
-        remedy = "Correct its entry in SMALLOBJ.DATASETS."
-    elif name in _BUILTIN:
-        root = datasets_root()
-        json_file, image_root = _BUILTIN[name]
-        info = DatasetInfo(name, root / json_file, root / image_root)
-        remedy = f"DETECTRON2_DATASETS must name the folder that holds coco/; it is {root} now."
-    else:
+    info = _find(name)
+    if info is None:
         known = ", ".join([*_BUILTIN, *_registered])
         raise SmallObjError(
             f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
+        )
+    remedy = "Correct its entry in SMALLOBJ.DATASETS."
+    if name in _BUILTIN:
+        remedy = (
+            "DETECTRON2_DATASETS must name the folder that holds coco/; it is "
+            f"{datasets_root()} now."
         )
     if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
@@ -153,15 +159,15 @@ def dataset_info(name: str) -> DatasetInfo:
 def load_dataset(name: str) -> CocoDataset:
     """Load a named dataset; see `load_coco`."""
     info = dataset_info(name)
-    dataset = load_coco(info.json_file, info.image_root)
-    _categories[_state(info.json_file)] = dataset.categories
-    return dataset
+    return load_coco(info.json_file, info.image_root)
 
 
 def categories_of(name: str) -> dict[Any, str]:
     """The categories of a named dataset; its file is read if it has not been as it is now."""
-    known = _categories.get(_state(dataset_info(name).json_file))
-    return load_dataset(name).categories if known is None else known
+    file = dataset_info(name).json_file
+    if _state(file) not in _read:
+        read_coco(file)
+    return _read[_state(file)]
 
 
 def get_records(names: Iterable[str]) -> list[dict[str, Any]]:
@@ -205,14 +211,48 @@ def read_coco(json_file: str | Path) -> Checked:
     """
     checked = Checked(json_file)
     stop_on_errors(checked.findings)
-    _log_once(checked)
+    if (state := _state(checked.path)) not in _read:
+        categories = sorted(checked.categories, key=lambda c: c["id"])
+        _read[state] = {c["id"]: c["name"] for c in categories}
+        log_findings(checked.findings)
     return checked
+
+
+def repaired(checked: Checked) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The annotations of a JSON without errors, as all that trains and evaluates takes them.
+
+    Those that have nothing left of their mask are left out. ``iscrowd`` and ``area`` are there.
+    Masks are compressed RLE of whole numbers, or polygons of three points and more, of floats.
+
+    Yields:
+        An annotation's number among all of the JSON, and its copy.
+    """
+    sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in checked.images}
+    lost = np.isnan(checked.measured.masks.bounds[:, 0]).tolist()
+    for number, annotation in enumerate(checked.annotations):
+        new = {"iscrowd": 0, **annotation}
+        mask, size = new.pop("segmentation", None), sizes[annotation["image_id"]]
+        if isinstance(mask, dict):
+            rle = {"size": list(size), "counts": mask["counts"]}
+            new["segmentation"] = (
+                coco_mask.frPyObjects(rle, *size) if isinstance(rle["counts"], list) else rle
+            )
+        elif mask:
+            # Detectron2 would resize a polygon of whole numbers to whole numbers.
+            new["segmentation"] = [
+                [float(v) for v in p] if isinstance(p[0], int) else p for p in mask if usable(p)
+            ]
+        if mask and lost[number]:
+            continue
+        if not new.get("area"):
+            new["area"] = mask_area(new, *size)
+        yield number, new
 
 
 def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
     """What `read_coco` gives as dataset dicts; see `load_coco`."""
-    categories = sorted(checked.categories, key=lambda c: c["id"])
-    contiguous = {c["id"]: i for i, c in enumerate(categories)}
+    names = {c["id"]: c["name"] for c in sorted(checked.categories, key=lambda c: c["id"])}
+    contiguous = {number: i for i, number in enumerate(names)}
     images: dict[Any, dict[str, Any]] = {
         image["id"]: {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -223,105 +263,41 @@ def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
         }
         for image in checked.images
     }
-    repaired: Counter[str] = Counter()
-    for annotation in checked.annotations:
-        record = images[annotation["image_id"]]
-        instance = _instance(annotation, record, repaired)
-        if instance is not None:
-            instance["category_id"] = contiguous[annotation["category_id"]]
-            record["annotations"].append(instance)
+    not_held = np.flatnonzero(checked.measured.not_held)
+    x0, y0, x1, y1 = checked.measured.masks.bounds[not_held].T
+    of_masks = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
+    boxes = dict(zip(not_held.tolist(), of_masks, strict=True))
+    kept = 0
+    for number, annotation in repaired(checked):
+        kept += 1
+        record = images[annotation.pop("image_id")]
+        record["annotations"].append(annotation)
+        annotation["category_id"] = contiguous[annotation["category_id"]]
+        annotation["bbox_mode"] = XYWH
+        # Detectron2 moves boxes in the type they have, and would round whole numbers.
+        annotation["bbox"] = boxes.get(number) or [float(v) for v in annotation["bbox"]]
+        if annotation.get("keypoints"):
+            annotation["keypoints"] = [
+                k if i % 3 == 2 else k + 0.5 for i, k in enumerate(annotation["keypoints"])
+            ]
+    found = Counter(f.kind for f in checked.findings)
     return CocoDataset(
         [images[i] for i in sorted(images)],
-        [c["name"] for c in categories],
-        [c["id"] for c in categories],
-        repaired,
+        list(names.values()),
+        list(names),
+        {
+            "no iscrowd": found["iscrowd-missing"],
+            "no area": found["area-missing"],
+            "no valid polygon": len(checked.annotations) - kept,
+            "box does not hold mask": len(boxes),
+        },
     )
-
-
-def _log_once(checked: Checked) -> None:
-    """Say what is harmless, unless this file has been read before as it is now."""
-    state = _state(checked.path)
-    if state not in _logged:
-        _logged.add(state)
-        log_findings(checked.findings)
 
 
 def _state(path: Path) -> tuple[str, int, int]:
     """A file as it is now."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size
-
-
-def _instance(
-    annotation: dict[str, Any], record: dict[str, Any], repaired: Counter[str]
-) -> dict[str, Any] | None:
-    """One annotation in Detectron2's form, or None if nothing of its mask is left."""
-    instance = {k: v for k, v in annotation.items() if k != "image_id"}
-    instance["bbox_mode"] = XYWH
-    if "iscrowd" not in instance:
-        instance["iscrowd"] = 0
-        repaired["no iscrowd"] += 1
-    # Detectron2 moves boxes in the type they have, and would round whole numbers after a resize.
-    instance["bbox"] = [float(v) for v in instance["bbox"]]
-    segmentation = repaired_mask(instance.pop("segmentation", None), record)
-    if isinstance(segmentation, dict):
-        instance["segmentation"] = segmentation
-        x, y, w, h = coco_mask.toBbox(segmentation).tolist()
-        if not w or not h:
-            repaired["no valid polygon"] += 1
-            return None
-        _hold_mask(instance, (x, y, x + w, y + h), repaired)
-    elif segmentation:
-        instance["segmentation"] = segmentation
-        xs, ys = (list(chain(*(p[i::2] for p in segmentation))) for i in range(2))
-        _hold_mask(instance, (min(xs), min(ys), max(xs), max(ys)), repaired)
-    elif segmentation is not None:
-        repaired["no valid polygon"] += 1
-        return None
-    if instance.get("keypoints"):
-        instance["keypoints"] = [
-            k if i % 3 == 2 else k + 0.5 for i, k in enumerate(instance["keypoints"])
-        ]
-    if not instance.get("area"):
-        repaired["no area"] += "area" not in instance
-        instance["area"] = mask_area(instance, record["height"], record["width"])
-    return instance
-
-
-def repaired_mask(segmentation: Any, image: Mapping[str, Any]) -> Any:
-    """A ``segmentation`` that has been checked, as everything that trains and evaluates takes it.
-
-    Args:
-        segmentation: as the JSON has it.
-        image: with ``height`` and ``width``.
-
-    Returns:
-        Compressed RLE of whole numbers; or the polygons of three points and more, of floats, which
-        may be none; or None where there is no mask.
-    """
-    if isinstance(segmentation, dict):
-        rle = {
-            "size": [int(image["height"]), int(image["width"])],
-            "counts": segmentation["counts"],
-        }
-        return coco_mask.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
-    if not segmentation:
-        return None
-    # Detectron2 would resize a polygon of whole numbers to whole numbers.
-    return [
-        [float(v) for v in p] if isinstance(p[0], int) else p for p in segmentation if usable(p)
-    ]
-
-
-def _hold_mask(
-    instance: dict[str, Any], mask: tuple[float, float, float, float], repaired: Counter[str]
-) -> None:
-    """Give an instance the box of its mask (XYXY), if its own leaves out a pixel or more of it."""
-    x, y, width, height = instance["bbox"]
-    x0, y0, x1, y1 = mask
-    if x0 < x - 1 or y0 < y - 1 or x1 > x + width + 1 or y1 > y + height + 1:
-        instance["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        repaired["box does not hold mask"] += 1
 
 
 def mask_area(annotation: dict[str, Any], height: int, width: int) -> float:

@@ -5,9 +5,10 @@ training leaves that one item out or repairs it. A *note* is harmless and good t
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from smallobj_d2.errors import SmallObjError, printable, shown
@@ -197,17 +198,15 @@ def log_findings(findings: Iterable[Finding]) -> None:
 
 
 def _grouped(findings: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
-    groups: dict[str, list[Finding]] = defaultdict(list)
-    for finding in by_severity(findings):
-        groups[finding.kind].append(finding)
-    yield from groups.items()
+    for kind, group in groupby(by_severity(findings), key=lambda f: f.kind):
+        yield kind, list(group)
 
 
 def report(findings: Iterable[Finding], *, notes: int | None = 5) -> str:
     """All findings as a table: worst first, by kind, each with its place and what is wrong.
 
     Args:
-        findings: of `check_coco` and `check_images`.
+        findings: of `check_coco`.
         notes: how many notes of each kind to show; None for all. Errors and warnings are all shown.
     """
     findings = by_severity(findings)

@@ -46,26 +46,31 @@ class Habit(NamedTuple):
         return f"{self.order} in {self.units}"
 
 
-def box_habits(boxes: Floats, size: NDArray[np.int64], masks: Floats) -> list[Habit]:
-    """What boxes are that are not corner and size in pixels.
+def habits_of(what: str, values: Floats, size: NDArray[np.int64], others: Floats) -> list[Habit]:
+    """What boxes are that are not corner and size in pixels, or polygons that are not x, y.
 
     Args:
-        boxes: (N, 4) as they are given; NaN where unknown.
+        what: "bbox" or "polygon".
+        values: (N, 4) boxes as they are given, or XYXY of polygons; NaN where unknown.
         size: (N, 2) height and width of their images; 0 where unknown.
-        masks: (N, 4) XYXY bounds of their masks; NaN where unknown.
+        others: (N, 4) XYXY in pixels to compare with: of the masks, or the boxes; NaN where
+            unknown.
     """
-    return _habits(boxes, size, masks, list(_ORDERS))
+    orders = list(_ORDERS) if what == "bbox" else ["two corners", "two corners, y first"]
+    known = ~np.isnan(values[:, 0]) & (size.min(axis=1, initial=1 << 30) > 0)
+    corners = _read(values, size, orders[0], "pixels")
+    fits = np.abs(corners - others).max(axis=1, initial=0) < _NEAR
+    compared = known & ~np.isnan(others[:, 0])
+    habits = list(_by_comparison(values, size, others, orders, compared, compared & ~fits))
 
-
-def polygon_habits(bounds: Floats, size: NDArray[np.int64], boxes: Floats) -> list[Habit]:
-    """What polygons are that are not x, y in pixels.
-
-    Args:
-        bounds: (N, 4) XYXY of polygons as they are given; NaN where unknown.
-        size: (N, 2) height and width of their images; 0 where unknown.
-        boxes: (N, 4) XYXY; NaN where unknown.
-    """
-    return _habits(bounds, size, boxes, ["two corners", "two corners, y first"])
+    tiny = known & (values >= 0).all(axis=1) & (values <= 1.001).all(axis=1)
+    tiny &= size.min(axis=1, initial=1 << 30) >= 8
+    if _enough(tiny, known) and (values[tiny] % 1).any():
+        return [*habits, Habit("numbers", "fractions of the image", tiny)]
+    alone = known & np.isnan(others[:, 0])
+    if what == "polygon":  # they may agree with their boxes, and both be wrong
+        alone |= compared & fits
+    return habits + list(_by_place(values, size, corners, orders, alone))
 
 
 def area_habit(area: Floats, measured: Floats) -> Bools:
@@ -75,9 +80,8 @@ def area_habit(area: Floats, measured: Floats) -> Bools:
         area: (N,) as they are given; NaN where unknown.
         measured: (N,) of masks or boxes, in pixels.
     """
-    with np.errstate(invalid="ignore"):
-        tiny = (area > 0) & (area <= 1) & (measured > 4)
-        judged = (area > 0) & (measured > 4)
+    judged = (area > 0) & (measured > 4)
+    tiny = judged & (area <= 1)
     return tiny if _enough(tiny, judged) else np.zeros_like(tiny)
 
 
@@ -93,28 +97,6 @@ def _read(values: Floats, size: NDArray[np.int64], order: str, units: str) -> Fl
     if whole := _UNITS[units]:
         corners *= size[:, [1, 0, 1, 0]] / whole
     return corners
-
-
-def _habits(
-    values: Floats, size: NDArray[np.int64], others: Floats, orders: list[str]
-) -> list[Habit]:
-    """Args: `values` as given, `others` in XYXY and pixels to compare with; see above."""
-    usual = orders[0]
-    known = ~np.isnan(values[:, 0]) & (size.min(axis=1, initial=1 << 30) > 0)
-    with np.errstate(invalid="ignore"):
-        corners = _read(values, size, usual, "pixels")
-        fits = np.abs(corners - others).max(axis=1, initial=0) < _NEAR
-    compared = known & ~np.isnan(others[:, 0])
-    habits = list(_by_comparison(values, size, others, orders, compared, compared & ~fits))
-
-    tiny = known & (values >= 0).all(axis=1) & (values <= 1.001).all(axis=1)
-    tiny &= size.min(axis=1, initial=1 << 30) >= 8
-    if _enough(tiny, known) and (values[tiny] % 1).any():
-        return [*habits, Habit("numbers", "fractions of the image", tiny)]
-    alone = known & np.isnan(others[:, 0])
-    if len(orders) == 2:  # polygons may agree with their boxes, and both be wrong
-        alone |= compared & fits
-    return habits + list(_by_place(values, size, corners, orders, alone))
 
 
 def _by_comparison(

@@ -6,15 +6,13 @@ turns images as their EXIF says. Images of 16 or 32 bits in one channel it refus
 upper 8 bits.)
 """
 
-import multiprocessing
 import os
 import sys
 import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +25,15 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from smallobj_d2.datasets.reading import require_regular
-from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.errors import UnreadableImage
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SUFFIXES = tuple(
+    f".{s}" for s in ["bmp", "jpeg", "jpg", "mpo", "pgm", "png", "ppm", "tif", "tiff", "webp"]
+)
+"""By which images are found in a folder."""
 
 TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
 """Pillow refuses larger images, as they may be made to exhaust memory."""
@@ -39,13 +42,8 @@ _DEEP = ("I", "F")  # and "I;16", "I;16B", ...
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _KINDS = {
-    "1": "image-gray",
-    "L": "image-gray",
-    "LA": "image-transparent",
-    "PA": "image-transparent",
-    "RGBA": "image-transparent",
-    "La": "image-transparent",
-    "RGBa": "image-transparent",
+    **dict.fromkeys(("1", "L"), "image-gray"),
+    **dict.fromkeys(("LA", "PA", "RGBA", "La", "RGBa"), "image-transparent"),
     "P": "image-palette",
     "CMYK": "image-cmyk",
 }
@@ -78,7 +76,8 @@ def opened(
             image = _open(file)
             if "height" in record and "width" in record:
                 # Before decoding, as a file may claim to be of any size.
-                require_size(record, image.size if _matches(image, record) else image.size[::-1])
+                as_it_lies = image.size == (record["width"], record["height"])
+                require_size(record, image.size if as_it_lies else _upright(image))
             if _is_deep(image.mode):
                 raise UnreadableImage(
                     f"{label} cannot be read: it has 16 bits or more ({image.mode}), and most of "
@@ -130,11 +129,6 @@ def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
         )
 
 
-def _matches(image: Image.Image, record: Mapping[str, Any]) -> bool:
-    """Whether the size is right as it lies in the file; else it may be on its side."""
-    return image.size == (record["width"], record["height"]) or not _orientation(image) > 4
-
-
 def _is_deep(mode: str) -> bool:
     return mode in _DEEP or mode.startswith("I;")
 
@@ -145,6 +139,11 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF raises nearly anything, and counts as none
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _upright(image: Image.Image) -> tuple[int, int]:
+    """Width and height as its EXIF turns it."""
+    return image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
 
 
 def require_files(records: Iterable[Mapping[str, Any]]) -> None:
@@ -187,18 +186,13 @@ def require_readable(records: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UnreadableImage: naming the first file and what is wrong with it.
     """
+    for _, looked in in_order(_read_through, records):
+        looked.result()
 
-    def read(record: Mapping[str, Any]) -> None:
-        with opened(record) as image:
-            image.load()
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        try:
-            for _ in pool.map(read, records):
-                pass
-        except UnreadableImage:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _read_through(record: Mapping[str, Any]) -> None:
+    with opened(record) as image:
+        image.load()
 
 
 # --- Looking at all of them
@@ -212,29 +206,16 @@ def look_at_images(
     Args:
         images: of each its path, and the height and width that it should have.
         image_root: the folder that they should be in.
-        workers: processes; as many as there are cores unless said.
+        workers: threads; as many as there are cores unless said.
 
     Returns:
         What is wrong with each.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    look = partial(look_at, os.path.realpath(image_root))
-    bar = partial(
-        tqdm, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty()
-    )
-    if workers == 1 or len(images) < 2:
-        return list(bar(map(look, images)))
-    # Not forked, as the caller may have threads; and so that no test's patches leak into it.
-    context = multiprocessing.get_context("spawn")
-    chunk = max(1, min(32, len(images) // (4 * workers)))
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return list(bar(pool.map(look, images, chunksize=chunk)))
-    except BrokenProcessPool as e:
-        raise SmallObjError(
-            "A process that opens images was ended from outside, perhaps for lack of memory. "
-            "Use --workers 1."
-        ) from e
+    looks = in_order(partial(look_at, os.path.realpath(image_root)), images, workers)
+    bar = tqdm(looks, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
+        return [found.result() for _, found in bar]
 
 
 def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
@@ -254,16 +235,14 @@ def look_at(image_root: str, image: tuple[str, Any, Any]) -> Defects:
 
 def _look_into(file: Any, height: Any, width: Any) -> Defects:
     found: Defects = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
-        try:
-            image = _open(file)
-            mode, orientation = image.mode, _orientation(image)
-            image.load()
-            w, h = image.size
-            upright = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
-        except Exception as e:  # Pillow's readers of damaged files raise nearly anything
-            return [("image-damaged", f"the image cannot be read: {_why(e)}")]
+    try:
+        image = _open(file)
+        mode, orientation = image.mode, _orientation(image)
+        image.load()
+        w, h = image.size
+        upright = _upright(image)
+    except Exception as e:  # Pillow's readers of damaged files raise nearly anything
+        return [("image-damaged", f"the image cannot be read: {_why(e)}")]
     if _is_deep(mode):
         found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
     elif mode != "RGB":
@@ -328,8 +307,8 @@ def upright_size(record: Mapping[str, Any]) -> tuple[int, int]:
         UnreadableImage: naming the file and the image's id.
     """
     with opened(record) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
+        width, height = _upright(image)
+        return height, width
 
 
 def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:
@@ -353,17 +332,24 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
 
 
 def in_order(
-    pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: int
+    work: Callable[[T], R],
+    items: Iterable[T],
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Generator[tuple[T, "Future[R]"], None, None]:
-    """Items in their order, each with what a pool makes of it.
+    """Items in their order, each with what threads make of it.
 
     Args:
-        pool: shut down in the end, without what it has not begun.
         work: on one item.
         items: taken as they are needed.
-        ahead: how many to work on before they are asked for; no more results are in memory.
+        workers: threads; as many as there are cores unless said.
+        ahead: how many to work on before they are asked for, twice as many as there are threads
+            unless said; no more results are in memory.
     """
+    workers = workers or len(os.sched_getaffinity(0))
+    ahead = 2 * workers if ahead is None else ahead
     waiting: deque[tuple[T, Future[R]]] = deque()
+    pool = ThreadPoolExecutor(workers)
     try:
         for item in items:
             waiting.append((item, pool.submit(work, item)))

@@ -1,56 +1,63 @@
 """What is wrong with annotations: their masks, their boxes, their areas, and the rest."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.datasets.habits import Habit, area_habit, box_habits, polygon_habits
-from smallobj_d2.datasets.measure import FARTHEST, Masks, measure, numbers
+from smallobj_d2.datasets.habits import area_habit, habits_of
+from smallobj_d2.datasets.measure import Masks, measure, numbers
+from smallobj_d2.masks.shapes import FARTHEST
 
 Annotations = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 Sizes = NDArray[np.int64]
 """(N, 2) height and width of each annotation's image; 0, 0 where they mean nothing."""
+
+Blame = Callable[..., None]
+"""Takes findings: their kind, which annotations they are about (numbers, or N booleans), what is
+wrong (a text, or a function of the number), and the key whose value the text is to begin with."""
 
 _AREA_SLACK = 16.0  # pixels; what ways of counting a small mask differ by
 
 
-class Blame(Protocol):
-    """Takes findings about annotations, beginning with the value of a key where one is given."""
+class Measured(NamedTuple):
+    """What the boxes and masks of N annotations come to; NaN where that is unknown."""
 
-    def __call__(
-        self, kind: str, which: Iterable[int], what: str, key: str | None = None
-    ) -> None: ...
+    boxes: Floats
+    """(N, 4) XYXY."""
+    masks: Masks
 
-
-def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:
-    """Check annotations that have the keys they need; returns what their masks come to."""
-    masks = _check_masks(annotations, size, blame)
-    boxes = _read_boxes(annotations, blame)
-    _check_places(annotations, boxes, masks.bounds, size, blame)
-    _check_areas(annotations, boxes, masks, blame)
-    _check_others(annotations, blame)
-    return masks
+    @property
+    def not_held(self) -> Bools:
+        """(N,) whether the box leaves out a pixel or more of the mask."""
+        return does_not_hold(self.boxes, self.masks.bounds)
 
 
-# --- Masks
+def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Measured:
+    """Check annotations that have the keys they need, and measure them."""
+    with np.errstate(all="ignore"):  # damaged files have any number
+        masks = _check_masks(annotations, size, blame)
+        boxes = _read_boxes(annotations, blame)
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        _check_places(annotations, boxes, corners, masks.bounds, size, blame)
+        _check_areas(annotations, boxes, masks, blame)
+        _check_others(annotations, blame)
+    return Measured(corners, masks)
 
 
 def _check_masks(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:
     given = [a.get("segmentation") for a in annotations]
-    for i in np.flatnonzero(size[:, 0] == 0).tolist():
-        if isinstance(given[i], dict):  # an RLE for an image of unknown size
-            given[i] = None
-    absent = [i for i, a in enumerate(annotations) if not a.get("segmentation")]
+    absent = [i for i, s in enumerate(given) if not s]
     if len(absent) < len(given):  # else the file as a whole has none
         blame("mask-missing", absent, "it has no mask, as others have")
     masks = measure(given, size)
     for i, kind, what in masks.defects:
         blame(kind, [i], what)
-    blame("mask-empty", np.flatnonzero(masks.area == 0).tolist(), "its mask has no area")
+    blame("mask-empty", masks.area == 0, "its mask has no area")
     short = {d.number for d in masks.defects if d.kind == "polygon-short"}
     corners = [
         i for i in sorted(short) if all(type(p) is list and len(p) == 4 for p in given[i] or ())
@@ -67,154 +74,143 @@ def _read_boxes(annotations: Annotations, blame: Blame) -> Floats:
     """(N, 4) as they are given, NaN where a box means nothing."""
     mode = [i for i, a in enumerate(annotations) if a.get("bbox_mode", 1) != 1]
     blame("bbox-mode", mode, "says that its box is not XYWH", "bbox_mode")
-    boxes, bad = _table_of([a["bbox"] for a in annotations], 4)
+    boxes, bad = _fours([a["bbox"] for a in annotations])
     blame("bbox-form", bad, "is not [x, y, width, height]", "bbox")
-    wild = np.asarray(~np.isfinite(boxes).all(axis=1))
-    wild[bad] = False
-    blame("bbox-not-finite", np.flatnonzero(wild), "is not finite", "bbox")
+    wild = ~np.isfinite(boxes).all(axis=1) & ~bad
+    blame("bbox-not-finite", wild, "is not finite", "bbox")
     negative = (boxes[:, 2:] < 0).any(axis=1) & ~wild
-    blame("bbox-negative", np.flatnonzero(negative), "has a negative side", "bbox")
+    blame("bbox-negative", negative, "has a negative side", "bbox")
     boxes[wild | negative] = np.nan
-    empty = (boxes[:, 2:] == 0).any(axis=1)
-    blame("bbox-zero", np.flatnonzero(empty), "has a side of 0", "bbox")
+    blame("bbox-zero", (boxes[:, 2:] == 0).any(axis=1), "has a side of 0", "bbox")
     return boxes
 
 
+def _fours(rows: Sequence[Any]) -> tuple[Floats, Bools]:
+    """Lists of four numbers as (N, 4), NaN for what is none, and which these are."""
+    if (
+        {list}.issuperset(map(type, rows))
+        and {4}.issuperset(map(len, rows))
+        and (flat := numbers(list(chain.from_iterable(rows)))) is not None
+    ):
+        return flat.reshape(-1, 4), np.zeros(len(rows), dtype=bool)
+    table, bad = np.full((len(rows), 4), np.nan), np.ones(len(rows), dtype=bool)
+    for i, row in enumerate(rows):
+        values = numbers(row)
+        if values is not None and len(values) == 4:
+            table[i], bad[i] = values, False
+    return table, bad
+
+
 def _check_places(
-    annotations: Annotations, boxes: Floats, bounds: Floats, size: Sizes, blame: Blame
+    annotations: Annotations,
+    boxes: Floats,
+    corners: Floats,
+    bounds: Floats,
+    size: Sizes,
+    blame: Blame,
 ) -> None:
     """Where boxes and masks lie, in their image and with each other."""
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     polygons = np.array([type(a.get("segmentation")) is list for a in annotations], dtype=bool)
     outlines = np.where(polygons[:, None], bounds, np.nan)
-    odd_masks = _blame_habits("polygon", polygon_habits(outlines, size, corners), blame)
-    bounds = np.where(odd_masks[:, None], np.nan, bounds)
-    odd_boxes = _blame_habits("bbox", box_habits(boxes, size, bounds), blame)
+    odd = _blame_habits("polygon", outlines, size, corners, blame)
+    bounds = np.where(odd[:, None], np.nan, bounds)
+    odd = _blame_habits("bbox", boxes, size, bounds, blame)
+
+    def limits(i: int) -> list[float]:
+        return [round(v, 1) for v in bounds[i].tolist()]
+
     off, out = _outside(bounds, size)
     blame("polygon-off-image", off, "its mask lies outside the image")
-    for i in out:
-        limits = [round(v, 1) for v in bounds[i].tolist()]
-        blame("polygon-outside", [i], f"its mask leaves the image: its corners are {limits}")
-
+    blame(
+        "polygon-outside", out, lambda i: f"its mask leaves the image: its corners are {limits(i)}"
+    )
     far = (np.abs(corners) >= FARTHEST).any(axis=1)
-    blame("bbox-off-image", np.flatnonzero(far), f"reaches beyond {FARTHEST:.0f}", "bbox")
-    empty = (boxes[:, 2:] == 0).any(axis=1)
-    judged = np.where((odd_boxes | empty | far)[:, None], np.nan, corners)
+    blame("bbox-off-image", far, f"reaches beyond {FARTHEST:.0f}", "bbox")
+    odd |= far | (boxes[:, 2:] == 0).any(axis=1)
+    judged = np.where(odd[:, None], np.nan, corners)
     off, out = _outside(judged, size)
     blame("bbox-off-image", off, "lies outside the image", "bbox")
     blame("bbox-outside", out, "leaves the image", "bbox")
-    for i in np.flatnonzero(does_not_hold(judged, bounds)).tolist():
-        limits = [round(v, 1) for v in bounds[i].tolist()]
-        blame("bbox-mask", [i], f"does not hold its mask, whose corners are {limits}", "bbox")
+    blame(
+        "bbox-mask",
+        does_not_hold(judged, bounds),
+        lambda i: f"does not hold its mask, whose corners are {limits(i)}",
+        "bbox",
+    )
 
 
-def _blame_habits(what: str, habits: list[Habit], blame: Blame) -> NDArray[np.bool_]:
+def _blame_habits(what: str, values: Floats, size: Sizes, others: Floats, blame: Blame) -> Bools:
     """Findings about boxes or polygons that are not what COCO has; returns which these are."""
-    odd = np.zeros(len(habits[0].found) if habits else 1, dtype=bool)
-    for habit in habits:
+    odd = np.zeros(len(size), dtype=bool)
+    for habit in habits_of(what, values, size, others):
         words = f"is {habit.words}, it seems"
-        new = np.flatnonzero(habit.found & ~odd)
-        if what == "bbox":
-            blame(f"bbox-{habit.name}", new, words, "bbox")
-        else:
-            blame(f"polygon-{habit.name}", new, f"its polygon {words}")
+        about = (words, "bbox") if what == "bbox" else (f"its polygon {words}",)
+        blame(f"{what}-{habit.name}", habit.found & ~odd, *about)
         odd |= habit.found
     return odd
 
 
-def _outside(corners: Floats, size: Sizes) -> tuple[list[int], list[int]]:
+def _outside(corners: Floats, size: Sizes) -> tuple[Bools, Bools]:
     """Which XYXY boxes lie outside their image, and which leave it by more than a pixel."""
     height, width = size[:, 0], size[:, 1]
     x0, y0, x1, y1 = corners.T
     known = height > 0
-    with np.errstate(invalid="ignore"):
-        off = known & ((x0 >= width) | (y0 >= height) | (x1 <= 0) | (y1 <= 0))
-        out = known & ~off & ((x0 < -1) | (y0 < -1) | (x1 > width + 1) | (y1 > height + 1))
-    return np.flatnonzero(off).tolist(), np.flatnonzero(out).tolist()
+    off = known & ((x0 >= width) | (y0 >= height) | (x1 <= 0) | (y1 <= 0))
+    out = known & ~off & ((x0 < -1) | (y0 < -1) | (x1 > width + 1) | (y1 > height + 1))
+    return off, out
 
 
-def does_not_hold(box: Floats, mask: Floats) -> NDArray[np.bool_]:
+def does_not_hold(box: Floats, mask: Floats) -> Bools:
     """Whether boxes leave out a pixel or more of their masks; False where one of the two is NaN.
 
     Args:
-        box, mask: (..., 4) XYXY.
+        box, mask: (N, 4) XYXY.
     """
-    with np.errstate(invalid="ignore"):
-        low = mask[..., :2] < box[..., :2] - 1
-        high = mask[..., 2:] > box[..., 2:] + 1
-    return np.asarray((low | high).any(axis=-1))
-
-
-def _table_of(rows: Sequence[Any], columns: int) -> tuple[Floats, list[int]]:
-    """Rows of numbers as an array, NaN for those that are not, and which these are."""
-    good = (
-        {list}.issuperset(map(type, rows))
-        and {columns}.issuperset(map(len, rows))
-        and {int, float}.issuperset(map(type, chain.from_iterable(rows)))
-    )
-    if good:
-        try:
-            return np.array(rows, dtype=np.float64).reshape(-1, columns), []
-        except OverflowError:
-            pass
-    table = np.full((len(rows), columns), np.nan)
-    bad = []
-    for i, row in enumerate(rows):
-        values = numbers(row)
-        if values is None or len(values) != columns:
-            bad.append(i)
-        else:
-            table[i] = values
-    return table, bad
+    low, high = mask[:, :2] < box[:, :2] - 1, mask[:, 2:] > box[:, 2:] + 1
+    return np.asarray((low | high).any(axis=1))
 
 
 # --- Areas and the rest
 
 
 def _check_areas(annotations: Annotations, boxes: Floats, masks: Masks, blame: Blame) -> None:
-    missing = [i for i, a in enumerate(annotations) if "area" not in a]
-    blame("area-missing", missing, "it has no area")
     given = [a.get("area", np.nan) for a in annotations]
-    bad = [i for i, v in enumerate(given) if type(v) not in (int, float)]
-    for i in bad:
-        given[i] = np.nan
-    area = numbers(given)
+    missing = np.array(["area" not in a for a in annotations], dtype=bool)
+    blame("area-missing", missing, "it has no area")
+    area = numbers([v if type(v) in (int, float) else np.nan for v in given])
     assert area is not None
-    wrong = ~np.isfinite(area) | (area < 0)
-    wrong[missing] = False
-    wrong[bad] = True
-    blame("area-form", np.flatnonzero(wrong), "means nothing", "area")
+    wrong = (~np.isfinite(area) | (area < 0)) & ~missing
+    blame("area-form", wrong, "means nothing", "area")
     measured = masks.area.copy()
     crossing = [i for i, kind, _ in masks.defects if kind == "polygon-crossing"]
     measured[crossing] = np.nan  # of these the shoelace formula knows nothing
-    with np.errstate(invalid="ignore"):
-        box = boxes[:, 2] * boxes[:, 3]
-        true = np.where(np.isnan(measured), box, measured)
-        fraction = area_habit(area, true)
-        zero = (area == 0) & (true > 0)
-        unlike = (area > 0) & (np.abs(area - measured) > _AREA_SLACK) & ~fraction
-        unlike &= (area > 1.5 * measured) | (1.5 * area < measured)
-        of_box = unlike & (np.abs(area - box) < 1)
-    blame(
-        "area-normalized", np.flatnonzero(fraction), "is a fraction of the image, it seems", "area"
-    )
-    blame("area-zero", np.flatnonzero(zero), "its area is 0")
-    for i in np.flatnonzero(unlike).tolist():
-        whose = " (that of its box)" if of_box[i] else ""
-        what = f"its area is {area[i]:.0f}{whose}, but its mask has {measured[i]:.0f} pixels"
-        blame("area-mask", [i], what)
+    box = boxes[:, 2] * boxes[:, 3]
+    true = np.where(np.isnan(measured), box, measured)
+    fraction = area_habit(area, true)
+    unlike = (area > 0) & (np.abs(area - measured) > _AREA_SLACK) & ~fraction
+    unlike &= (area > 1.5 * measured) | (1.5 * area < measured)
+
+    def what(i: int) -> str:
+        whose = " (that of its box)" if abs(area[i] - box[i]) < 1 else ""
+        return f"its area is {area[i]:.0f}{whose}, but its mask has {measured[i]:.0f} pixels"
+
+    blame("area-normalized", fraction, "is a fraction of the image, it seems", "area")
+    blame("area-zero", (area == 0) & (true > 0), "its area is 0")
+    blame("area-mask", unlike, what)
 
 
 def _check_others(annotations: Annotations, blame: Blame) -> None:
-    crowds = [a.get("iscrowd", 0) for a in annotations]
     missing = [i for i, a in enumerate(annotations) if "iscrowd" not in a]
     blame("iscrowd-missing", missing, "it has no iscrowd")
+    crowds = [a.get("iscrowd", 0) for a in annotations]
     bad = [i for i, v in enumerate(crowds) if not isinstance(v, int | float) or v not in (0, 1)]
     blame("iscrowd-form", bad, "is neither 0 nor 1", "iscrowd")
-    for i, a in enumerate(annotations):
-        points = a.get("keypoints")
-        if points is None or points == []:
-            continue
-        values = numbers(points)
-        if values is None or len(values) % 3 or not np.isfinite(values).all():
-            blame("keypoints-form", [i], "are not x, y, v, ...", "keypoints")
+    bad = [i for i, a in enumerate(annotations) if not _are_keypoints(a.get("keypoints"))]
+    blame("keypoints-form", bad, "are not x, y, v, ...", "keypoints")
+
+
+def _are_keypoints(points: Any) -> bool:
+    if points is None or points == []:
+        return True
+    values = numbers(points)
+    return values is not None and len(values) % 3 == 0 and bool(np.isfinite(values).all())

@@ -1,6 +1,5 @@
 """The one way in which a dataset's JSON is read, by everything that reads it."""
 
-import codecs
 import errno
 import gc
 import json
@@ -10,14 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-_OTHERS = {
-    codecs.BOM_UTF8: "a byte order mark",
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 
 
 class OtherEncodingError(ValueError):
@@ -48,15 +39,11 @@ def read_json(path: str | Path) -> Any:
         ValueError: if it is not JSON, or nested without end.
     """
     require_regular(path)
-    return parse_json(Path(path).read_bytes())
-
-
-def parse_json(content: bytes) -> Any:
-    """The same for a file's bytes."""
-    for mark, name in _OTHERS.items():
-        if content.startswith(mark):
-            raise OtherEncodingError(f"the file begins with {name}")
-    if (encoding := json.detect_encoding(content)) != "utf-8":
+    content = Path(path).read_bytes()
+    encoding = json.detect_encoding(content)
+    if encoding == "utf-8-sig":
+        raise OtherEncodingError("the file begins with a byte order mark")
+    if encoding != "utf-8":
         raise OtherEncodingError(f"the file is in {encoding.upper()}")
     with without_gc():
         try:

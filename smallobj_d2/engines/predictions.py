@@ -8,7 +8,6 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import categories_of, register_from_config
-from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
+from smallobj_d2.datasets.images import SUFFIXES, Pixels, in_order, read_rgb
 from smallobj_d2.datasets.reading import read_json
 from smallobj_d2.engines import load_engine
 from smallobj_d2.engines.folder import last_checkpoint, read_record
@@ -37,7 +36,6 @@ Result = dict[str, Any]
 Predict = Callable[[Sequence[Pixels]], list[list[Result]]]
 """Images, (H, W, 3) uint8 RGB, to the detections in each."""
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _SHOWN_AS_THEY_ARE = (".jpeg", ".jpg", ".png")
 _LEAST_WIDTH = 800  # of a picture, so that there is room for words
 
@@ -172,7 +170,7 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
         listed = [f for p in sorted(found) for f in (_images_in(p) if p.is_dir() else [p])]
         kept = [f for f in listed if not_in is None or not_in not in f.parents]
         if not kept:
-            raise SmallObjError(f"{text}: there is no image ({', '.join(_SUFFIXES)}).")
+            raise SmallObjError(f"{text}: there is no image ({', '.join(SUFFIXES)}).")
         roots += [p if p.is_dir() else p.parent for p in found]
         files.update(dict.fromkeys(kept))
     root = Path(os.path.commonpath([r.absolute() for r in roots]))
@@ -190,7 +188,7 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
 def _images_in(folder: Path) -> list[Path]:
     found = folder.rglob("*")
     return sorted(
-        f for f in found if f.suffix.lower() in _SUFFIXES and f.name[0] != "." and f.is_file()
+        f for f in found if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()
     )
 
 
@@ -275,7 +273,7 @@ def predict_images(
             file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(named)}, ')
             file.write('"annotations": ')
         file.write("[")
-        ahead = in_order(ThreadPoolExecutor(2), _read, images.records, 2 * batch)
+        ahead = in_order(_read, images.records, 2, 2 * batch)
         while several := [(record, read.result()) for record, read in islice(ahead, batch)]:
             for _, pixels in several:
                 if isinstance(pixels, UnreadableImage):

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from smallobj_d2.datasets.coco import mask_area, read_coco, repaired_mask
+from smallobj_d2.datasets.coco import read_coco, repaired
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import BANDS
 
@@ -53,20 +53,9 @@ def load_ground_truth(json_file: str | Path) -> COCO:
         SmallObjError: as `smallobj_d2.datasets.coco.load_coco`, which reads and checks it as well.
     """
     checked = read_coco(json_file)
-    images = {i["id"]: _whole(i) for i in checked.images}
-    kept: list[dict[str, Any]] = []
-    for annotation in checked.annotations:
-        image = images[annotation["image_id"]]
-        mask = repaired_mask(annotation.get("segmentation"), image)
-        if mask == []:
-            continue
-        entry = {"iscrowd": 0, **annotation, "id": len(kept) + 1}
-        if mask is not None:
-            entry["segmentation"] = mask
-        if not entry.get("area"):
-            entry["area"] = mask_area(entry, image["height"], image["width"])
-        kept.append(entry)
-    return indexed({**checked.data, "images": list(images.values()), "annotations": kept})
+    images = [{**i, "height": int(i["height"]), "width": int(i["width"])} for i in checked.images]
+    kept = [{**a, "id": i} for i, (_, a) in enumerate(repaired(checked), 1)]
+    return indexed({**checked.data, "images": images, "annotations": kept})
 
 
 def indexed(dataset: dict[str, Any]) -> COCO:
@@ -76,10 +65,6 @@ def indexed(dataset: dict[str, Any]) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
-
-
-def _whole(image: dict[str, Any]) -> dict[str, Any]:
-    return {**image, "height": int(image["height"]), "width": int(image["width"])}
 
 
 def count_objects(ground_truth: COCO) -> dict[str, int]:

@@ -6,18 +6,11 @@ of this project trains on the same images. Draws that show an original are links
 only images in which something was pasted are written, without loss.
 """
 
-import hashlib
-import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +19,19 @@ import yaml
 from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
-from smallobj_d2.datasets.coco import dataset_info, load_dataset, register_from_config
+from smallobj_d2.copy_paste import Plan
+from smallobj_d2.datasets.check import Checked
+from smallobj_d2.datasets.coco import (
+    CocoDataset,
+    dataset_info,
+    dataset_of,
+    read_coco,
+    register_from_config,
+)
 from smallobj_d2.datasets.images import in_order, read_rgb
-from smallobj_d2.datasets.reading import parse_json
-from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.export.folder import claimed
-from smallobj_d2.files import link, remove_leftovers, writing
+from smallobj_d2.export.folder import Entry, Exported, export
+from smallobj_d2.files import link, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
@@ -41,46 +40,19 @@ _FORMAT = 1  # raise it whenever the same recipe would give other files
 _PNG_COMPRESSION = 3  # half the time of the default, and a tenth more bytes
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
-Entry = dict[str, Any]
-"""An image or an annotation of a COCO JSON."""
-
 
 @dataclass
-class Summary:
+class Summary(Exported):
     """What a dataset on disk holds."""
 
-    json_file: Path
-    image_root: Path
     original: int = 0
     """Images that are as they were: links."""
     augmented: int = 0
     pastes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     """Copies that were wanted and not placed, by reason; see `Plan.left_out`."""
-    skipped: list[str] = field(default_factory=list)
-    """Images that could not be read, where SMALLOBJ.UNREADABLE_IMAGES is "skip"."""
     written: int = 0
     """Augmented images that this call wrote; the others were there."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One draw of a small-object image, and the file that it gets if something is pasted."""
-
-    record: Entry
-    target: Path
-
-
-@dataclass
-class _Copy:
-    """The augmented copy of one draw."""
-
-    annotations: list[int | Entry]
-    """A number stands for the annotation at that place of the record, as it was."""
-    pastes: int
-    left_out: dict[str, int]
-    """See `Plan.left_out`."""
-    written: bool
 
 
 def augment_dataset(
@@ -99,7 +71,7 @@ def augment_dataset(
         cfg: a config with ``SMALLOBJ``, one dataset in DATASETS.TRAIN, and a SEED that is not
             negative.
         out: a new folder, or one that a call with the same arguments has begun.
-        workers: processes; None for one per core.
+        workers: threads; None for one per core.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -113,66 +85,53 @@ def augment_dataset(
         )
     if cfg.SEED < 0:
         raise SmallObjError("SEED is negative; an offline copy needs one, such as SEED 0.")
-    name = cfg.DATASETS.TRAIN[0]
-    dataset, info = load_dataset(name), dataset_info(name)
+    info = dataset_info(cfg.DATASETS.TRAIN[0])
+    checked = read_coco(info.json_file)
+    dataset = dataset_of(checked, str(info.image_root))
     records, factors = training_data(cfg, lambda _: dataset.records)
-    source = _Source(info.json_file, info.image_root)
     stream = Stream(factors, cfg.SEED)
-    recipe = _recipe(cfg, source, len(stream))
-    folder = Path(out)
-    summary = Summary(folder / "annotations.json", folder / "images")
-    with claimed(folder, recipe):
-        augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
-        writer = _Writer(source, dataset.category_ids, summary, cfg, augmentation)
-        draws = [stream[k] for k in range(len(stream))]
-        writer.write(PackedRecords(records), draws, workers, progress)
-        trained_on = {r["image_id"] for r in records}
-        for record in dataset.records:
-            if record["image_id"] not in trained_on:
-                writer.add_original(record)
-        writer.finish(recipe)
-    return summary
-
-
-# --- The original dataset
-
-
-class _Source:
-    """A COCO JSON as it is on disk, so that what is not changed stays as it was."""
-
-    def __init__(self, json_file: Path, image_root: Path) -> None:
-        self.root = image_root
-        content = json_file.read_bytes()
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self.data: dict[str, Any] = parse_json(content)
-        self.images: dict[int, Entry] = {i["id"]: i for i in self.data["images"]}
-        self.by_id: dict[int, Entry] = {a.get("id"): a for a in self.data["annotations"]}
-        ids = [*self.images, *self.by_id]
-        if len(self.by_id) < len(self.data["annotations"]) or not all(
-            isinstance(i, int) for i in ids
-        ):
-            raise SmallObjError(
-                f"{json_file}: an offline copy needs whole numbers as ids of images and of "
-                "annotations, no two of the same."
-            )
-
-
-def _recipe(cfg: Any, source: _Source, draws: int) -> dict[str, Any]:
-    """All that the files depend on."""
     settings = yaml.safe_load(cfg.SMALLOBJ.dump())
     for elsewhere in ("DATASETS", "IMPORTS", "MAPPER", "SIZE_LIMITS"):
         settings.pop(elsewhere)
-    return {
+    recipe = {
         "generator": "smallobj_d2.offline",
         "format": _FORMAT,
-        "source_sha256": source.sha256,
+        "source_sha256": sha256(info.json_file.read_bytes()).hexdigest(),
         "seed": cfg.SEED,
-        "draws": draws,
+        "draws": len(stream),
         "smallobj": settings,
     }
+    folder = Path(out)
+    summary = Summary(folder / "annotations.json", folder / "images")
+    with export(summary, recipe, checked.data) as (images, annotations):
+        augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
+        writer = _Writer(
+            checked, dataset, info.image_root, cfg.SEED, augmentation, summary, images, annotations
+        )
 
+        def work(draw: Draw) -> tuple[Plan, bool] | None:
+            return writer.augment({**records[draw.index], "draw": draw})
 
-# --- The new dataset
+        draws = tqdm(
+            [stream[k] for k in range(len(stream))],
+            unit="img",
+            desc="draws",
+            disable=None if progress else True,
+        )
+        with closing(in_order(work, draws, workers)) as copies:
+            for draw, copy in copies:
+                try:
+                    writer.add(records[draw.index], draw, copy.result())
+                except UnreadableImage as e:
+                    if cfg.SMALLOBJ.UNREADABLE_IMAGES != "skip":
+                        raise
+                    summary.skipped.append(str(e))
+        trained_on = {r["image_id"] for r in records}
+        for record in dataset.records:
+            if record["image_id"] not in trained_on:
+                writer.add(record)
+        images.sort(key=lambda i: i["id"])
+    return summary
 
 
 class _Writer:
@@ -180,194 +139,124 @@ class _Writer:
 
     def __init__(
         self,
-        source: _Source,
-        category_ids: list[int],
-        summary: Summary,
-        cfg: Any,
+        checked: Checked,
+        dataset: CocoDataset,
+        image_root: Path,
+        seed: int,
         augmentation: DrawAugmentation | None,
+        summary: Summary,
+        images: list[Entry],
+        annotations: list[Entry],
     ) -> None:
-        self.source, self.category_ids, self.summary = source, category_ids, summary
-        self.augmentation = augmentation
-        self.skip = cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip"
-        self.seed = cfg.SEED
-        self.images: list[Entry] = []
-        self.annotations: list[Entry] = []
-        self.next_image = max(source.images, default=0) + 1
-        self.next_annotation = max(source.by_id, default=0) + 1
+        # As they are on disk, so that what is not changed stays as it was.
+        self.raw_images: dict[int, Entry] = {i["id"]: i for i in checked.images}
+        self.raw_annotations: dict[int, Entry] = {a["id"]: a for a in checked.annotations}
+        if not {int}.issuperset(map(type, [*self.raw_images, *self.raw_annotations])):
+            raise SmallObjError(
+                f"{checked.path}: an offline copy needs whole numbers as ids of images and of "
+                "annotations."
+            )
+        self.category_ids, self.image_root, self.seed = dataset.category_ids, image_root, seed
+        self.augmentation, self.summary = augmentation, summary
+        self.images, self.annotations = images, annotations
+        self.next_image = max(self.raw_images, default=0) + 1
+        self.next_annotation = max(self.raw_annotations, default=0) + 1
         self.kept: set[int] = set()
-        self.taken = {i["file_name"] for i in source.images.values()}
+        self.taken = {i["file_name"] for i in checked.images}
 
-    def write(
-        self, records: PackedRecords, draws: list[Draw], workers: int | None, progress: bool
-    ) -> None:
-        """Write all draws of an epoch."""
-        bar = tqdm(draws, unit="img", desc="draws", disable=None if progress else True)
-        tasks = self._tasks(records, draws)
-        with closing(_in_order(self.augmentation, tasks, workers)) as copies:
-            for draw in bar:
-                record = records[draw.index]
-                try:
-                    copy = next(copies)() if self._may_be_augmented(record) else None
-                    if copy is None:
-                        self.add_original(record, draw)
-                    else:
-                        self._add_copy(record, draw, copy)
-                except UnreadableImage as e:
-                    if not self.skip:
-                        raise
-                    self.summary.skipped.append(str(e))
+    def augment(self, record: Entry) -> tuple[Plan, bool] | None:
+        """Write the image of a draw, unless it is there; None if the draw shows the original.
 
-    def _tasks(self, records: PackedRecords, draws: list[Draw]) -> Iterator[_Task]:
-        for draw in draws:
-            record = records[draw.index]
-            if self._may_be_augmented(record):
-                name = self._file_name(record["image_id"], draw, ".png")
-                yield _Task({**record, "draw": draw}, self.summary.image_root / name)
+        Args:
+            record: a dataset dict with its ``draw``.
 
-    def _may_be_augmented(self, record: Entry) -> bool:
-        augmentation = self.augmentation
-        return augmentation is not None and augmentation.may_augment(record["annotations"])
+        Returns:
+            What is pasted, and whether the image had to be written.
+        """
+        plan = self.augmentation.plan(record) if self.augmentation else None
+        if self.augmentation is None or plan is None or not plan.pasted:
+            return None
+        name = self._file_name(record["image_id"], record["draw"], ".png")
+        target = self.summary.image_root / name
+        if _is_whole_png(target):
+            return plan, False
+        image = read_rgb(record)
+        self.augmentation.copy_paste.composite(image, plan)
+        how = [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
+        ok, data = cv2.imencode(".png", image[:, :, ::-1], how)
+        if not ok:
+            raise SmallObjError(f"OpenCV could not encode {target}.")
+        with writing(target) as temporary:
+            temporary.write_bytes(data.tobytes())
+        return plan, True
 
     def _file_name(self, image_id: int, draw: Draw, suffix: str) -> str:
-        name = Path(self.source.images[image_id]["file_name"])
+        name = Path(self.raw_images[image_id]["file_name"])
         new = str(name.with_name(f"{name.stem}_draw{draw.position}{suffix}"))
         if new in self.taken:
             raise SmallObjError(f"The name {new} is taken by an image of the original dataset.")
         return new
 
-    def add_original(self, record: Entry, draw: Draw | None = None) -> None:
-        """Add an image as it was; without a draw, one that training leaves out."""
+    def add(
+        self, record: Entry, draw: Draw | None = None, copy: tuple[Plan, bool] | None = None
+    ) -> None:
+        """Add the image of a draw; without a draw, one that training leaves out.
+
+        Args:
+            record: its dataset dict.
+            draw: where in the stream it stands.
+            copy: from `augment`; None for the original.
+        """
         image_id = record["image_id"]
-        entry = dict(self.source.images[image_id])
-        own = self.source.root / entry["file_name"]
-        first = image_id not in self.kept
-        if not first and draw is not None:
+        origin = {} if draw is None else {"position": draw.position, "seed": self.seed}
+        entry = dict(self.raw_images[image_id])
+        own = self.image_root / entry["file_name"]
+        first = copy is None and image_id not in self.kept
+        if draw is not None and not first:
             entry["id"] = self.next_image + draw.position
-            entry["file_name"] = self._file_name(image_id, draw, own.suffix)
-        link(own, self.summary.image_root / entry["file_name"])
-        self.kept.add(image_id)
+            entry["file_name"] = self._file_name(image_id, draw, ".png" if copy else own.suffix)
         if draw is not None:
-            entry["draw"] = self._origin(image_id, draw)
+            entry["draw"] = {"image": image_id, **origin}
+        if copy is None:
+            link(own, self.summary.image_root / entry["file_name"])
+            self.kept.add(image_id)
+            self.summary.original += 1
+        else:
+            plan, written = copy
+            self.summary.augmented += 1
+            self.summary.pastes += plan.pasted
+            self.summary.left_out.update(plan.left_out)
+            self.summary.written += written
         self.images.append(entry)
-        for annotation in record["annotations"]:
-            new = self._as_it_was(annotation)
-            self._add_annotation(new, entry["id"], new["id"] if first else None)
-        self.summary.original += 1
-
-    def _add_copy(self, record: Entry, draw: Draw, copy: _Copy) -> None:
-        image_id = record["image_id"]
-        entry = dict(self.source.images[image_id])
-        entry["id"] = self.next_image + draw.position
-        entry["file_name"] = self._file_name(image_id, draw, ".png")
-        entry["draw"] = self._origin(image_id, draw)
-        self.images.append(entry)
-        for annotation in copy.annotations:
-            if isinstance(annotation, int):
-                new = self._as_it_was(record["annotations"][annotation])
+        unchanged = {id(a) for a in record["annotations"]}
+        for annotation in copy[0].annotations if copy else record["annotations"]:
+            if id(annotation) in unchanged:  # with what pycocotools cannot do without
+                raw = self.raw_annotations[annotation["id"]]
+                new = {"iscrowd": annotation["iscrowd"], "area": annotation["area"], **raw}
             else:
-                new = _as_coco(annotation, self.category_ids)
-                if paste := new.get("copy_paste"):
-                    if "image" not in paste:  # it is copied within its image
-                        source = record["annotations"][paste["source"]]["id"]
-                        paste = {**paste, "image": image_id, "source": source}
-                    new["copy_paste"] = {**paste, "position": draw.position, "seed": self.seed}
-            self._add_annotation(new, entry["id"], None)
-        self.summary.augmented += 1
-        self.summary.pastes += copy.pastes
-        self.summary.left_out.update(copy.left_out)
-        self.summary.written += copy.written
+                new = self._as_coco(annotation, record, origin)
+            if not first:
+                new["id"] = self.next_annotation
+                self.next_annotation += 1
+            self.annotations.append({**new, "image_id": entry["id"]})
 
-    def _origin(self, image_id: int, draw: Draw) -> dict[str, int]:
-        return {"image": image_id, "position": draw.position, "seed": self.seed}
-
-    def _as_it_was(self, annotation: Entry) -> Entry:
-        """An annotation as the original JSON has it, with what pycocotools cannot do without."""
-        raw = self.source.by_id[annotation["id"]]
-        return {"iscrowd": annotation["iscrowd"], "area": annotation["area"], **raw}
-
-    def _add_annotation(self, annotation: Entry, image_id: int, number: int | None) -> None:
-        if number is None:
-            number = self.next_annotation
-            self.next_annotation += 1
-        self.annotations.append({**annotation, "id": number, "image_id": image_id})
-
-    def finish(self, recipe: dict[str, Any]) -> None:
-        """Write the JSON, last of all."""
-        remove_leftovers(self.summary.image_root, recursive=True)  # of a call that was killed
-        data = self.source.data
-        info = data.get("info")
-        content = {
-            **data,
-            "info": {**(info if isinstance(info, dict) else {}), "recipe": recipe},
-            "images": sorted(self.images, key=lambda i: i["id"]),
-            "annotations": self.annotations,
-        }
-        with writing(self.summary.json_file) as temporary:
-            temporary.write_text(json.dumps(content))
-
-
-def _as_coco(annotation: Entry, category_ids: list[int]) -> Entry:
-    """An annotation of a dataset dict as the JSON has it; undoes what `load_coco` does."""
-    new = {k: v for k, v in annotation.items() if k != "bbox_mode"}
-    new["category_id"] = category_ids[annotation["category_id"]]
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
-        new["segmentation"] = {**segmentation, "counts": segmentation["counts"].decode("ascii")}
-    if annotation.get("keypoints"):
-        new["keypoints"] = [
-            k if i % 3 == 2 else k - 0.5 for i, k in enumerate(annotation["keypoints"])
-        ]
-    return new
-
-
-# --- Work shared out among processes
-
-_augmentation: DrawAugmentation | None = None
-
-
-def _in_order(
-    augmentation: DrawAugmentation | None, tasks: Iterable[_Task], workers: int | None
-) -> Generator[Callable[[], _Copy | None], None, None]:
-    """The copies of all tasks, in their order; each is a function that returns it, or raises."""
-    workers = workers or len(os.sched_getaffinity(0))
-    if augmentation is None:
-        return
-    if workers == 1:
-        for task in tasks:
-            yield partial(_copy, augmentation, task)
-        return
-    pool = ProcessPoolExecutor(
-        workers,
-        # Not forked: a fork of a process with threads may wait for ever for a lock.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(augmentation,),
-    )
-    # No more in memory than keeps them all busy.
-    with closing(in_order(pool, _work, tasks, 8 * workers)) as copies:
-        for _, copy in copies:
-            yield copy.result
-
-
-def _start_worker(augmentation: DrawAugmentation) -> None:
-    global _augmentation
-    _augmentation = augmentation
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to deal with
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """Leave when the parent is gone, however it went."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _work(task: _Task) -> _Copy | None:
-    if _augmentation is None:
-        raise AssertionError("the worker was not started by _start_worker")
-    return _copy(_augmentation, task)
+    def _as_coco(self, annotation: Entry, record: Entry, origin: Entry) -> Entry:
+        """An annotation of a dataset dict as the JSON has it; undoes what `load_coco` does."""
+        new = {k: v for k, v in annotation.items() if k != "bbox_mode"}
+        new["category_id"] = self.category_ids[annotation["category_id"]]
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
+            new["segmentation"] = {**segmentation, "counts": segmentation["counts"].decode("ascii")}
+        if annotation.get("keypoints"):
+            new["keypoints"] = [
+                k if i % 3 == 2 else k - 0.5 for i, k in enumerate(annotation["keypoints"])
+            ]
+        if paste := new.get("copy_paste"):
+            if "image" not in paste:  # it is copied within its image
+                source = record["annotations"][paste["source"]]["id"]
+                paste = {**paste, "image": record["image_id"], "source": source}
+            new["copy_paste"] = {**paste, **origin}
+        return new
 
 
 def _is_whole_png(path: Path) -> bool:
@@ -378,25 +267,3 @@ def _is_whole_png(path: Path) -> bool:
             return file.read() == _PNG_END
     except OSError:  # it is not there, or shorter
         return False
-
-
-def _copy(augmentation: DrawAugmentation, task: _Task) -> _Copy | None:
-    """Augment one draw and write its image, unless it is there; None if it shows the original."""
-    record = task.record
-    plan = augmentation.plan(record)
-    if plan is None or not plan.pasted:
-        return None
-    missing = not _is_whole_png(task.target)
-    if missing:
-        image = read_rgb(record)
-        augmentation.copy_paste.composite(image, plan)
-        ok, data = cv2.imencode(
-            ".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
-        )
-        if not ok:
-            raise SmallObjError(f"OpenCV could not encode {task.target}.")
-        with writing(task.target) as temporary:
-            temporary.write_bytes(data.tobytes())
-    places = {id(a): i for i, a in enumerate(record["annotations"])}
-    annotations = [places.get(id(a), a) for a in plan.annotations]
-    return _Copy(annotations, plan.pasted, plan.left_out, missing)

@@ -1,22 +1,52 @@
-"""What all exports do with the folder that they write to, and with images that stay as they are."""
+"""What all exports do with the folder that they write to."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.files import locked, write_json
+from smallobj_d2.files import locked, remove_leftovers, write_json, writing
+
+Entry = dict[str, Any]
+"""An image or an annotation of a COCO JSON."""
+
+
+@dataclass
+class Exported:
+    """A dataset on disk.
+
+    Attributes:
+        json_file: is written last of all.
+        image_root: its images.
+        skipped: images that could not be read, where they are to be skipped.
+    """
+
+    json_file: Path
+    image_root: Path
+    skipped: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def claimed(folder: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a folder for one recipe alone: all that its files depend on.
+def export(
+    done: Exported, recipe: Mapping[str, Any], original: Entry
+) -> Iterator[tuple[list[Entry], list[Entry]]]:
+    """Hold the folder of a dataset for one recipe alone, and write its JSON in the end.
+
+    Gives two lists to fill: images and annotations. Where the block raises, no JSON is written, and
+    the next call for the same recipe finds the images that are there.
+
+    Args:
+        done: where it is.
+        recipe: all that its files depend on; it is in the JSON's ``info``.
+        original: content of the JSON that it is made of; all else in it is kept.
 
     Raises:
-        SmallObjError: if it holds something else, or another process writes there now.
+        SmallObjError: if the folder holds something else, or another process writes there now.
     """
+    folder = done.json_file.parent
     path = folder / "recipe.json"
     if path.is_file():
         if json.loads(path.read_bytes()) != recipe:
@@ -26,6 +56,14 @@ def claimed(folder: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise SmallObjError(f"{folder} is not empty. Choose a new folder.")
+    images: list[Entry] = []
+    annotations: list[Entry] = []
     with locked(folder, f"Another process is writing to {folder}. Wait for it."):
         write_json(path, recipe)
-        yield
+        yield images, annotations
+        remove_leftovers(done.image_root, recursive=True)  # of a call that was killed
+        info = original.get("info")
+        info = {**(info if isinstance(info, dict) else {}), "recipe": recipe}
+        new = {**original, "info": info, "images": images, "annotations": annotations}
+        with writing(done.json_file) as temporary:
+            temporary.write_text(json.dumps(new))

@@ -5,11 +5,9 @@ tile's edge cuts is clipped: polygons exactly, into several parts of one annotat
 and RLE to the very pixels.
 """
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -21,31 +19,27 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from smallobj_d2.datasets.coco import mask_area, read_coco, repaired_mask
+from smallobj_d2.datasets.coco import mask_area, read_coco, repaired
 from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.export.folder import claimed
-from smallobj_d2.files import link, remove_leftovers, writing
+from smallobj_d2.export.folder import Entry, Exported, export
+from smallobj_d2.files import link, writing
+from smallobj_d2.masks.outlines import geometry_of, polygons_of, without_holes
 from smallobj_d2.masks.rle import decode, encode
-from smallobj_d2.masks.shapes import Window
+from smallobj_d2.masks.shapes import Outline, Window
 
 MIN_SHARE = 0.3
 """An object that a tile's edge cuts is kept if at least this share of its area is inside, or fills
 this share of the tile."""
 
-_FORMAT = 1  # raise it whenever the same recipe would give other files
+_FORMAT = 2  # raise it whenever the same recipe would give other files
 _JPEG = (".jpg", ".jpeg")
-
-Entry = dict[str, Any]
-"""An image or an annotation of a COCO JSON."""
 
 
 @dataclass
-class Summary:
+class Summary(Exported):
     """What has been made."""
 
-    json_file: Path
-    image_root: Path
     tiles: int = 0
     empty: int = 0
     """Tiles without any annotation, kept or dropped."""
@@ -54,8 +48,6 @@ class Summary:
     cut: int = 0
     left_out: int = 0
     """Parts of objects that are less than the least share."""
-    skipped: list[str] = field(default_factory=list)
-    """Images that cannot be read, where they are to be skipped."""
 
 
 def tile_dataset(
@@ -110,32 +102,29 @@ def tile_dataset(
         "min_share": min_share,
         "drop_empty": drop_empty,
     }
-    annotations: dict[Any, list[Entry]] = {image["id"]: [] for image in checked.images}
-    for annotation in checked.annotations:
-        annotations[annotation["image_id"]].append(annotation)
+    by_image: dict[Any, list[Entry]] = {image["id"]: [] for image in checked.images}
+    for _, annotation in repaired(checked):
+        by_image[annotation["image_id"]].append(annotation)
 
-    def work(image: Entry) -> list[_Tile] | UnreadableImage:
-        tiles = list(_tiles(image, annotations[image["id"]], size, overlap, min_share))
+    def work(image: Entry) -> list[_Tile]:
+        tiles = list(_tiles(image, by_image[image["id"]], size, overlap, min_share))
         kept = [t for t in tiles if t.annotations or not drop_empty]
-        try:
-            _write_tiles(image, Path(image_root) / image["file_name"], kept, summary.image_root)
-        except UnreadableImage as e:
-            if not skip_unreadable:
-                raise
-            return e
+        _write_tiles(image, Path(image_root) / image["file_name"], kept, summary.image_root)
         return tiles
 
-    images: list[Entry] = []
-    instances: list[Entry] = []
     names: set[str] = set()
-    threads = workers or len(os.sched_getaffinity(0))
-    with claimed(Path(out), recipe):
-        bar = tqdm(checked.images, unit="img", desc="tiles", disable=None if progress else True)
-        pool = ThreadPoolExecutor(threads)
-        for image, made in in_order(pool, work, bar, 2 * threads):
-            tiles = made.result()
-            if isinstance(tiles, UnreadableImage):
-                summary.skipped.append(str(tiles))
+    bar = tqdm(checked.images, unit="img", desc="tiles", disable=None if progress else True)
+    with (
+        export(summary, recipe, checked.data) as (images, annotations),
+        closing(in_order(work, bar, workers)) as made,
+    ):
+        for image, result in made:
+            try:
+                tiles = result.result()
+            except UnreadableImage as e:
+                if not skip_unreadable:
+                    raise
+                summary.skipped.append(str(e))
                 continue
             for tile in tiles:
                 summary.left_out += tile.left_out
@@ -147,20 +136,10 @@ def tile_dataset(
                 names.add(tile.name)
                 images.append(tile.entry(image, len(images) + 1))
                 for own in tile.annotations:
-                    ids = {"id": len(instances) + 1, "image_id": len(images)}
-                    instances.append({**own, **ids})
+                    ids = {"id": len(annotations) + 1, "image_id": len(images)}
+                    annotations.append({**own, **ids})
                     summary.whole += own["tile"]["share"] == 1
-        summary.tiles, summary.cut = len(images), len(instances) - summary.whole
-        remove_leftovers(summary.image_root, recursive=True)  # of a call that was killed
-        info = checked.data.get("info")
-        content = {
-            **checked.data,
-            "info": {**(info if isinstance(info, dict) else {}), "recipe": recipe},
-            "images": images,
-            "annotations": instances,
-        }
-        with writing(summary.json_file) as temporary:
-            temporary.write_text(json.dumps(content))
+        summary.tiles, summary.cut = len(images), len(annotations) - summary.whole
     return summary
 
 
@@ -205,7 +184,7 @@ class _Tile:
 def _tiles(
     image: Entry, annotations: list[Entry], size: int, overlap: float, min_share: float
 ) -> Iterator[_Tile]:
-    objects = [o for o in (_Object(a, image) for a in annotations) if o.mask != []]
+    objects = [_Object(a) for a in annotations]
     cut = windows(int(image["width"]), int(image["height"]), size, overlap)
     name = Path(image["file_name"])
     for window in cut:
@@ -222,33 +201,23 @@ def _tiles(
 
 
 class _Object:
-    """An annotation, of which tiles show parts."""
+    """An annotation of `repaired`, of which tiles show parts."""
 
-    def __init__(self, annotation: Entry, image: Mapping[str, Any]) -> None:
-        self.annotation = {"iscrowd": 0, **annotation}
-        self.mask = repaired_mask(annotation.get("segmentation"), image)
-        """None: no mask, so that its box counts. Empty: nothing of it is valid."""
-        self.outline: Any = None
-        """A shapely geometry; RLE has none."""
+    def __init__(self, annotation: Entry) -> None:
+        self.annotation = annotation
+        self.mask = annotation.get("segmentation")
         if isinstance(self.mask, dict):
             x, y, w, h = coco_mask.toBbox(self.mask).tolist()
             self.bounds = (x, y, x + w, y + h)
             self.area = float(coco_mask.area(self.mask))
         else:
             x, y, w, h = annotation["bbox"]
-            rings = [np.reshape(p, (-1, 2)) for p in self.mask] if self.mask else []
-            if not rings:
-                rings = [np.array([(x, y), (x + w, y), (x + w, y + h), (x, y + h)], float)]
+            parts = self.mask or [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
-            valid = [shapely.make_valid(shapely.Polygon(ring)) for ring in rings]
-            self.outline = shapely.union_all(valid)
-            points = np.concatenate(rings)
-            self.bounds = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-            self.area = float(self.outline.area)
-        if "area" not in self.annotation:
-            measured = {**annotation, "segmentation": self.mask}
-            height, width = int(image["height"]), int(image["width"])
-            self.annotation["area"] = mask_area(measured, height, width)
+            self.geometry = geometry_of(self.outline)
+            self.bounds = self.outline.bounds()
+            self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:
         """The part of it in a tile, in the tile's coordinates; None if there is none."""
@@ -256,54 +225,35 @@ class _Object:
         x0, y0, x1, y1 = self.bounds
         if x1 <= x or y1 <= y or x0 >= x + width or y0 >= y + height or not self.area:
             return None
-        inside = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
         new = _without_keypoints_outside(self.annotation, window)
         new["tile"] = {"annotation": self.annotation.get("id"), "share": 1.0}
-        bx, by, bw, bh = new["bbox"]
-        new["bbox"] = [bx - x, by - y, bw, bh]
+        inside = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
         if isinstance(self.mask, dict):
             pixels = decode(self.mask, *window)
             rle = encode(pixels, 0, 0, width, height)
             new["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode()}
-            area = float(pixels.sum())
-            box = coco_mask.toBbox(rle).tolist()
+            area, box = float(pixels.sum()), coco_mask.toBbox(rle).tolist()
         elif inside:
             if self.mask:
-                shifts = [np.tile((x, y), len(p) // 2) for p in self.mask]
-                moved = zip(self.mask, shifts, strict=True)
-                new["segmentation"] = [(np.array(p) - shift).tolist() for p, shift in moved]
-            return new
+                new["segmentation"] = self.outline.moved(-x, -y).segmentation(height, width)
         else:
             frame = shapely.box(x, y, x + width, y + height)
-            part = shapely.transform(self.outline.intersection(frame), lambda p: p - (x, y))
-            area = float(part.area)
-            box = _xywh(part.bounds)
+            part = shapely.transform(self.geometry.intersection(frame), lambda p: p - (x, y))
+            area, (left, top, right, bottom) = float(part.area), part.bounds
+            box = [left, top, right - left, bottom - top]
             if self.mask:
-                new["segmentation"] = list(_rings(part))
-        if not inside:
-            new["tile"]["share"] = min(area / self.area, 1 - 1e-9)
-            new["bbox"] = box
-            new["area"] = mask_area(new, height, width) if area else 0.0
-        return new if area and new["area"] else None
-
-
-def _xywh(bounds: tuple[float, float, float, float]) -> list[float]:
-    x0, y0, x1, y1 = bounds
-    return [x0, y0, x1 - x0, y1 - y0]
-
-
-def _rings(shape: Any) -> Iterator[list[float]]:
-    """The polygons of a shape as COCO has them; one with a hole in two halves, as COCO has none."""
-    for part in getattr(shape, "geoms", [shape]):
-        if part.geom_type in ("MultiPolygon", "GeometryCollection"):
-            yield from _rings(part)
-        elif part.geom_type == "Polygon" and part.area and part.interiors:
-            x0, y0, x1, y1 = part.bounds
-            through = part.interiors[0].centroid.x
-            yield from _rings(part.intersection(shapely.box(x0, y0, through, y1)))
-            yield from _rings(part.intersection(shapely.box(through, y0, x1, y1)))
-        elif part.geom_type == "Polygon" and part.area:
-            yield shapely.get_coordinates(part.exterior)[:-1].ravel().tolist()
+                new["segmentation"] = [
+                    shapely.get_coordinates(simple.exterior)[:-1].ravel().tolist()
+                    for polygon in polygons_of(part)
+                    for simple in without_holes(polygon)
+                ]
+        if inside:
+            left, top, *sides = new["bbox"]
+            return new | {"bbox": [left - x, top - y, *sides]}
+        new["tile"]["share"] = min(area / self.area, 1 - 1e-9)
+        new["bbox"] = box
+        new["area"] = mask_area(new, height, width) if area else 0.0
+        return new if new["area"] else None
 
 
 def _without_keypoints_outside(annotation: Entry, window: Window) -> Entry:

@@ -1,13 +1,55 @@
-"""Masks to polygons that are the same masks."""
+"""Shapes as geometry of shapely's, and geometry as polygons of COCO's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import shapely
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.masks.rle import decode
+from smallobj_d2.masks.shapes import Bitmap, Outline
+
+_SMALLEST = 1e-3
+"""Holes of less area (in pixels) are the rounding of an outline that crosses itself."""
+
+
+def squares_of(bitmap: Bitmap) -> Any:
+    """The union of a bitmap's pixels as squares, put together from the runs of its rows."""
+    steps = np.diff(bitmap.mask.astype(np.int8), axis=1, prepend=0, append=0)
+    rows, left = np.nonzero(steps > 0)
+    _, right = np.nonzero(steps < 0)
+    x, y = bitmap.x, bitmap.y
+    return shapely.union_all(shapely.box(left + x, rows + y, right + x, rows + y + 1))
+
+
+def geometry_of(outline: Outline) -> Any:
+    """The union of an outline's parts; hand-drawn ones may cross themselves."""
+    return shapely.union_all([shapely.make_valid(shapely.Polygon(p)) for p in outline.parts])
+
+
+def polygons_of(geometry: Any) -> Iterator[Any]:
+    """The polygons of a shapely geometry of any kind; lines and points have no area."""
+    for part in getattr(geometry, "geoms", [geometry]):
+        if part.geom_type == "Polygon" and not part.is_empty:
+            yield part
+        elif hasattr(part, "geoms"):
+            yield from polygons_of(part)
+
+
+def without_holes(polygon: Any) -> Iterator[Any]:
+    """COCO's polygons have no holes: cut through one from top to bottom until none is left."""
+    holes = [h for h in polygon.interiors if shapely.area(shapely.Polygon(h)) > _SMALLEST]
+    if not holes:
+        yield shapely.Polygon(polygon.exterior)
+        return
+    x0, y0, x1, y1 = polygon.bounds
+    left, _, right, _ = holes[0].bounds
+    middle = (left + right) / 2
+    if left < round(middle) < right:
+        middle = round(middle)  # between pixels, where the cut divides none
+    for half in (shapely.box(x0, y0, middle, y1), shapely.box(middle, y0, x1, y1)):
+        for part in polygons_of(shapely.intersection(polygon, half)):
+            yield from without_holes(part)
 
 
 def outline_of(rle: Mapping[str, Any]) -> list[list[float]]:
@@ -19,12 +61,7 @@ def outline_of(rle: Mapping[str, Any]) -> list[list[float]]:
     Args:
         rle: COCO's ``size`` and ``counts``.
     """
-    x, y, width, height = map(int, coco_mask.toBbox(rle).tolist())
-    inside = np.pad(decode(rle, x, y, width, height), ((1, 1), (0, 0))).astype(np.int8)
-    edges = np.diff(inside, axis=0).T
-    column, top = (edges == 1).nonzero()
-    bottom = (edges == -1).nonzero()[1]
-    runs = shapely.box(x + column, y + top, x + column + 1, y + bottom)
-    merged = shapely.union_all(runs)
-    parts = [] if merged.is_empty else getattr(merged, "geoms", [merged])
-    return [shapely.get_coordinates(part.exterior)[:-1].ravel().tolist() for part in parts]
+    x, y, width, height = coco_mask.toBbox(rle).tolist()
+    squares = squares_of(Bitmap.decode(rle, (x, y, x + width, y + height)))
+    rings = [polygon.exterior for polygon in polygons_of(squares)]
+    return [shapely.get_coordinates(ring)[:-1].ravel().tolist() for ring in rings]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
@@ -289,28 +290,24 @@ def rasterize(polygons: Sequence[Sequence[float]], height: int, width: int) -> B
 
 def instance_annotation(thing: SceneObject, height: int, width: int) -> dict[str, Any]:
     polygons = polygons_of(thing.visible, height, width)
-    rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
     points = np.concatenate(polygons).reshape(-1, 2)
-    box = [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()]  # the outline's, as COCO
-    return _annotation(thing.category, polygons, rle, box, crowd=False)
+    return {
+        "category_id": CATEGORY_ID[thing.category],
+        "bbox": [*points.min(axis=0).tolist(), *np.ptp(points, axis=0).tolist()],  # the outline's
+        "area": float(rasterize(polygons, height, width).sum()),
+        "segmentation": polygons,
+        "iscrowd": 0,
+    }
 
 
 def crowd_annotation(mask: npt.NDArray[np.bool_], category: str) -> dict[str, Any]:
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=False))  # runs alternate, the first is of zeros
     counts = np.diff(edges, prepend=0, append=flat.size).tolist()
-    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    box = mask_util.toBbox(rle).tolist()
-    return _annotation(category, {"size": list(mask.shape), "counts": counts}, rle, box, crowd=True)
-
-
-def _annotation(
-    category: str, segmentation: Any, rle: Any, box: list[float], *, crowd: bool
-) -> dict[str, Any]:
     return {
         "category_id": CATEGORY_ID[category],
-        "bbox": box,
-        "area": float(mask_util.area(rle)),
-        "segmentation": segmentation,
-        "iscrowd": int(crowd),
+        "bbox": list(map(float, cv2.boundingRect(mask.astype(np.uint8)))),
+        "area": float(mask.sum()),
+        "segmentation": {"size": list(mask.shape), "counts": counts},
+        "iscrowd": 1,
     }
