@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.commands import add_dataset_options, command, path
+from smallobj_d2.commands import add_dataset_options, path
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.engines.predictions import (
@@ -30,7 +30,7 @@ from smallobj_d2.engines.predictions import (
     predict_images,
     with_ids_of,
 )
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.evaluation.ap import coco_metrics, count_objects, load_ground_truth, row_of, table
 from smallobj_d2.masks.rle import encode
 from smallobj_d2.masks.shapes import Window, shape_of

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from smallobj_d2.__main__ import COMMANDS
-from smallobj_d2.commands import command, command_line, parse, scale_file, writable
+from smallobj_d2.commands import CommandLine, parse, scale_file, writable
 from smallobj_d2.commands import reproduce as reproduce_tool
 from smallobj_d2.commands.train_net import parser as train_parser
 from smallobj_d2.config import ROOT, load_cfg
 from smallobj_d2.datasets.synthetic import make_dataset
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.scales import load_scale
 
 
@@ -89,7 +89,7 @@ def test_every_tool_is_a_door_to_its_command(door):
 def test_a_reader_that_leaves_is_no_error():
     code = """
 import sys
-from smallobj_d2.commands import command
+from smallobj_d2.errors import command
 @command
 def main(argv=None):
     for _ in range(100000): print("line")
@@ -160,7 +160,7 @@ def test_an_unknown_option_is_named(capsys):
 
 
 def test_the_help_names_overrides():
-    parser = command_line("What it does.")
+    parser = CommandLine("What it does.")
     parse(parser, [])
     assert "KEY VALUE" in parser.format_help()
 
