@@ -466,7 +466,9 @@ def test_caffe2_weights_give_detectron2s_features(cfg, tmp_path):
     with torch.no_grad():
         expected, found = theirs.backbone.bottom_up(x), ours.backbone.body(x)
     for level, value in expected.items():
-        assert torch.allclose(found[level], value, rtol=1e-3, atol=1e-3 * value.abs().max())
+        assert torch.allclose(
+            found[f"p{level[3:]}"], value, rtol=1e-3, atol=1e-3 * value.abs().max()
+        )
 
 
 def test_affine_weights_alone_leave_a_frozen_norm_affine():
