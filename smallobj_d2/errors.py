@@ -15,6 +15,11 @@ class SmallObjError(ValueError):
     keeps its traceback. Whatever file names and data put into the message, it stays one line.
     """
 
+    def __init__(self, message: object = "") -> None:
+        # What a loader's worker raises, torch raises anew with the worker's traceback as message.
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(str(message).rpartition(name)[2].rstrip("\n"))
+
     def __str__(self) -> str:
         return printable(super().__str__())
 

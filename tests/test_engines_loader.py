@@ -388,11 +388,11 @@ def test_batches_without_grouping_are_runs_of_positions():
     assert list(islice(sampler, 2)) == [[7, 9, 11], [13, 15, 17]]
 
 
-def test_a_dataset_without_a_mapper_gives_dataset_dicts_with_their_draw():
-    dataset = DrawDataset(records_of(4), Stream([1.0] * 4, 0))
-    draws = [dataset[k]["draw"] for k in range(len(dataset))]
+def test_a_dataset_gives_dataset_dicts_with_their_draw():
+    dataset = DrawDataset(records_of(4), Stream([1.0] * 4, 0), Positions())
+    draws = [dataset.record(k)["draw"] for k in range(len(dataset))]
     assert sorted(d.index for d in draws) == [0, 1, 2, 3]
-    assert all(dataset[d.position]["image_id"] == d.index for d in draws)
+    assert all(dataset.record(d.position)["image_id"] == d.index for d in draws)
 
 
 def test_processes_must_share_a_batch_evenly():

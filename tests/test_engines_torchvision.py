@@ -23,9 +23,9 @@ from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_mask
 from smallobj_d2.engines.torchvision.mapper import (
     SmallObjectMapper,
-    full_masks,
     output_size,
     targets,
+    windows_of,
 )
 from smallobj_d2.engines.torchvision.model import build_model, mask_targets
 from smallobj_d2.engines.torchvision.support import check_supported
@@ -133,6 +133,22 @@ def changed(cfg, *opts):
 def record_of(data, index=1, position=0):
     record = load_coco(data / "truth.json", data / "images").records[index]
     return {**record, "draw": Draw(position, index, 0)}
+
+
+def full_masks(target, height, width):
+    """The masks of a target as (N, H, W) uint8 bitmaps."""
+    out = torch.zeros(len(target["windows"]), height, width, dtype=torch.uint8)
+    for bitmap, ((x0, y0, x1, y1), mask) in zip(out, windows_of(target), strict=True):
+        bitmap[y0:y1, x0:x1] = mask
+    return out
+
+
+def pasted_mask(mask, box, height, width):
+    """A mask as a (H, W) bitmap."""
+    window, left, top = paste_mask(mask, box, height, width)
+    bitmap = np.zeros((height, width), dtype=np.uint8)
+    bitmap[top : top + len(window), left : left + window.shape[1]] = window
+    return bitmap
 
 
 # --- Mapper
@@ -347,7 +363,7 @@ def test_masks_are_pasted_as_detectron2_does():
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)]
     masks = torch.rand(len(boxes), 14, 14, generator=generator)
     theirs = paste_masks_in_image(masks, boxes, (64, 70))
-    ours = [paste_mask(m, tuple(b), 64, 70) for m, b in zip(masks, boxes.tolist(), strict=True)]
+    ours = [pasted_mask(m, tuple(b), 64, 70) for m, b in zip(masks, boxes.tolist(), strict=True)]
     assert (torch.from_numpy(np.stack(ours)).bool() != theirs).float().mean() < 1e-4
 
 
@@ -424,7 +440,7 @@ def test_a_model_detects_what_detectron2s_does(cfg, tmp_path, name):
     for box, mask, full in zip(
         found["boxes"].tolist(), found["masks"], expected.pred_masks[order], strict=True
     ):
-        assert (paste_mask(mask, tuple(box), 90, 120) != full.numpy()).mean() < 1e-3
+        assert (pasted_mask(mask, tuple(box), 90, 120) != full.numpy()).mean() < 1e-3
 
 
 @needs_detectron2

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -35,6 +36,7 @@ Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], Sample]
 
 
+@dataclass(eq=False)
 class DrawDataset(Dataset[Sample]):
     """The stream of draws as a map-style dataset: position to mapped sample.
 
@@ -43,23 +45,15 @@ class DrawDataset(Dataset[Sample]):
     Args:
         records: N dataset dicts.
         stream: what stands at each position.
-        mapper: dataset dict to sample; None gives the dataset dicts themselves.
+        mapper: dataset dict to sample.
         skip_unreadable: take the next record in place of one whose image cannot be read, and
             say so in the sample's ``skipped``.
     """
 
-    def __init__(
-        self,
-        records: Sequence[dict[str, Any]] | PackedRecords,
-        stream: Stream,
-        mapper: Mapper | None = None,
-        *,
-        skip_unreadable: bool = False,
-    ) -> None:
-        self.records = records if isinstance(records, PackedRecords) else PackedRecords(records)
-        self.stream = stream
-        self.mapper = mapper
-        self.skip_unreadable = skip_unreadable
+    records: Sequence[dict[str, Any]] | PackedRecords
+    stream: Stream
+    mapper: Mapper
+    skip_unreadable: bool = False
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -71,8 +65,6 @@ class DrawDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         record = self.record(position)
-        if self.mapper is None:
-            return record
         draw = record["draw"]
         skipped: list[str] = []
         while True:
@@ -88,6 +80,7 @@ class DrawDataset(Dataset[Sample]):
                 return {**sample, "skipped": skipped} if skipped else sample
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[list[int]]):
     """Batches of positions, those of wide and of tall images apart if ``wide`` is given.
 
@@ -103,18 +96,12 @@ class BatchSampler(Sampler[list[int]]):
         start: batches to leave out at the beginning; no image is read for them.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        size: int,
-        wide: NDArray[np.bool_] | None,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> None:
-        self.stream, self.size, self.wide = stream, size, wide
-        self.rank, self.world_size, self.start = rank, world_size, start
+    stream: Stream
+    size: int
+    wide: NDArray[np.bool_] | None
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in islice(self._batches(), self.start, None):
@@ -170,10 +157,8 @@ def build_train_loader(
         )
     stream = Stream(factors, seed)
     wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
-    dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable)
-    batches = BatchSampler(
-        stream, images_per_batch, wide, rank=rank, world_size=world_size, start=start_iter
-    )
+    dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable)
+    batches = BatchSampler(stream, images_per_batch, wide, rank, world_size, start_iter)
     return TrainLoader(dataset, batches, num_workers)
 
 
@@ -218,9 +203,6 @@ def loader_from_config(
 class TrainLoader:
     """Iterates over batches, which are lists of samples.
 
-    Errors of the project's own arrive from the workers as they were raised, not wrapped in a
-    worker's traceback.
-
     Attributes:
         positions: positions of the draws in the batch that was handed out last.
         skipped: how often each unreadable image was skipped, by what was wrong with it.
@@ -233,10 +215,10 @@ class TrainLoader:
         self.skipped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self._loader = DataLoader(
-            _Guarded(dataset),
+            dataset,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_list,
+            collate_fn=list,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
@@ -245,8 +227,6 @@ class TrainLoader:
         for batch in self._loader:
             samples = []
             for sample in batch:
-                if isinstance(sample, SmallObjError):
-                    raise sample
                 for what in sample.pop("skipped", ()):
                     if what not in self.skipped:
                         logger.warning("Skipped: %s", what)
@@ -257,19 +237,6 @@ class TrainLoader:
             yield samples
 
 
-class _Guarded(Dataset[Any]):
-    """A dataset that hands its own errors over instead of raising them in a worker."""
-
-    def __init__(self, dataset: DrawDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, position: int) -> Sample | SmallObjError:
-        try:
-            return self.dataset[position]
-        except SmallObjError as e:
-            return e
-
-
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others.
 
@@ -278,7 +245,3 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples

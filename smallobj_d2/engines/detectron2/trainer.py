@@ -20,7 +20,7 @@ from smallobj_d2.engines.detectron2.checkpoints import Checkpointer
 from smallobj_d2.engines.detectron2.mapper import build_mapper, build_train_loader
 from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
 
 
@@ -82,15 +82,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
-        """The stock evaluation, of the same model in all processes, with readable errors.
+        """The stock evaluation, of the same model in all processes.
 
         Each process has its own batch norm statistics, and evaluates a part of the images.
         """
         processes.share_statistics(model)
-        try:
-            return super().test(cfg, model, evaluators)
-        except UnreadableImage as e:  # torch has put a worker's traceback before what it says
-            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
+        return super().test(cfg, model, evaluators)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws continues where the checkpoint left it."""

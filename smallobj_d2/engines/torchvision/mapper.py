@@ -221,7 +221,7 @@ def targets(
     """What the model learns from: transformed, clipped, crowds and empty instances left out.
 
     A mask is kept as the window around it, not as a bitmap of the image, so that many small
-    objects cost little. `full_masks` makes bitmaps again.
+    objects cost little.
 
     Args:
         annotations: of an image in Detectron2's form; boxes XYWH.
@@ -322,11 +322,3 @@ def windows_of(
         end = start + (x1 - x0) * (y1 - y0)
         yield (x0, y0, x1, y1), target["masks"][start:end].view(y1 - y0, x1 - x0)
         start = end
-
-
-def full_masks(target: Mapping[str, torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """The masks of a target as (N, H, W) uint8 bitmaps."""
-    out = torch.zeros(len(target["windows"]), height, width, dtype=torch.uint8)
-    for bitmap, ((x0, y0, x1, y1), mask) in zip(out, windows_of(target), strict=True):
-        bitmap[y0:y1, x0:x1] = mask
-    return out
