@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.dist_url,
             device=cfg.MODEL.DEVICE,
             args=(engine, cfg, args.resume, args.eval_only, args.overwrite),
-            args_after_loss=(engine, cfg, args.resume or not args.eval_only, args.eval_only, False),
             max_restarts=args.max_restarts,
             imports=[ENGINES[engine]],
         )

@@ -7,35 +7,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smallobj_d2 import files
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors, write_json, writing
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the output folder, making it if need be, so that no second run writes there.
-
-    Raises:
-        SmallObjError: if another run holds it, or it cannot be written to.
-    """
-    if processes.rank() != 0:
-        yield
-        return
-    busy = f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
-    with files.locked(output, busy):
-        yield
 
 
 def setup_logging(output: Path) -> None:

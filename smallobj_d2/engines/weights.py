@@ -24,11 +24,6 @@ from smallobj_d2.files import writing
 _ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
-NOTHING_TO_EVALUATE = (
-    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, or add --resume "
-    "for the last one in OUTPUT_DIR."
-)
-
 
 def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
     """Refuse to evaluate a model of which a part is still random.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.weights import read_file, require_whole, write_file
@@ -12,13 +13,16 @@ from smallobj_d2.files import writing
 
 
 class Checkpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads.
+    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads."""
 
-    Attributes:
-        whole: whether what is loaded must have all parameters of the model.
-    """
+    _whole = False
 
-    whole = False
+    @classmethod
+    def load_whole(cls, model: nn.Module, path: Path) -> None:
+        """Load a file that must have all parameters of the model."""
+        checkpointer = cls(model)
+        checkpointer._whole = True
+        checkpointer.load(str(path))
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As the stock method; a run that is killed here still has the checkpoint before."""
@@ -56,7 +60,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """As the stock method, but a model that is to be whole, and is not, is an error."""
         incompatible = super()._load_model(checkpoint)
-        if self.whole:
+        if self._whole:
             others = (name for name, _, _ in incompatible.incorrect_shapes)
             require_whole(self.model, {*incompatible.missing_keys, *others})
         return incompatible
