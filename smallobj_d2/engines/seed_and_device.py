@@ -46,7 +46,8 @@ def settle_precision(cfg: Any, engine: str) -> Any:
     if engine == "detectron2":
         raise SmallObjError(
             "SOLVER.AMP.ENABLED is True, but Detectron2 has mixed precision on a GPU only, and "
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}. Set SOLVER.AMP.ENABLED False, or use --engine torchvision."
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}. Set SOLVER.AMP.ENABLED False, or use --engine "
+            "torchvision."
         )
     if cfg.MODEL.DEVICE != "cpu" or has_bfloat16():
         return cfg

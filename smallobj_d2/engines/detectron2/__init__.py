@@ -107,7 +107,7 @@ class _Run(run.Run):
 
     def train(self) -> dict[str, Row]:
         self.trainer.train()
-        return self._rows(self.trainer.results)
+        return self._rows(self.trainer._last_eval_results)
 
     @property
     def iterations(self) -> int:

@@ -184,12 +184,8 @@ class SmallObjectMapper(DatasetMapper):
             # Without its mask, the stock method would end in a KeyError.
             and (not self.use_instance_mask or a.get("segmentation"))
         ]
-        unused = set()
-        if not self.use_instance_mask:
-            unused.add("segmentation")
-        if not self.use_keypoint:
-            unused.add("keypoints")
-        annotations = [{k: v for k, v in a.items() if k not in unused} for a in kept]
+        used = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
+        annotations = [{k: v for k, v in a.items() if used.get(k, True)} for a in kept]
         if _can_be_transformed_together(annotations, transforms):
             _transform_together(annotations, transforms, shape)
         else:

@@ -5,6 +5,7 @@ bit; a test compares the two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def build_mapper(cfg: Any, is_train: bool, augmentation: DrawAugmentation | None
 
 
 @MAPPERS.register()
+@dataclass(eq=False)
 class SmallObjectMapper:
     """Maps a dataset dict to a sample.
 
@@ -60,42 +62,31 @@ class SmallObjectMapper:
         seed: the run's seed.
     """
 
-    def __init__(
-        self,
-        is_train: bool,
-        *,
-        image_format: str = "BGR",
-        min_size: Sequence[int] = (800,),
-        max_size: int = 1333,
-        sampling: str = "choice",
-        flip: str = "horizontal",
-        fast_resize: bool = False,
-        with_masks: bool = True,
-        augmentation: DrawAugmentation | None = None,
-        seed: int = 0,
-    ) -> None:
+    is_train: bool
+    _: KW_ONLY
+    image_format: str = "BGR"
+    min_size: Sequence[int] = (800,)
+    max_size: int = 1333
+    sampling: str = "choice"
+    flip: str = "horizontal"
+    fast_resize: bool = False
+    with_masks: bool = True
+    augmentation: DrawAugmentation | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         for key, value, choices in (
-            ("INPUT.FORMAT", image_format, ("BGR", "RGB")),
-            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, ("choice", "range")),
-            ("INPUT.RANDOM_FLIP", flip, ("horizontal", "vertical", "none")),
+            ("INPUT.FORMAT", self.image_format, ("BGR", "RGB")),
+            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", self.sampling, ("choice", "range")),
+            ("INPUT.RANDOM_FLIP", self.flip, ("horizontal", "vertical", "none")),
         ):
             if value not in choices:
                 raise SmallObjError(f"{key} is {value!r}; it must be one of {choices}.")
-        if sampling == "range" and len(min_size) != 2:
+        if self.sampling == "range" and len(self.min_size) != 2:
             raise SmallObjError(
-                f"INPUT.MIN_SIZE_TRAIN is {min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' "
-                "it must be two numbers, the lowest and the highest."
+                f"INPUT.MIN_SIZE_TRAIN is {self.min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING "
+                "'range' it must be two numbers, the lowest and the highest."
             )
-        self.is_train = is_train
-        self.image_format = image_format
-        self.min_size = tuple(min_size)
-        self.max_size = max_size
-        self.sampling = sampling
-        self.flip = flip
-        self.fast_resize = fast_resize
-        self.with_masks = with_masks
-        self.augmentation = augmentation
-        self.seed = seed
 
     @classmethod
     def from_config(
@@ -132,7 +123,7 @@ class SmallObjectMapper:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         return cls(
             True,
-            min_size=(sizes,) if isinstance(sizes, int) else sizes,
+            min_size=(sizes,) if isinstance(sizes, int) else tuple(sizes),
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
             sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
             flip=cfg.INPUT.RANDOM_FLIP,

@@ -260,7 +260,9 @@ class Trainer:
         Raises:
             SmallObjError: if it is not one of this model and this run.
         """
-        state = read_checkpoint(path)
+        state = read_file(path)
+        if not isinstance(state, dict):
+            raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -277,14 +279,6 @@ class Trainer:
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it."""
-    state = read_file(path)
-    if not isinstance(state, dict):
-        raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
-    return state
 
 
 class Metrics:
