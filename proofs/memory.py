@@ -29,7 +29,7 @@ from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.datasets.coco import dataset_info, load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.synthetic import make_dataset
-from smallobj_d2.engines.loader import build_train_loader
+from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import repeat_factors
@@ -97,7 +97,7 @@ def main() -> None:
             sources = bank
         copy_paste = CopyPaste(strategy="all", copies=3, sources=sources)
         augmentation = DrawAugmentation(copy_paste, seed=0)
-        loader = build_train_loader(
+        loader = TrainLoader(
             records,
             factors,
             SmallObjectMapper(True, min_size=(160,), max_size=256, augmentation=augmentation),

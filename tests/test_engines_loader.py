@@ -28,12 +28,7 @@ from smallobj_d2.copy_paste import CopyPaste, Jitter
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import load_engine
-from smallobj_d2.engines.loader import (
-    BatchSampler,
-    DrawDataset,
-    TrainLoader,
-    build_train_loader,
-)
+from smallobj_d2.engines.loader import BatchSampler, DrawDataset, TrainLoader
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Stream
 from smallobj_d2.training_set import training_data
@@ -111,7 +106,7 @@ def loader_of(engine: str, cfg: Any, **changes: Any) -> TrainLoader:
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     }
-    return build_train_loader(records, factors, MAPPERS[engine](cfg), **{**arguments, **changes})
+    return TrainLoader(records, factors, MAPPERS[engine](cfg), **{**arguments, **changes})
 
 
 # --- digests of samples
@@ -362,7 +357,7 @@ def records_of(num: int) -> list[dict[str, Any]]:
 
 def plain_loader(mapper: Any, num: int = 10, **changes: Any) -> TrainLoader:
     arguments = {"seed": 0, "images_per_batch": 4, **changes}
-    return build_train_loader(records_of(num), np.ones(num), mapper, **arguments)
+    return TrainLoader(records_of(num), np.ones(num), mapper, **arguments)
 
 
 def test_batches_are_all_wide_or_all_not_and_no_position_is_lost():

@@ -119,21 +119,8 @@ class BatchSampler(Sampler[list[int]]):
                 bucket.clear()
 
 
-def build_train_loader(
-    records: Sequence[dict[str, Any]],
-    factors: NDArray[np.float64],
-    mapper: Mapper,
-    *,
-    seed: int,
-    images_per_batch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    aspect_ratio_grouping: bool = True,
-    start_iter: int = 0,
-    skip_unreadable: bool = False,
-) -> "TrainLoader":
-    """Build the infinite training loader.
+class TrainLoader:
+    """The infinite training loader: iterates over batches, which are lists of samples.
 
     Args:
         records: N dataset dicts.
@@ -147,76 +134,49 @@ def build_train_loader(
         start_iter: the iteration to start at; earlier batches are left out, unread.
         skip_unreadable: replace unreadable images instead of stopping.
 
-    """
-    if images_per_batch < 1:
-        raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
-    if images_per_batch % world_size:
-        raise SmallObjError(
-            f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
-            "share evenly. Choose a multiple."
-        )
-    stream = Stream(factors, seed)
-    wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
-    dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable)
-    batches = BatchSampler(stream, images_per_batch, wide, rank, world_size, start_iter)
-    return TrainLoader(dataset, batches, num_workers)
-
-
-def loader_from_config(
-    cfg: Any,
-    build_mapper: Callable[..., Mapper],
-    read_records: Callable[[Iterable[str]], Records],
-    read_image: ReadImage,
-    *,
-    start_iter: int = 0,
-) -> "TrainLoader":
-    """The one way from a config to a training loader, for this process of a run.
-
-    Args:
-        cfg: a config with ``SMALLOBJ``.
-        build_mapper: ``(cfg, is_train, augmentation=...)`` to the mapper of the engine.
-        read_records: dataset names to dataset dicts.
-        read_image: a dataset dict to its image, as the mapper reads it, for a bank of objects.
-        start_iter: see `build_train_loader`.
-    """
-    import_modules(cfg.SMALLOBJ.IMPORTS)
-    register_from_config(cfg)
-    records, factors = training_data(cfg, read_records)
-    progress = processes.rank() == 0
-    augmentation = build_augmentation(cfg, cfg.SEED, records, read_image, progress=progress)
-    mapper = build_mapper(cfg, True, augmentation=augmentation)
-    return build_train_loader(
-        records,
-        factors,
-        mapper,
-        seed=cfg.SEED,
-        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
-        rank=processes.rank(),
-        world_size=processes.world_size(),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        start_iter=start_iter,
-        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
-    )
-
-
-class TrainLoader:
-    """Iterates over batches, which are lists of samples.
-
     Attributes:
         positions: positions of the draws in the batch that was handed out last.
         skipped: how often each unreadable image was skipped, by what was wrong with it.
         left_out: copies that were wanted and not placed, by reason; see `Plan.left_out`.
     """
 
-    def __init__(self, dataset: DrawDataset, batches: BatchSampler, num_workers: int) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        factors: NDArray[np.float64],
+        mapper: Mapper,
+        *,
+        seed: int,
+        images_per_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        aspect_ratio_grouping: bool = True,
+        start_iter: int = 0,
+        skip_unreadable: bool = False,
+    ) -> None:
+        if images_per_batch < 1:
+            raise SmallObjError(
+                f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1."
+            )
+        if images_per_batch % world_size:
+            raise SmallObjError(
+                f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
+                "share evenly. Choose a multiple."
+            )
+        stream = Stream(factors, seed)
+        wide = None
+        if aspect_ratio_grouping:
+            wide = np.array([r["width"] > r["height"] for r in records])
+        self.dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable)
         self.positions: list[int] = []
         self.skipped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self._loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
+            self.dataset,
+            batch_sampler=BatchSampler(
+                stream, images_per_batch, wide, rank, world_size, start_iter
+            ),
             num_workers=num_workers,
             collate_fn=list,
             worker_init_fn=_leave_signals_to_the_parent,
@@ -235,6 +195,44 @@ class TrainLoader:
                 samples.append(sample)
             self.positions = [s["draw"].position for s in samples]
             yield samples
+
+
+def loader_from_config(
+    cfg: Any,
+    build_mapper: Callable[..., Mapper],
+    read_records: Callable[[Iterable[str]], Records],
+    read_image: ReadImage,
+    *,
+    start_iter: int = 0,
+) -> TrainLoader:
+    """The one way from a config to a training loader, for this process of a run.
+
+    Args:
+        cfg: a config with ``SMALLOBJ``.
+        build_mapper: ``(cfg, is_train, augmentation=...)`` to the mapper of the engine.
+        read_records: dataset names to dataset dicts.
+        read_image: a dataset dict to its image, as the mapper reads it, for a bank of objects.
+        start_iter: see `TrainLoader`.
+    """
+    import_modules(cfg.SMALLOBJ.IMPORTS)
+    register_from_config(cfg)
+    records, factors = training_data(cfg, read_records)
+    progress = processes.rank() == 0
+    augmentation = build_augmentation(cfg, cfg.SEED, records, read_image, progress=progress)
+    mapper = build_mapper(cfg, True, augmentation=augmentation)
+    return TrainLoader(
+        records,
+        factors,
+        mapper,
+        seed=cfg.SEED,
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        rank=processes.rank(),
+        world_size=processes.world_size(),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        start_iter=start_iter,
+        skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
+    )
 
 
 def _leave_signals_to_the_parent(_: int) -> None:

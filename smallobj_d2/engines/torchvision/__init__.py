@@ -5,6 +5,7 @@
 ask for).
 """
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from smallobj_d2.datasets.coco import (
 )
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
-from smallobj_d2.engines.torchvision.inference import coco_results, detect, write_results
+from smallobj_d2.engines.torchvision.inference import coco_results, detect
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
     SmallObjectMapper,
@@ -45,6 +46,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
+from smallobj_d2.files import writing
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -149,7 +151,9 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         )
         if processes.rank() != 0:
             continue
-        write_results(output / "inference" / (name if several else ""), results)
+        folder = output / "inference" / (name if several else "")
+        with writing(folder / "coco_instances_results.json") as temporary:
+            temporary.write_text(json.dumps(results))
         truth = load_ground_truth(dataset_info(name).json_file)
         tasks = ("segm", "bbox") if cfg.MODEL.MASK_ON else ("bbox",)
         metrics = {t: coco_metrics(truth, results, t, counted_detections(cfg)) for t in tasks}

@@ -1,11 +1,9 @@
 """Evaluation: a trained model over a test set, its detections in COCO's form, and their AP."""
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from tqdm import tqdm
 
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
-from smallobj_d2.files import writing
 from smallobj_d2.masks.rle import encode
 
 logger = logging.getLogger(__name__)
@@ -140,9 +137,3 @@ def paste_mask(
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
     return inside.cpu().numpy().astype(np.uint8), left, top
-
-
-def write_results(output: Path, results: list[dict[str, Any]]) -> None:
-    """Write coco_instances_results.json into a folder, as Detectron2 does."""
-    with writing(output / "coco_instances_results.json") as temporary:
-        temporary.write_text(json.dumps(results))

@@ -41,6 +41,8 @@ _STAGES = ("res2", "res3", "res4", "res5")
 def build_model(cfg: Any) -> GeneralizedRCNN:
     """The network of a config, with Detectron's initial weights in its heads.
 
+    The config must be one that `support.check_supported` lets pass.
+
     In training it takes a list of (3, H, W) float images (0 to 255, channels as in INPUT.FORMAT,
     already resized) and a list of targets (see `mapper.targets`), and returns the named losses. In
     evaluation it returns per image ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) from 1 up,
@@ -115,24 +117,20 @@ def build_model(cfg: Any) -> GeneralizedRCNN:
 # --- Backbone
 
 
-def make_norm(name: str, key: str) -> Norm:
-    """The constructor of a normalisation layer by Detectron2's name for it."""
-    norms: dict[str, Norm] = {
-        "": lambda _: nn.Identity(),
-        "BN": nn.BatchNorm2d,
-        "FrozenBN": frozen_batch_norm,
-        "GN": lambda channels: nn.GroupNorm(32, channels),
-    }
-    if name not in norms:
-        raise SmallObjError(f"{key} is {name!r}; the torchvision engine has {tuple(norms)}.")
-    return norms[name]
-
-
 def frozen_batch_norm(channels: int) -> FrozenBatchNorm2d:
     """A frozen batch norm that is the identity until weights are loaded, as Detectron2's is."""
     norm = FrozenBatchNorm2d(channels)
     norm.running_var -= norm.eps
     return norm
+
+
+_NORMS: dict[str, Norm] = {
+    "": lambda _: nn.Identity(),
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": frozen_batch_norm,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+}
+"""Constructors of a normalisation layer by Detectron2's name for it."""
 
 
 def build_body(
@@ -212,8 +210,6 @@ def build_backbone(cfg: Any) -> BackboneWithFPN:
     Built from MODEL.RESNETS, MODEL.BACKBONE and MODEL.FPN.
     """
     r, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
-    if r.DEPTH not in _BLOCKS:
-        raise SmallObjError(f"MODEL.RESNETS.DEPTH is {r.DEPTH}; it must be one of {list(_BLOCKS)}.")
     if r.DEPTH < 50 and r.RES2_OUT_CHANNELS != 64:
         raise SmallObjError(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {r.RES2_OUT_CHANNELS}; "
@@ -233,7 +229,7 @@ def build_backbone(cfg: Any) -> BackboneWithFPN:
                 stem_channels=r.STEM_OUT_CHANNELS,
                 res2_channels=r.RES2_OUT_CHANNELS,
                 bottleneck_channels=r.WIDTH_PER_GROUP,
-                norm=make_norm(r.NORM, "MODEL.RESNETS.NORM"),
+                norm=_NORMS[r.NORM],
                 stride_in_1x1=r.STRIDE_IN_1X1,
                 freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             ),
@@ -241,7 +237,7 @@ def build_backbone(cfg: Any) -> BackboneWithFPN:
             [r.RES2_OUT_CHANNELS << i for i in stages],
             fpn.OUT_CHANNELS,
             extra_blocks=_P6(),
-            norm_layer=make_norm(fpn.NORM, "MODEL.FPN.NORM") if fpn.NORM else None,
+            norm_layer=_NORMS[fpn.NORM] if fpn.NORM else None,
         )
     except ValueError as e:
         if "num_groups" not in str(e):
@@ -400,12 +396,7 @@ class Pooler(MultiScaleRoIAlign):
 
     def __init__(self, head: Any, in_features: Sequence[str]) -> None:
         super().__init__(list(in_features), head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO)
-        aligned = {"ROIAlign": False, "ROIAlignV2": True}  # Detectron's, and Detectron2's
-        if head.POOLER_TYPE not in aligned:
-            raise SmallObjError(
-                f"POOLER_TYPE is {head.POOLER_TYPE!r}; the torchvision engine has {tuple(aligned)}."
-            )
-        self.aligned = aligned[head.POOLER_TYPE]
+        self.aligned = head.POOLER_TYPE == "ROIAlignV2"  # Detectron2's; ROIAlign is Detectron's
         stages = [int(f[1:]) for f in in_features]
         # torchvision would guess these from the first batch that it sees.
         self.scales = [0.5**s for s in stages]

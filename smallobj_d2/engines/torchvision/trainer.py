@@ -23,9 +23,8 @@ from tqdm import tqdm
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.engines.weights import read_file, write_file
+from smallobj_d2.engines.weights import read_file, save_checkpoint
 from smallobj_d2.errors import SmallObjError, clock
-from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +66,6 @@ def build_schedule(cfg: Any) -> Callable[[int], float]:
     The learning rate is a function of the iteration, so there is no state of it to save.
     """
     s = cfg.SOLVER
-    if s.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
-        raise SmallObjError(
-            f"SOLVER.LR_SCHEDULER_NAME is {s.LR_SCHEDULER_NAME!r}; the torchvision engine has "
-            "WarmupMultiStepLR."
-        )
-    if s.WARMUP_METHOD not in ("linear", "constant"):
-        raise SmallObjError(
-            f"SOLVER.WARMUP_METHOD is {s.WARMUP_METHOD!r}; it must be linear or constant."
-        )
     steps = sorted(step for step in s.STEPS if step <= s.MAX_ITER)
     warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
 
@@ -250,9 +240,7 @@ class Trainer:
             "iteration": self.next_iteration - 1,
             "seed": self.seed,
         }
-        write_file(self.output / name, state)
-        with writing(self.output / "last_checkpoint") as temporary:
-            temporary.write_text(name)
+        save_checkpoint(self.output / name, state)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint.
