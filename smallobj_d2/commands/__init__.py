@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -15,6 +16,7 @@ from fvcore.common.config import CfgNode
 from smallobj_d2.config import ROOT, changed, load_cfg
 from smallobj_d2.datasets.coco import with_paths
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import disk_errors
 
 PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 """The command ``smallobj`` as a file that any Python can run, installed or not."""
@@ -154,11 +156,7 @@ def writable_folder(folder: Path) -> Path:
     Raises:
         SmallObjError: if it cannot be made or written to.
     """
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        why = "a file is in its place" if isinstance(e, FileExistsError) else e.strerror
-        raise SmallObjError(f"Cannot write to the folder {folder}: {why}.") from e
-    if not os.access(folder, os.W_OK):
-        raise SmallObjError(f"Cannot write to the folder {folder}: no permission.")
-    return folder
+        with TemporaryFile(dir=folder):
+            return folder

@@ -247,11 +247,11 @@ def targets(
         if not (box[2:] - box[:2] > 1e-5).all():
             continue
         if with_masks:
-            window, mask = _mask(annotation.get("segmentation"), transform, after, flip_axis)
-            if not mask.any():
+            found = _mask(annotation.get("segmentation"), transform, after, flip_axis)
+            if found is None or not found[1].any():
                 continue
-            windows.append(window)
-            masks.append(mask.ravel())
+            windows.append(found[0])
+            masks.append(found[1].ravel())
         boxes.append(box)
         labels.append(annotation["category_id"] + 1)
         pasted.append("copy_paste" in annotation)
@@ -270,8 +270,10 @@ def targets(
 
 def _mask(
     segmentation: Any, transform: Any, size: tuple[int, int], flip_axis: int | None
-) -> tuple[tuple[int, int, int, int], NDArray[np.uint8]]:
+) -> tuple[tuple[int, int, int, int], NDArray[np.uint8]] | None:
     """A mask in the transformed image: its window x0, y0, x1, y1 and the (h, w) pixels in it.
+
+    None if nothing of it is in the image.
 
     There is a pixel of margin on each side that is not a border of the image, so that
     interpolating at the window's edge finds what it would find in the full bitmap.
@@ -284,19 +286,19 @@ def _mask(
         bitmap = bitmap if flip_axis is None else np.flip(bitmap, flip_axis)
         rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
         if not len(rows):
-            return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+            return None
         low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
     elif segmentation:
         polygons = [transform(np.asarray(p, dtype=np.float64).reshape(-1, 2)) for p in segmentation]
         points = np.concatenate(polygons)
         low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
     else:
-        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+        return None
 
     x0, y0 = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
     x1, y1 = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
     if x1 <= x0 or y1 <= y0:
-        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+        return None
     if isinstance(segmentation, dict):
         return (x0, y0, x1, y1), bitmap[y0:y1, x0:x1]
     inside = [(p - (x0, y0)).ravel().tolist() for p in polygons]
