@@ -34,6 +34,8 @@ from smallobj_d2.engines.machines import Machines, first_words
 from smallobj_d2.engines.processes import restarts
 from smallobj_d2.errors import SmallObjError
 
+_PATIENCE = 600.0  # seconds to wait for the other machines at the start
+
 
 def launch(
     main: Callable[..., Any],
@@ -45,7 +47,6 @@ def launch(
     device: str = "cuda",
     args: tuple[Any, ...] = (),
     max_restarts: int = 0,
-    patience: float = 600.0,
     imports: Sequence[str] = (),
 ) -> Any:
     """Call ``main(*args)`` in every process of a run, and return what it returns in process 0.
@@ -60,7 +61,6 @@ def launch(
         device: the config's ``MODEL.DEVICE``.
         args: of `main`; must pickle.
         max_restarts: how often to start all processes again when one is lost.
-        patience: seconds to wait for the other machines at the start.
         imports: modules that all processes need, imported once for all of them.
 
     Returns:
@@ -102,7 +102,7 @@ def launch(
         "--max-restarts": max_restarts,
     }
     with tempfile.TemporaryDirectory(prefix="smallobj-") as errors, _signals_restored():
-        machines = Machines(machine_rank, num_machines, dist_url, patience, plan, Path(errors))
+        machines = Machines(machine_rank, num_machines, dist_url, _PATIENCE, plan, Path(errors))
         spec = WorkerSpec(
             role="run",
             local_world_size=num_processes,

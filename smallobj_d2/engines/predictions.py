@@ -146,10 +146,9 @@ def _categories_of_run(folder: Path, cfg: Any) -> Mapping[Any, str] | None:
 class Images:
     """Image files to look at."""
 
-    root: Path
-    """The folder that all of them are in; their names are relative to it."""
     records: Sequence[Mapping[str, Any]]
-    """``file_name`` (a path), ``name`` and ``image_id``; ``height`` and ``width`` where known."""
+    """``file_name`` (a path), ``name`` (relative to the folder that all of them are in) and
+    ``image_id``; ``height`` and ``width`` where known."""
     unknown: Sequence[str] = ()
     """Files that the annotations do not name."""
 
@@ -184,7 +183,7 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
         }
         for number, file in enumerate(files, start=1)
     ]
-    return Images(root, records)
+    return Images(records)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -197,8 +196,8 @@ def _images_in(folder: Path) -> list[Path]:
 def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]]:
     """The images with the ids of a COCO JSON, and its categories.
 
-    An image is found in the JSON by its name relative to the root, or else by the name of the file
-    alone, where the JSON has it but once.
+    An image is found in the JSON by its ``name``, or else by the name of the file alone, where the
+    JSON has it but once.
     """
     with reading(json_file):
         data = read_json(json_file)
@@ -219,7 +218,7 @@ def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]
         records.append({**record, "image_id": entry["id"], **size})
     if not records:
         raise SmallObjError(f"None of the {len(unknown)} images is in {json_file}.")
-    return Images(images.root, records, unknown), categories
+    return Images(records, unknown), categories
 
 
 # --- Looking at all of them
