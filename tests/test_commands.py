@@ -110,43 +110,13 @@ sys.exit(main())
 @pytest.mark.parametrize(
     "words",
     [
-        [
-            "--config",
-            "a.yaml",
-            "--resume",
-            "SEED",
-            "-1",
-            "OUTPUT_DIR",
-            "b",
-            "SOLVER.BASE_LR",
-            "-1e-3",
-        ],
-        [
-            "--config",
-            "a.yaml",
-            "SEED",
-            "-1",
-            "OUTPUT_DIR",
-            "b",
-            "SOLVER.BASE_LR",
-            "-1e-3",
-            "--resume",
-        ],
-        [
-            "SEED",
-            "-1",
-            "--config",
-            "a.yaml",
-            "OUTPUT_DIR",
-            "b",
-            "--resume",
-            "SOLVER.BASE_LR",
-            "-1e-3",
-        ],
+        "--config a.yaml --resume SEED -1 OUTPUT_DIR b SOLVER.BASE_LR -1e-3",
+        "--config a.yaml SEED -1 OUTPUT_DIR b SOLVER.BASE_LR -1e-3 --resume",
+        "SEED -1 --config a.yaml OUTPUT_DIR b --resume SOLVER.BASE_LR -1e-3",
     ],
 )
 def test_flags_may_stand_before_after_and_between_overrides(words):
-    args = parse(train_parser(), words)
+    args = parse(train_parser(), words.split())
     assert args.resume
     assert args.config_file == "a.yaml"
     assert args.opts == ["SEED", "-1", "OUTPUT_DIR", "b", "SOLVER.BASE_LR", "-1e-3"]
@@ -179,10 +149,8 @@ def data(tmp_path_factory):
 
 def files(folder: Path, split: str, prefix: str = "") -> list[str]:
     where = folder / split
-    return [f"--{prefix}json", str(where / "annotations.json")] + [
-        f"--{prefix}images",
-        str(where / "images"),
-    ]
+    json_file, images = str(where / "annotations.json"), str(where / "images")
+    return [f"--{prefix}json", json_file, f"--{prefix}images", images]
 
 
 def test_every_command_that_reads_a_dataset_takes_its_files(data, tmp_path, capsys):

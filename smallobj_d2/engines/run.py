@@ -14,7 +14,7 @@ import torch
 
 from smallobj_d2.config import changed
 from smallobj_d2.datasets.categories import Categories, check_categories
-from smallobj_d2.datasets.coco import register_from_config
+from smallobj_d2.datasets.coco import categories_of, dataset_info, register_from_config
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import last_checkpoint, record_run, setup_logging, start_anew
 from smallobj_d2.engines.loader import TrainLoader
@@ -52,13 +52,13 @@ class Run(ABC):
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
 
-    @abstractmethod
     def categories_of(self, name: str) -> Categories | None:
         """The categories of a dataset, None where they are not known."""
+        return categories_of(name)
 
-    @abstractmethod
-    def json_file(self, name: str) -> str | Path:
+    def json_file(self, name: str) -> Path:
         """The annotations of a test set."""
+        return dataset_info(name).json_file
 
     @abstractmethod
     def evaluate(self, weights: Path) -> dict[str, Row]:

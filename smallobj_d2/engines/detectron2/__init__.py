@@ -91,8 +91,8 @@ class _Run(run.Run):
     def categories_of(self, name: str) -> Categories | None:
         return catalog_categories(name)
 
-    def json_file(self, name: str) -> str:
-        return str(MetadataCatalog.get(name).json_file)
+    def json_file(self, name: str) -> Path:
+        return Path(MetadataCatalog.get(name).json_file)
 
     def evaluate(self, weights: Path) -> dict[str, Row]:
         model = Trainer.build_model(self.cfg)

@@ -15,13 +15,7 @@ from typing import Any
 import torch
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from smallobj_d2.datasets.categories import Categories
-from smallobj_d2.datasets.coco import (
-    categories_of,
-    dataset_info,
-    get_records,
-    load_dataset,
-)
+from smallobj_d2.datasets.coco import dataset_info, get_records, load_dataset
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.engines.torchvision.inference import coco_results, detect
@@ -78,12 +72,6 @@ def main(
 
 class _Run(run.Run):
     engine = "torchvision"
-
-    def categories_of(self, name: str) -> Categories | None:
-        return categories_of(name)
-
-    def json_file(self, name: str) -> Path:
-        return dataset_info(name).json_file
 
     def evaluate(self, weights: Path) -> dict[str, Row]:
         model = _model(self.cfg)
