@@ -19,7 +19,7 @@ from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.matching import brute_force, match
 from smallobj_d2.analysis.protocols import PAPER, Protocol, training_protocol
 from smallobj_d2.analysis.table2 import table2
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.errors import SmallObjError
@@ -117,7 +117,7 @@ BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("dataset", nargs="?", default="coco_2017_train", help="to resample from")
     parser.add_argument("--json", metavar="FILE", help="COCO annotations to resample from instead")
     parser.add_argument("--config-file", "--config", metavar="FILE", default=BASE)

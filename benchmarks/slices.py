@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.commands import add_dataset_options, command, command_line, path
+from smallobj_d2.commands import CommandLine, add_dataset_options, path
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.engines.predictions import (
@@ -29,7 +29,7 @@ from smallobj_d2.engines.predictions import (
     predict_images,
     with_ids_of,
 )
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.evaluation.ap import coco_metrics, count_objects, load_ground_truth, row_of, table
 from smallobj_d2.masks.rle import encode
 from smallobj_d2.masks.shapes import Window, shape_of
@@ -98,7 +98,7 @@ def measure(predict: Predict, json_file: Path, categories: Any) -> tuple[str, fl
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--run", required=True, type=path, metavar="FOLDER")
     add_dataset_options(parser, "whose images the mosaics are made of")
     parser.add_argument("--grid", type=int, default=4, help="images along each side of a mosaic")

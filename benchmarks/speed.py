@@ -24,7 +24,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import build_augmentation
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.copy_paste import CopyPaste, ObjectBank, SourceRule
 from smallobj_d2.copy_paste.bank import build_bank
@@ -582,7 +582,7 @@ def missing(part: str) -> str:
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("output/benchmark.json"))

@@ -41,7 +41,7 @@ from smallobj_d2.analysis.analyze import analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import build_report as analysis_report
 from smallobj_d2.analysis.table2 import as_json
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
@@ -477,7 +477,7 @@ def write(digests: Mapping[str, Parts]) -> None:
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="compare with those committed")
     what.add_argument("--write", action="store_true", help="commit to those of now")

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from proofs.copy_paste_laws import check as check_laws
 from proofs.random_scenes import raster
 from smallobj_d2.analysis.coco_file import CocoFile
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.copy_paste import CopyPaste, Jitter, SameImage, SourceRule
 from smallobj_d2.datasets import images
@@ -482,7 +482,7 @@ def trials(kind: str, numbers: range) -> tuple[Counter, list[tuple[str, int, str
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--num", type=int, default=20_000, help="mutations, half of them of images")
     parser.add_argument("--start", type=int, default=0, help="number of the first of each kind")
     parser.add_argument("--workers", type=int, default=2)

@@ -28,7 +28,7 @@ from proofs import ROOT
 from proofs._gpu import evidence, speed, works
 from proofs._gpu.job import PATIENCE, Job, last_line, write_json
 from proofs._gpu.pack import pack
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 
 ENGINES = ("torchvision", "detectron2")
 RESERVE = 10.0  # seconds to keep for the summary
@@ -123,7 +123,7 @@ def small_files(work: Path) -> Iterator[Path]:
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of: {', '.join(STEPS)}")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="collect what must be carried")
     parser.add_argument("--packed", nargs="+", default=["coco"], metavar="DATASET")

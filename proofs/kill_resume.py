@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from proofs import DEMO, NARROW, ROOT, datasets_of, words_of
 from proofs.recording import COMMAND, RECORD, Batch, drawn
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 
 SMALL: dict[str, object] = {
     **NARROW,
@@ -199,7 +199,7 @@ def experiment(
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--engine", default="torchvision", help="detectron2 or torchvision")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=40)

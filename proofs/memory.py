@@ -23,13 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from smallobj_d2.augmentation import DrawAugmentation
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.copy_paste import CopyPaste, SameImage, SourceRule, Sources
 from smallobj_d2.copy_paste.bank import build_bank
 from smallobj_d2.datasets.coco import dataset_info, load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.synthetic import make_dataset
-from smallobj_d2.engines.loader import build_train_loader
+from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.torchvision.mapper import SmallObjectMapper
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import repeat_factors
@@ -74,7 +74,7 @@ def memory(process: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--batches", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--records", type=int, default=118_287, help="COCO train2017 has 118,287")
@@ -95,7 +95,7 @@ def main() -> None:
             sources = bank
         copy_paste = CopyPaste(strategy="all", copies=3, sources=sources)
         augmentation = DrawAugmentation(copy_paste, seed=0)
-        loader = build_train_loader(
+        loader = TrainLoader(
             records,
             factors,
             SmallObjectMapper(True, min_size=(160,), max_size=256, augmentation=augmentation),

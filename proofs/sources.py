@@ -5,7 +5,7 @@ DETECTRON2_DATASETS=datasets python -m proofs.sources --dataset coco_2017_train
 
 import numpy as np
 
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.copy_paste import SourceRule
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.datasets.coco import load_dataset
@@ -21,7 +21,7 @@ RULES = {
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--dataset", default="coco_2017_train", metavar="NAME")
     args = parser.parse_args()
     rows = []

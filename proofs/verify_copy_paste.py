@@ -22,7 +22,7 @@ from tqdm import tqdm
 from proofs.copy_paste_laws import check
 from proofs.random_scenes import random_options, random_scene
 from smallobj_d2 import CopyPaste, SmallObjError, SourceRule, load_coco
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 from smallobj_d2.copy_paste.bank import build_bank
 
 REAL = (
@@ -102,7 +102,7 @@ def real_tasks(root: Path, most: int) -> Iterator[tuple[str, dict[str, Any], int
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument(
         "--scenes", type=int, default=10_000, help="synthetic scenes, once more with a bank (10000)"
     )

@@ -31,7 +31,7 @@ from proofs import DEMO, ROOT
 from proofs.kill_resume import make_scenes
 from proofs.kill_resume import options as small_options
 from proofs.recording import COMMAND, RECORD, checksums, drawn
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 
 BATCH, ITERATIONS, MIDDLE = 4, 6, 3
 
@@ -293,7 +293,7 @@ def check(run: Run) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--engine", default="torchvision", help="detectron2 or torchvision")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()

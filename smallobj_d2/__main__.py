@@ -13,7 +13,7 @@ if not __package__:  # run by its path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from smallobj_d2 import __version__
-from smallobj_d2.errors import SmallObjError, how_to_install, printable
+from smallobj_d2.errors import SmallObjError, command
 
 COMMANDS = {
     "analyze": ("analyze", "are small objects the problem, and is the dataset sound?"),
@@ -46,18 +46,12 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         name: of `COMMANDS`.
         argv: the words after its name; None for this process's own.
     """
-    try:
-        main = import_module(f"smallobj_d2.commands.{COMMANDS[name][0]}").main
-    except (ModuleNotFoundError, SmallObjError) as e:
-        words = str(e) if isinstance(e, SmallObjError) else how_to_install(e)
-        if words is None:
-            raise
-        print(f"error: {words}", file=sys.stderr)
-        return 2
-    code: int = main(argv)
-    return code
+    module = f"smallobj_d2.commands.{COMMANDS[name][0]}"
+    # Its import may lack a package, and is then an error of the user, too.
+    return command(lambda words: import_module(module).main(words))(argv)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -69,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         known = get_close_matches(name, COMMANDS, n=1) or COMMANDS
-        line = f"error: There is no command {name}; there is: {', '.join(known)}."
-        print(printable(line), file=sys.stderr)
-        return 2
+        raise SmallObjError(f"There is no command {name}; there is: {', '.join(known)}.")
     sys.argv = [f"smallobj {name}", *words]  # what argparse calls the program, and runs record
     return run(name, words)
 

@@ -1,5 +1,10 @@
-"""The one error that this project raises on purpose."""
+"""The one error that this project raises on purpose, and how commands tell of errors."""
 
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 
@@ -9,6 +14,11 @@ class SmallObjError(ValueError):
     Tools print its message as one line and end with exit code 2; everything else is a bug and
     keeps its traceback. Whatever file names and data put into the message, it stays one line.
     """
+
+    def __init__(self, message: object = "") -> None:
+        # What a loader's worker raises, torch raises anew with the worker's traceback as message.
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(str(message).rpartition(name)[2].rstrip("\n"))
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -67,3 +77,54 @@ def clock(seconds: float) -> str:
     """Seconds as hours:minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+Main = Callable[[Sequence[str] | None], int | None]
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Make a function a command: an error of the user or the system is one line and an exit code.
+
+    The function takes the arguments of the command line (None: this process's own), and returns its
+    exit code, or None for 0. Of what it raises, a `SmallObjError`, an error of a file that has a
+    name, text that is not UTF-8, a full disk and a package that an extra would install become a
+    line ``error: ...`` and code 2; Ctrl-C becomes 130, and a reader of the output that has left
+    (``| head``) 141. All else is a bug and keeps its traceback.
+    """
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            code = main(argv) or 0
+            sys.stdout.flush()
+        except KeyboardInterrupt as e:
+            sys.stderr.write(f"\n{printable(e) or 'Interrupted.'}\n")
+            return 130
+        except BrokenPipeError:
+            # Else Python would try to write the rest when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except (SmallObjError, ModuleNotFoundError, UnicodeDecodeError, OSError) as e:
+            words = _words(e)
+            if words is None:
+                raise
+            sys.stderr.write(f"error: {printable(words)}\n")
+            return 2
+        return code
+
+    return run
+
+
+def _words(error: Exception) -> str | None:
+    """What is wrong, or None if it is a bug."""
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"What should be text in {error.encoding} is not: {error.reason}."
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.filename is not None and not isinstance(error.filename, int):
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{os.strerror(error.errno)}."
+    return None

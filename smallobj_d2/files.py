@@ -106,11 +106,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
     with file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError) as e:
-            raise SmallObjError(busy) from e
-        except OSError:  # a file system without locks; better to run without one than not at all
+        got = _lock(file)
+        if got is False:
+            raise SmallObjError(busy)
+        if got is None:
             logger.warning("%s cannot be locked; let no other run write there.", folder)
         yield
 
@@ -120,18 +119,21 @@ def is_locked(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     with (folder / ".lock").open("a") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
+        return _lock(file) is False
 
 
-def _lock(file: IO[str]) -> None:
-    # Of this process alone: a lock that workers inherit would outlive a killed run.
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lock(file: IO[str]) -> bool | None:
+    """Whether the file is this process's own now; None on a file system without locks.
+
+    It is of this process alone: a lock that workers inherit would outlive a killed run.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
 
 
 @contextmanager

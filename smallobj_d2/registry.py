@@ -1,10 +1,10 @@
 """What a config chooses by name, and how a user's own modules add to it."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from smallobj_d2.errors import SmallObjError
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 
 
-class Registry(Mapping[str, T], Generic[T]):
+class Registry(dict[str, T]):
     """Things that a config chooses by name.
 
     Args:
@@ -21,8 +21,8 @@ class Registry(Mapping[str, T], Generic[T]):
     """
 
     def __init__(self, kind: str, key: str) -> None:
+        super().__init__()
         self.kind, self.key = kind, key
-        self._things: dict[str, T] = {}
 
     def add(self, name: str, thing: T) -> None:
         """Add a thing.
@@ -30,9 +30,9 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             SmallObjError: if the name is taken.
         """
-        if name in self._things:
+        if name in self:
             raise SmallObjError(f"There is a {self.kind} {name!r} already; choose another name.")
-        self._things[name] = thing
+        self[name] = thing
 
     def register(self, name: str | None = None) -> Callable[[F], F]:
         """A decorator that adds what it decorates, under its own name unless another is given."""
@@ -43,28 +43,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return decorate
 
-    def __getitem__(self, name: str) -> T:
-        """The thing of that name.
-
-        Raises:
-            SmallObjError: if there is none; it lists those that there are.
-        """
-        if name not in self._things:
-            raise SmallObjError(
-                f"{self.key} is {name!r}, but there is no {self.kind} of that name; there are: "
-                f"{', '.join(sorted(self._things))}. A module that adds one belongs in "
-                "SMALLOBJ.IMPORTS."
-            )
-        return self._things[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._things
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._things)
-
-    def __len__(self) -> int:
-        return len(self._things)
+    def __missing__(self, name: str) -> NoReturn:
+        """Refuse a name that there is not, and list those that there are."""
+        raise SmallObjError(
+            f"{self.key} is {name!r}, but there is no {self.kind} of that name; there are: "
+            f"{', '.join(sorted(self))}. A module that adds one belongs in SMALLOBJ.IMPORTS."
+        )
 
 
 def import_modules(names: Iterable[str]) -> None:

@@ -90,7 +90,7 @@ def test_each_chosen_object_is_pasted_as_often_as_copies_says(strategy, copies, 
 
 
 def test_a_strategy_of_the_users_own_is_found_by_name(monkeypatch):
-    monkeypatch.setitem(STRATEGIES._things, "last", lambda candidates, rng: candidates[-1:])
+    monkeypatch.setitem(STRATEGIES, "last", lambda candidates, rng: candidates[-1:])
     annotations = [rectangle(10, 10, 4, 4), rectangle(30, 10, 4, 4)]
     plan = CopyPaste(strategy="last").plan(annotations, 99, 99, np.random.default_rng(0))
     assert plan.annotations[2]["copy_paste"]["source"] == 1

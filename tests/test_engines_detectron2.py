@@ -558,9 +558,8 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
 
     def load(weights, *, whole):
         torch.save({"model": weights}, tmp_path / "some.pth")
-        checkpointer = Checkpointer(model)
-        checkpointer.whole = whole
-        checkpointer.load(str(tmp_path / "some.pth"))
+        path = tmp_path / "some.pth"
+        Checkpointer.load_whole(model, path) if whole else Checkpointer(model).load(str(path))
 
     for missing in ("0.weight", "1.bias"):
         part = {k: v for k, v in expected.items() if k != missing}
@@ -569,10 +568,3 @@ def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):
             load(part, whole=True)
     load(expected, whole=True)
     assert all((model.state_dict()[k] == v).all() for k, v in expected.items())
-
-
-def test_mixed_precision_without_a_gpu_is_refused():
-    from smallobj_d2.engines.detectron2 import main
-
-    with pytest.raises(SmallObjError, match=r"on a GPU only\. Set SOLVER\.AMP\.ENABLED False"):
-        main(config("baseline", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"))

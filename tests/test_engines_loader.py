@@ -28,12 +28,7 @@ from smallobj_d2.copy_paste import CopyPaste, Jitter
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import load_engine
-from smallobj_d2.engines.loader import (
-    BatchSampler,
-    DrawDataset,
-    TrainLoader,
-    build_train_loader,
-)
+from smallobj_d2.engines.loader import BatchSampler, DrawDataset, TrainLoader
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Stream
 from smallobj_d2.training_set import training_data
@@ -111,7 +106,7 @@ def loader_of(engine: str, cfg: Any, **changes: Any) -> TrainLoader:
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
     }
-    return build_train_loader(records, factors, MAPPERS[engine](cfg), **{**arguments, **changes})
+    return TrainLoader(records, factors, MAPPERS[engine](cfg), **{**arguments, **changes})
 
 
 # --- digests of samples
@@ -375,7 +370,7 @@ def records_of(num: int) -> list[dict[str, Any]]:
 
 def plain_loader(mapper: Any, num: int = 10, **changes: Any) -> TrainLoader:
     arguments = {"seed": 0, "images_per_batch": 4, **changes}
-    return build_train_loader(records_of(num), np.ones(num), mapper, **arguments)
+    return TrainLoader(records_of(num), np.ones(num), mapper, **arguments)
 
 
 def test_batches_are_all_wide_or_all_not_and_no_position_is_lost():
@@ -401,11 +396,11 @@ def test_batches_without_grouping_are_runs_of_positions():
     assert list(islice(sampler, 2)) == [[7, 9, 11], [13, 15, 17]]
 
 
-def test_a_dataset_without_a_mapper_gives_dataset_dicts_with_their_draw():
-    dataset = DrawDataset(records_of(4), Stream([1.0] * 4, 0))
-    draws = [dataset[k]["draw"] for k in range(len(dataset))]
+def test_a_dataset_gives_dataset_dicts_with_their_draw():
+    dataset = DrawDataset(records_of(4), Stream([1.0] * 4, 0), Positions())
+    draws = [dataset.record(k)["draw"] for k in range(len(dataset))]
     assert sorted(d.index for d in draws) == [0, 1, 2, 3]
-    assert all(dataset[d.position]["image_id"] == d.index for d in draws)
+    assert all(dataset.record(d.position)["image_id"] == d.index for d in draws)
 
 
 def test_processes_must_share_a_batch_evenly():

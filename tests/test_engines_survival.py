@@ -23,9 +23,10 @@ from smallobj_d2.commands import train_net, visualize
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.engines import load_engine
-from smallobj_d2.engines.folder import locked, record_run
+from smallobj_d2.engines.folder import record_run
 from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.files import locked
 from tests.forks import elsewhere
 
 ROOT = Path(__file__).parents[1]
@@ -269,7 +270,7 @@ def test_weights_that_claim_more_than_there_is_are_refused(tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, scenes, says):
-    with elsewhere(lambda: locked(tmp_path)):
+    with elsewhere(lambda: locked(tmp_path, "busy")):
         line = says("auto", options(scenes, tmp_path))
     assert line == (
         f"error: Another run is writing to {tmp_path}. Wait for it, or choose another OUTPUT_DIR."

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from smallobj_d2.commands import command_line
+from smallobj_d2.commands import CommandLine
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -89,7 +89,7 @@ def took(seconds: float) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--deterministic", action="store_true")

@@ -4,96 +4,55 @@ The files under ``tools/`` call them, too.
 """
 
 import argparse
-import errno
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from smallobj_d2.config import ROOT, changed, load_cfg
 from smallobj_d2.datasets.coco import with_paths
-from smallobj_d2.errors import SmallObjError, how_to_install, printable
+from smallobj_d2.errors import SmallObjError
+from smallobj_d2.files import disk_errors
 
 PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 """The command ``smallobj`` as a file that any Python can run, installed or not."""
 
-Main = Callable[[Sequence[str] | None], int | None]
 
-
-def command(main: Main) -> Callable[..., int]:
-    """Make a function a command: an error of the user or the system is one line and an exit code.
-
-    The function takes the arguments of the command line (None: this process's own), and returns its
-    exit code, or None for 0. Of what it raises, a `SmallObjError`, an error of a file that has a
-    name, text that is not UTF-8, a full disk and a package that an extra would install become a
-    line ``error: ...`` and code 2; Ctrl-C becomes 130, and a reader of the output that has left
-    (``| head``) 141. All else is a bug and keeps its traceback.
-    """
-
-    @wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
-        try:
-            code = main(argv) or 0
-            sys.stdout.flush()
-        except KeyboardInterrupt as e:
-            print(f"\n{printable(e) or 'Interrupted.'}", file=sys.stderr)
-            return 130
-        except BrokenPipeError:
-            # Else Python would try to write the rest when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except (SmallObjError, ModuleNotFoundError, UnicodeDecodeError, OSError) as e:
-            words = _words(e)
-            if words is None:
-                raise
-            print(f"error: {printable(words)}", file=sys.stderr)
-            return 2
-        return code
-
-    return run
-
-
-def _words(error: Exception) -> str | None:
-    """What is wrong, or None if it is a bug."""
-    if isinstance(error, ModuleNotFoundError):
-        return how_to_install(error)
-    if isinstance(error, UnicodeDecodeError):
-        return f"What should be text in {error.encoding} is not: {error.reason}."
-    if not isinstance(error, OSError):
-        return str(error)
-    if error.filename is not None and not isinstance(error.filename, int):
-        return f"{os.fsdecode(error.filename)}: {error.strerror}."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"{os.strerror(error.errno)}."
-    return None
-
-
-def command_line(
-    doc: str | None, *, config: bool = False, engine: bool = False
-) -> argparse.ArgumentParser:
+class CommandLine(argparse.ArgumentParser):
     """The parser of a command, whose help begins with the module's docstring.
 
     Args:
         doc: that docstring.
         config, engine: whether it has ``--config-file`` and ``--engine``.
+        how: for the parser itself.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    if config:
-        words = "a config's name, such as orig_aug, or the path of your own file"
-        parser.add_argument(
-            "--config-file", "--config", required=True, metavar="CONFIG", help=words
-        )
-    if engine:
-        words = "auto (default), detectron2 or torchvision"
-        parser.add_argument("--engine", default="auto", help=words)
-    return parser
+
+    def __init__(
+        self, doc: str | None = None, *, config: bool = False, engine: bool = False, **how: Any
+    ) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, formatter_class=formatter, **how)
+        if config:
+            words = "a config's name, such as orig_aug, or the path of your own file"
+            names = ("--config-file", "--config")
+            self.add_argument(*names, required=True, metavar="CONFIG", help=words)
+        if engine:
+            self.option("--engine", "auto, detectron2 or torchvision", "auto")
+
+    def option(self, name: str, words: str | None = None, default: Any = None, **how: Any) -> None:
+        """Add an option. A default gives it its type, and is named in the help."""
+        if default is not None:
+            how.setdefault("type", path if isinstance(default, Path) else type(default))
+            words = f"{words or ''} (default %(default)s)".strip()
+        self.add_argument(name, help=words, default=default, **how)
+
+    def flag(self, name: str, words: str) -> None:
+        """Add a switch that is off unless it is given."""
+        self.add_argument(name, action="store_true", help=words)
 
 
 def config_from(args: argparse.Namespace) -> CfgNode:
@@ -114,6 +73,18 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """Refuse numbers below 1; an option that was not given may be None.
+
+    Raises:
+        SmallObjError: naming the option.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise SmallObjError(f"--{name} must be 1 or more.")
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """Say after Ctrl-C that the same command resumes the work."""
@@ -130,12 +101,10 @@ def path(text: str) -> Path:
 
 def add_dataset_options(parser: argparse.ArgumentParser, what: str, prefix: str = "") -> None:
     """Give a command ``--json`` and ``--images``, for a dataset that has no name."""
-    parser.add_argument(
-        f"--{prefix}json", type=path, metavar="FILE", help=f"{what}: its COCO instance annotations"
-    )
-    parser.add_argument(
-        f"--{prefix}images", type=path, metavar="FOLDER", help=f"the images of --{prefix}json"
-    )
+    words = f"{what}: its COCO instance annotations"
+    parser.add_argument(f"--{prefix}json", type=path, metavar="FILE", help=words)
+    words = f"the images of --{prefix}json"
+    parser.add_argument(f"--{prefix}images", type=path, metavar="FOLDER", help=words)
 
 
 def with_dataset(cfg: Any, args: argparse.Namespace, key: str = "TRAIN", prefix: str = "") -> Any:
@@ -187,11 +156,7 @@ def writable_folder(folder: Path) -> Path:
     Raises:
         SmallObjError: if it cannot be made or written to.
     """
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        why = "a file is in its place" if isinstance(e, FileExistsError) else e.strerror
-        raise SmallObjError(f"Cannot write to the folder {folder}: {why}.") from e
-    if not os.access(folder, os.W_OK):
-        raise SmallObjError(f"Cannot write to the folder {folder}: no permission.")
-    return folder
+        with TemporaryFile(dir=folder):
+            return folder

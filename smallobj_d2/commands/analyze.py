@@ -15,67 +15,37 @@ from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
-from smallobj_d2.commands import command, command_line, path, writable_folder
+from smallobj_d2.commands import CommandLine, path, require_positive, writable_folder
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.document import Table
 
 
-def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__)
-    p.add_argument(
-        "words",
-        nargs="*",
-        metavar="DATASET | KEY VALUE",
-        help="registered name (not with --json), then overrides of the config",
-    )
-    p.add_argument("--json", type=path, metavar="FILE", help="COCO instance annotations to analyze")
-    p.add_argument(
-        "--images", type=path, metavar="FOLDER", help="their images, for plots of anchors"
-    )
-    p.add_argument(
-        "--config-file",
-        "--config",
-        metavar="CONFIG",
-        help="config of the `training` protocol (default: --augment's, else base)",
-    )
-    p.add_argument("--augment", metavar="CONFIG", help="compare with the draws of this config")
-    p.add_argument(
-        "--epochs", type=int, default=1, help="epochs of draws for --augment (default 1)"
-    )
-    p.add_argument("--draws", type=int, help="at most this many draws for --augment")
-    p.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both")
-    p.add_argument(
-        "--show",
-        action="append",
-        default=[],
-        metavar="IMAGE",
-        help="file name or id of an image to plot anchors on; may be repeated",
-    )
-    p.add_argument(
-        "--layouts", action="store_true", help="only print what other readings of Table 2 give"
-    )
-    p.add_argument(
-        "--check",
-        action="store_true",
-        help="only name every defect of the JSON; exit code 2 for errors, 1 for warnings, else 0",
-    )
-    p.add_argument(
-        "--check-images", action="store_true", help="--check, and open every image as well"
-    )
-    p.add_argument("--workers", type=int, help="threads that open images (default: one per core)")
-    p.add_argument(
-        "--notes", type=int, default=5, help="most notes of a kind to list with --check (default 5)"
-    )
-    p.add_argument(
-        "--output",
-        type=path,
-        metavar="FOLDER",
-        help="output folder (default: output/analysis/DATASET)",
-    )
+def parser() -> CommandLine:
+    p = CommandLine(__doc__)
+    words = "registered name (not with --json), then overrides of the config"
+    p.add_argument("words", nargs="*", metavar="DATASET | KEY VALUE", help=words)
+    p.option("--json", "COCO instance annotations to analyze", type=path, metavar="FILE")
+    p.option("--images", "their images, for plots of anchors", type=path, metavar="FOLDER")
+    words = "config of the `training` protocol (default: --augment's, else base)"
+    p.add_argument("--config-file", "--config", metavar="CONFIG", help=words)
+    p.option("--augment", "compare with the draws of this config", metavar="CONFIG")
+    p.option("--epochs", "epochs of draws for --augment", 1)
+    p.option("--draws", "at most this many draws for --augment", type=int)
+    p.option("--protocol", default="both", choices=(*PROTOCOLS, "both"))
+    words = "file name or id of an image to plot anchors on; may be repeated"
+    p.add_argument("--show", action="append", default=[], metavar="IMAGE", help=words)
+    p.flag("--layouts", "only print what other readings of Table 2 give")
+    words = "only name every defect of the JSON; exit code 2 for errors, 1 for warnings, else 0"
+    p.flag("--check", words)
+    p.flag("--check-images", "--check, and open every image as well")
+    p.option("--workers", "threads that open images (default: one per core)", type=int)
+    p.option("--notes", "most notes of a kind to list with --check", 5)
+    words = "output folder (default: output/analysis/DATASET)"
+    p.option("--output", words, type=path, metavar="FOLDER")
     return p
 
 
@@ -85,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if min(args.epochs, 1 if args.draws is None else args.draws) < 1:
-        raise SmallObjError("--epochs and --draws must be 1 or more.")
+    require_positive(args, "epochs", "draws", "workers")
     if not args.json and not args.words:
         raise SmallObjError("Name a registered dataset, or give --json FILE.")
     opts = args.words if args.json else args.words[1:]
@@ -105,8 +74,6 @@ def run(args: argparse.Namespace) -> int:
         json_file, images = info.json_file, args.images or info.image_root
         name = stem = info.name
     if args.check or args.check_images:
-        if args.workers is not None and args.workers < 1:
-            raise SmallObjError("--workers must be 1 or more.")
         root = (images or json_file.parent) if args.check_images else None
         findings = check_coco(json_file, root, workers=args.workers)
         print(report(findings, notes=args.notes))

@@ -11,29 +11,28 @@ that was interrupted continues when it is repeated.
 from collections.abc import Sequence
 
 from smallobj_d2.commands import (
+    CommandLine,
     add_dataset_options,
-    command,
-    command_line,
     config_from,
     parse,
     path,
+    require_positive,
     resumable,
 )
-from smallobj_d2.errors import SmallObjError, printable
+from smallobj_d2.errors import command, printable
 from smallobj_d2.export.augmented import Summary, augment_dataset
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__, config=True)
-    parser.add_argument("--dataset", metavar="NAME", help="augment it instead of DATASETS.TRAIN")
+    parser = CommandLine(__doc__, config=True)
+    parser.option("--dataset", "augment it instead of DATASETS.TRAIN", metavar="NAME")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
-    parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
-    parser.add_argument("--workers", type=int, help="number of threads (default: one per core)")
+    parser.option("--out", required=True, type=path, metavar="FOLDER")
+    parser.option("--workers", "number of threads (default: one per core)", type=int)
     args = parse(parser, argv)
+    require_positive(args, "workers")
     with resumable():
-        if args.workers is not None and args.workers < 1:
-            raise SmallObjError("--workers must be 1 or more.")
         cfg = config_from(args)
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)
 

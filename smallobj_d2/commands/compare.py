@@ -10,35 +10,26 @@ first is what the others are compared with. Sides are those of a square of an ob
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import command, command_line, path, writable
-from smallobj_d2.commands.detections import names_of
+from smallobj_d2.commands import CommandLine, writable
+from smallobj_d2.commands.detections import add_runs, named_runs
 from smallobj_d2.config import get_cfg
+from smallobj_d2.errors import command
 from smallobj_d2.visualization.sizes import compare
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--runs", required=True, nargs="+", type=path, metavar="FOLDER")
-    parser.add_argument("--names", nargs="+", help="names of the runs, in their order")
-    parser.add_argument("--boxes", action="store_true", help="compare boxes, not masks")
-    parser.add_argument(
-        "--limits",
-        type=float,
-        nargs="+",
-        default=get_cfg().SMALLOBJ.SIZE_LIMITS,
-        metavar="SIDE",
-        help="sides in pixels that part the bands; %(default)s if not given",
-    )
-    parser.add_argument("--out", type=path, default=Path("output/sizes.png"), metavar="PNG|SVG")
+    parser = CommandLine(__doc__)
+    add_runs(parser)
+    parser.flag("--boxes", "compare boxes, not masks")
+    limits = get_cfg().SMALLOBJ.SIZE_LIMITS
+    words = "sides in pixels that part the bands"
+    parser.option("--limits", words, limits, type=float, nargs="+", metavar="SIDE")
+    parser.option("--out", default=Path("output/sizes.png"), metavar="PNG|SVG")
     args = parser.parse_args(argv)
-    names = names_of(args.runs, args.names)
+    runs = named_runs(args)
     out = writable(args.out, (".png", ".svg"))
-    text, picture = compare(
-        dict(zip(names, args.runs, strict=True)),
-        "bbox" if args.boxes else "segm",
-        args.limits,
-        suffix=out.suffix.removeprefix("."),
-    )
+    half = "bbox" if args.boxes else "segm"
+    text, picture = compare(runs, half, args.limits, suffix=out.suffix.removeprefix("."))
     out.write_bytes(picture)
     print(f"{text}\n{out}")

@@ -11,18 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import (
-    command,
-    command_line,
-    parse,
-    path,
-    train_net,
-    writable_folder,
-)
+from smallobj_d2.commands import CommandLine, parse, train_net, writable_folder
 from smallobj_d2.commands.visualize import sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
+from smallobj_d2.errors import command
 from smallobj_d2.visualization.detections import detection_sheet
 from smallobj_d2.visualization.draws import augmented_positions
 
@@ -32,12 +26,10 @@ TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line(__doc__, engine=True)
-    parser.add_argument("--out", type=path, default=Path("output/demo"), help="output folder")
-    parser.add_argument("--num", type=int, default=6, help="number of draws on the contact sheet")
-    parser.add_argument(
-        "--pictures-only", action="store_true", help="make the pictures, do not train"
-    )
+    parser = CommandLine(__doc__, engine=True)
+    parser.option("--out", "output folder", Path("output/demo"))
+    parser.option("--num", "number of draws on the contact sheet", 6)
+    parser.flag("--pictures-only", "make the pictures, do not train")
     args = parse(parser, argv)
     writable_folder(args.out)
     start = time.monotonic()
@@ -58,13 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     print("3. Training and evaluation", flush=True)
     run = args.out / "run"
-    code = train_net.main(
-        [
-            *("--config", "demo", "--engine", args.engine, "--overwrite"),
-            *("OUTPUT_DIR", str(run), *args.opts),
-        ]
-    )
-    if code:
+    words = ["--config", "demo", "--engine", args.engine, "--overwrite"]
+    if code := train_net.main([*words, "OUTPUT_DIR", str(run), *args.opts]):
         return code
     found = args.out / "detections.png"
     pictures, text = detection_sheet({"this model": run}, num=args.num, width=384)

@@ -7,60 +7,53 @@ Found objects are outlined in green, missed ones in red, detections of nothing i
 are folders (OUTPUT_DIR) of finished runs with the same test set; of either engine.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import command, command_line, path, writable
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.commands import CommandLine, path, writable
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.detections import detection_sheet
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--runs", required=True, nargs="+", type=path, metavar="FOLDER")
-    parser.add_argument("--names", nargs="+", help="names of the runs, in their order")
+    parser = CommandLine(__doc__)
+    add_runs(parser)
     parser.add_argument("--images", type=int, nargs="+", default=[], metavar="ID")
-    parser.add_argument(
-        "--num", type=int, default=4, help="number of images with small objects, chosen at random"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of that choice")
-    parser.add_argument(
-        "--score", type=float, default=0.5, help="lowest score of a detection to show"
-    )
-    parser.add_argument(
-        "--iou", type=float, default=0.5, help="least IoU with an object to count as found"
-    )
-    parser.add_argument("--width", type=int, default=480, help="width of each picture in pixels")
-    parser.add_argument("--out", type=path, default=Path("output/detections.png"), metavar="PNG")
+    parser.option("--num", "number of images with small objects, chosen at random", 4)
+    parser.option("--seed", "seed of that choice", 0)
+    parser.option("--score", "lowest score of a detection to show", 0.5)
+    parser.option("--iou", "least IoU with an object to count as found", 0.5)
+    parser.option("--width", "width of each picture in pixels", 480)
+    parser.option("--out", default=Path("output/detections.png"), metavar="PNG")
     args = parser.parse_args(argv)
-    names = names_of(args.runs, args.names)
+    runs = named_runs(args)
     out = writable(args.out)
-    sheet, text = detection_sheet(
-        dict(zip(names, args.runs, strict=True)),
-        images=args.images,
-        num=args.num,
-        seed=args.seed,
-        score=args.score,
-        iou=args.iou,
-        width=args.width,
-    )
+    names = ("images", "num", "seed", "score", "iou", "width")
+    sheet, text = detection_sheet(runs, **{name: getattr(args, name) for name in names})
     sheet.save(out)
     print(f"{text}\n{out}")
 
 
-def names_of(runs: Sequence[Path], given: Sequence[str] | None = None) -> list[str]:
-    """What to call runs: as given, or the parts of their paths that tell them apart.
+def add_runs(parser: CommandLine) -> None:
+    """Give a command ``--runs`` and ``--names``."""
+    parser.option("--runs", required=True, nargs="+", type=path, metavar="FOLDER")
+    parser.option("--names", "names of the runs, in their order", nargs="+")
+
+
+def named_runs(args: Namespace) -> dict[str, Path]:
+    """The runs that a command names, by their names: as given, or what tells their paths apart.
 
     Raises:
         SmallObjError: if there are not as many different names as runs.
     """
-    names = list(given or _parts(runs))
-    if len(set(names)) != len(runs):
+    names = list(args.names or _parts(args.runs))
+    if len(set(names)) != len(args.runs):
         raise SmallObjError(
-            f"{len(runs)} runs need as many different names, not {' '.join(names)}."
+            f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
         )
-    return names
+    return dict(zip(names, args.runs, strict=True))
 
 
 def _parts(runs: Sequence[Path]) -> list[str]:

@@ -23,9 +23,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from smallobj_d2.commands import command, command_line, path, writable_folder
+from smallobj_d2.commands import CommandLine, path, writable_folder
 from smallobj_d2.config import ROOT
-from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.errors import SmallObjError, UnreadableImage, command
 from smallobj_d2.files import writing
 
 SPLIT = ROOT / "experiments" / "dsb2018.json"
@@ -35,9 +35,9 @@ NAME_LENGTH = 16
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("source", type=path, metavar="FOLDER", help="stage1_train, unpacked")
-    parser.add_argument("--out", type=path, default=Path("datasets/dsb2018"), metavar="FOLDER")
+    parser.option("--out", default=Path("datasets/dsb2018"), metavar="FOLDER")
     args = parser.parse_args(argv)
     writable_folder(args.out)
     for split, names in json.loads(SPLIT.read_bytes()).items():

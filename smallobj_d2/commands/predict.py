@@ -14,39 +14,28 @@ import os
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from smallobj_d2.commands import command, command_line, parse, path, writable, writable_folder
+from smallobj_d2.commands import CommandLine, parse, path, writable, writable_folder
 from smallobj_d2.datasets.categories import require_same_categories
-from smallobj_d2.errors import SmallObjError, printable
+from smallobj_d2.errors import SmallObjError, command, printable
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     parser.add_argument("inputs", nargs="*", metavar="IMAGES", help="files, folders, patterns")
-    parser.add_argument("--run", required=True, type=path, metavar="FOLDER", help="the trained run")
-    parser.add_argument("--out", type=path, default=path("output/predictions.json"), metavar="JSON")
-    parser.add_argument("--pictures", type=path, metavar="FOLDER", help="draw what is found")
-    parser.add_argument(
-        "--score", type=float, default=0.5, help="lowest score of a detection (default 0.5)"
-    )
-    parser.add_argument(
-        "--json", type=path, metavar="FILE", help="COCO JSON of these images, for their ids"
-    )
-    parser.add_argument(
-        "--slices", type=int, metavar="SIZE", help="look at large images in slices as well"
-    )
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, help="share of a slice that its neighbor has, too"
-    )
-    parser.add_argument(
-        "--batch", type=int, default=1, help="images or slices that the model takes at a time"
-    )
-    parser.add_argument(
-        "--weights", type=path, metavar="FILE", help="a checkpoint (default: the last)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.option("--run", "the trained run", required=True, type=path, metavar="FOLDER")
+    parser.option("--out", default=Path("output/predictions.json"), metavar="JSON")
+    parser.option("--pictures", "draw what is found", type=path, metavar="FOLDER")
+    parser.option("--score", "lowest score of a detection", 0.5)
+    parser.option("--json", "COCO JSON of these images, for their ids", type=path, metavar="FILE")
+    parser.option("--slices", "look at large images in slices as well", type=int, metavar="SIZE")
+    parser.option("--overlap", "share of a slice that its neighbor has, too", 0.2)
+    parser.option("--batch", "images or slices that the model takes at a time", 1)
+    parser.option("--weights", "a checkpoint (default: the last)", type=path, metavar="FILE")
+    parser.flag("--overwrite", "replace what is there")
     args = parse(parser, argv)
     inputs, opts = _apart([*args.inputs, *args.opts])
     if not inputs:

@@ -11,10 +11,11 @@ With --resamples N, intervals over the validation images stand beside those over
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from smallobj_d2.commands import command, command_line, path, scale_file
+from smallobj_d2.commands import CommandLine, path, scale_file
 from smallobj_d2.config import ROOT, config_names
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report
@@ -27,35 +28,17 @@ RESULTS = EXPERIMENTS / "results"  # in a checkout; an installed package has non
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument(
-        "--runs",
-        type=path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="folders of runs, OUT/SCALE/ENGINE",
-    )
-    parser.add_argument(
-        "--add", action="store_true", help="keep earlier results of runs not in FOLDER"
-    )
-    parser.add_argument(
-        "--scale", type=scale_file, metavar="FILE", help="your own scale that --runs used"
-    )
-    parser.add_argument(
-        "--resamples",
-        type=int,
-        default=0,
-        metavar="N",
-        help="bootstrap resamples of the validation images (2000 take some time per run)",
-    )
-    parser.add_argument(
-        "--results",
-        type=path,
-        default=RESULTS if RESULTS.is_dir() else path("output/report"),
-        metavar="FOLDER",
-        help="folder of the result JSONs, one per scale and engine, and of the report",
-    )
+    parser = CommandLine(__doc__)
+    words = "folders of runs, OUT/SCALE/ENGINE"
+    parser.add_argument("--runs", type=path, nargs="+", default=[], metavar="FOLDER", help=words)
+    parser.flag("--add", "keep earlier results of runs not in FOLDER")
+    words = "your own scale that --runs used"
+    parser.option("--scale", words, type=scale_file, metavar="FILE")
+    words = "bootstrap resamples of the validation images (2000 take some time per run)"
+    parser.option("--resamples", words, 0, metavar="N")
+    words = "folder of the result JSONs, one per scale and engine, and of the report"
+    folder = RESULTS if RESULTS.is_dir() else Path("output/report")
+    parser.option("--results", words, folder, metavar="FOLDER")
     args = parser.parse_args(argv)
     for folder in args.runs:
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from smallobj_d2.commands import (
     PROGRAM,
-    command,
-    command_line,
-    path,
+    CommandLine,
+    require_positive,
     resumable,
     scale_file,
     writable_folder,
@@ -29,7 +28,7 @@ from smallobj_d2.commands import (
 from smallobj_d2.config import CONFIGS, ROOT, load_cfg
 from smallobj_d2.datasets.coco import dataset_info
 from smallobj_d2.engines import choose_engine
-from smallobj_d2.errors import SmallObjError, clock
+from smallobj_d2.errors import SmallObjError, clock, command
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.paper import Paper, load_paper
 from smallobj_d2.experiments.runs import Run, State, check_requests, plan_runs
@@ -46,35 +45,21 @@ EXPERIMENTS = ROOT / "experiments"
 OUT = Path("output", "reproduce")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__, engine=True)
-    p.add_argument(
-        "--scale",
-        required=True,
-        help="a name of experiments/scales, or the path of your own YAML file",
-    )
+def parser() -> CommandLine:
+    p = CommandLine(__doc__, engine=True)
+    words = "a name of experiments/scales, or the path of your own YAML file"
+    p.option("--scale", words, required=True)
     which = p.add_mutually_exclusive_group()
-    which.add_argument(
-        "--tables", type=int, nargs="+", help="tables of the paper, 3 to 8 (default: all)"
-    )
+    words = "tables of the paper, 3 to 8 (default: all)"
+    which.add_argument("--tables", type=int, nargs="+", help=words)
     which.add_argument("--rows", nargs="+", metavar="NAME", help="configs to run, without .yaml")
-    p.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of seeds per row (default 1)"
-    )
-    p.add_argument(
-        "--first-seed",
-        type=int,
-        default=0,
-        metavar="K",
-        help="the first of the N seeds (default 0)",
-    )
-    p.add_argument("--gpus-per-run", type=int, help="GPUs of each run (default: the scale's)")
-    p.add_argument("--jobs", type=int, help="number of runs at the same time")
-    p.add_argument(
-        "--slurm", nargs="*", metavar="KEY=VALUE", help="submit Slurm jobs, with submitit"
-    )
-    p.add_argument("--dry-run", action="store_true", help="only list the runs and their cost")
-    p.add_argument("--out", type=path, default=OUT, help=f"output folder (default: {OUT})")
+    p.option("--seeds", "number of seeds per row", 1, metavar="N")
+    p.option("--first-seed", "the first of the N seeds", 0, metavar="K")
+    p.option("--gpus-per-run", "GPUs of each run (default: the scale's)", type=int)
+    p.option("--jobs", "number of runs at the same time", type=int)
+    p.option("--slurm", "submit Slurm jobs, with submitit", nargs="*", metavar="KEY=VALUE")
+    p.flag("--dry-run", "only list the runs and their cost")
+    p.option("--out", "output folder", OUT)
     return p
 
 
@@ -158,8 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if min(args.seeds, args.jobs or 1) < 1 or args.first_seed < 0:
-        raise SmallObjError("--seeds and --jobs must be 1 or more, --first-seed 0 or more.")
+    require_positive(args, "seeds", "jobs")
+    if args.first_seed < 0:
+        raise SmallObjError("--first-seed must be 0 or more.")
     engine = choose_engine(args.engine)
     scale = load_scale(scale_file(args.scale))
     rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)

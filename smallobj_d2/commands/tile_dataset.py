@@ -10,42 +10,35 @@ is repeated.
 
 from collections.abc import Sequence
 
-from smallobj_d2.commands import add_dataset_options, command, command_line, path, resumable
+from smallobj_d2.commands import (
+    CommandLine,
+    add_dataset_options,
+    path,
+    require_positive,
+    resumable,
+)
 from smallobj_d2.datasets.coco import dataset_info
-from smallobj_d2.errors import SmallObjError, printable
+from smallobj_d2.errors import SmallObjError, command, printable
 from smallobj_d2.export.tiles import MIN_SHARE, tile_dataset
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--dataset", metavar="NAME", help="a built-in dataset, such as COCO's")
+    parser = CommandLine(__doc__)
+    parser.option("--dataset", "a built-in dataset, such as COCO's", metavar="NAME")
     add_dataset_options(parser, "your own dataset")
-    parser.add_argument("--out", required=True, type=path, metavar="FOLDER")
-    parser.add_argument("--size", type=int, default=640, help="of a tile in pixels (default 640)")
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=0.2,
-        help="share of a tile that its neighbor has, too (default 0.2)",
-    )
-    parser.add_argument(
-        "--min-share",
-        type=float,
-        default=MIN_SHARE,
-        help=f"least share of an object's area that is kept (default {MIN_SHARE})",
-    )
-    parser.add_argument("--drop-empty", action="store_true", help="no tiles without annotations")
-    parser.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
-    )
-    parser.add_argument("--workers", type=int, help="number of threads (default: one per core)")
+    parser.option("--out", required=True, type=path, metavar="FOLDER")
+    parser.option("--size", "of a tile in pixels", 640)
+    parser.option("--overlap", "share of a tile that its neighbor has, too", 0.2)
+    parser.option("--min-share", "least share of an object's area that is kept", MIN_SHARE)
+    parser.flag("--drop-empty", "no tiles without annotations")
+    parser.flag("--skip-unreadable", "leave out images that cannot be read")
+    parser.option("--workers", "number of threads (default: one per core)", type=int)
     args = parser.parse_args(argv)
     files = [args.json, args.images]
     if bool(args.dataset) == any(files) or any(files) != all(files):
         raise SmallObjError("Give either --dataset, or --json and --images.")
-    if args.workers is not None and args.workers < 1:
-        raise SmallObjError("--workers must be 1 or more.")
+    require_positive(args, "workers")
     if args.dataset:
         info = dataset_info(args.dataset)
         files = [info.json_file, info.image_root]

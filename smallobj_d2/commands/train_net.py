@@ -8,50 +8,32 @@ smallobj train --config aug --json train.json --images train/
     --val-json val.json --val-images val/ MODEL.ROI_HEADS.NUM_CLASSES 5
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smallobj_d2.commands import add_dataset_options, command, command_line, parse, with_dataset
+from smallobj_d2.commands import CommandLine, add_dataset_options, parse, with_dataset
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import ENGINES, choose_engine, load_engine
+from smallobj_d2.errors import command
 from smallobj_d2.registry import import_modules
 
 
-def parser() -> argparse.ArgumentParser:
-    p = command_line(__doc__, config=True, engine=True)
+def parser() -> CommandLine:
+    p = CommandLine(__doc__, config=True, engine=True)
     add_dataset_options(p, "train on this dataset instead of DATASETS.TRAIN")
     add_dataset_options(p, "evaluate on this one instead of DATASETS.TEST", "val-")
-    p.add_argument(
-        "--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint"
-    )
-    p.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start again in an OUTPUT_DIR that already holds a run",
-    )
-    p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    p.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        help="GPUs per machine; without GPUs, processes on the CPU",
-    )
-    p.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    p.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
-    p.add_argument(
-        "--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines"
-    )
-    p.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="restart all processes from the last checkpoint when one is lost, at most N times",
-    )
+    p.flag("--resume", "continue from OUTPUT_DIR's last checkpoint")
+    p.flag("--overwrite", "start again in an OUTPUT_DIR that already holds a run")
+    p.flag("--eval-only", "evaluate MODEL.WEIGHTS, do not train")
+    p.option("--num-gpus", "GPUs per machine; without GPUs, processes on the CPU", 1)
+    p.option("--num-machines", "number of machines", 1)
+    p.option("--machine-rank", "rank of this machine, from 0", 0)
+    p.option("--dist-url", "tcp://HOST:PORT of machine 0, for several machines", "auto")
+    words = "restart all processes from the last checkpoint when one is lost, at most N times"
+    p.option("--max-restarts", words, 0, metavar="N")
     return p
 
 
@@ -87,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.dist_url,
             device=cfg.MODEL.DEVICE,
             args=(engine, cfg, args.resume, args.eval_only, args.overwrite),
-            args_after_loss=(engine, cfg, args.resume or not args.eval_only, args.eval_only, False),
             max_restarts=args.max_restarts,
             imports=[ENGINES[engine]],
         )

@@ -7,35 +7,34 @@ smallobj visualize --config aug --json annotations.json --images images/
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 from PIL import Image
 
 from smallobj_d2.commands import (
+    CommandLine,
     add_dataset_options,
-    command,
-    command_line,
     config_from,
     parse,
-    path,
     writable,
 )
 from smallobj_d2.config import changed
 from smallobj_d2.engines import load_engine
-from smallobj_d2.errors import SmallObjError
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__, config=True, engine=True)
-    parser.add_argument("--dataset", help="show this dataset instead of DATASETS.TRAIN")
+    parser = CommandLine(__doc__, config=True, engine=True)
+    parser.option("--dataset", "show this dataset instead of DATASETS.TRAIN")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
-    parser.add_argument("--num", type=int, default=6, help="number of augmented draws to show")
-    parser.add_argument("--positions", type=int, nargs="+", help="show these draws instead")
-    parser.add_argument("--width", type=int, default=480, help="width of each picture in pixels")
-    parser.add_argument("--out", type=path, default=path("output/contact_sheet.png"), metavar="PNG")
+    parser.option("--num", "number of augmented draws to show", 6)
+    parser.option("--positions", "show these draws instead", type=int, nargs="+")
+    parser.option("--width", "width of each picture in pixels", 480)
+    parser.option("--out", default=Path("output/contact_sheet.png"), metavar="PNG")
     args = parse(parser, argv)
     cfg = config_from(args)
     engine = load_engine(args.engine)

@@ -13,28 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.adapters.yolo import SPLITS, read_yaml, to_coco, to_yolo
-from smallobj_d2.commands import (
-    add_dataset_options,
-    command,
-    command_line,
-    path,
-    writable_folder,
-)
+from smallobj_d2.commands import CommandLine, add_dataset_options, path, writable_folder
+from smallobj_d2.errors import command
 from smallobj_d2.files import write_json
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
+    parser = CommandLine(__doc__)
     commands = parser.add_subparsers(dest="direction", required=True)
     coco = commands.add_parser("to-coco", help="a YOLO dataset to COCO JSON")
     coco.add_argument("data", type=path, metavar="data.yaml")
-    coco.add_argument("--out", required=True, type=path, metavar="FOLDER")
+    coco.option("--out", required=True, type=path, metavar="FOLDER")
     yolo = commands.add_parser("to-yolo", help="a COCO-format dataset to a split of a YOLO dataset")
     add_dataset_options(yolo, "the dataset")
-    yolo.add_argument("--split", default="train", choices=SPLITS)
-    yolo.add_argument("--boxes", action="store_true", help="write boxes where there are masks")
-    yolo.add_argument("--out", required=True, type=path, metavar="FOLDER")
+    yolo.option("--split", default="train", choices=SPLITS)
+    yolo.flag("--boxes", "write boxes where there are masks")
+    yolo.option("--out", required=True, type=path, metavar="FOLDER")
     args = parser.parse_args(argv)
     writable_folder(args.out)
     if args.direction == "to-coco":

@@ -7,35 +7,18 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smallobj_d2 import files
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors, write_json, writing
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the output folder, making it if need be, so that no second run writes there.
-
-    Raises:
-        SmallObjError: if another run holds it, or it cannot be written to.
-    """
-    if processes.rank() != 0:
-        yield
-        return
-    busy = f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
-    with files.locked(output, busy):
-        yield
 
 
 def setup_logging(output: Path) -> None:
@@ -103,14 +86,9 @@ def start_anew(output: Path, *, overwrite: bool = False) -> None:
             "OUTPUT_DIR, or add --overwrite to start again in its place."
         )
     with disk_errors(output):
-        for name in (
-            "last_checkpoint",
-            "skipped.json",
-            "metrics.json",
-            "row.json",
-            "categories.json",
-        ):
-            (output / name).unlink(missing_ok=True)
+        (output / "last_checkpoint").unlink(missing_ok=True)
+        for name in ("skipped", "metrics", "row", "categories"):
+            (output / f"{name}.json").unlink(missing_ok=True)
 
 
 def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False) -> None:
@@ -119,17 +97,16 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
     What run.json said before a resume is kept under ``earlier``. Libraries whose versions have
     changed since are named in a warning.
     """
-    size = processes.world_size()
     if processes.rank() != 0:
         return
     output = Path(cfg.OUTPUT_DIR)
-    record = {
+    record: dict[str, Any] = {
         "engine": engine,
         "seed": cfg.SEED,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "device": _device_name(cfg.MODEL.DEVICE),
-        "processes": size,
+        "processes": processes.world_size(),
         "commit": commit(),
         "versions": versions(),
     }
@@ -138,12 +115,14 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
         return
     before = read_record(output) if resume else {}
     if before:
-        for library, was, now in _changes(before["versions"], record["versions"]):
-            logger.warning(
-                "%s was %s when this run began, and is %s now: the same draws may have other "
-                "pixels, and the same seed other weights.",
-                *(library, was, now),
-            )
+        for library in sorted({*before["versions"], *record["versions"]} - _OURS):
+            was, now = (r["versions"].get(library, "absent") for r in (before, record))
+            if was != now:
+                logger.warning(
+                    "%s was %s when this run began, and is %s now: the same draws may have other "
+                    "pixels, and the same seed other weights.",
+                    *(library, was, now),
+                )
         earlier = before.pop("earlier")
         record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]
     write_json(output / "run.json", {**record, "config": cfg.dump()})
@@ -188,33 +167,22 @@ def commit() -> str | None:
     return told.stdout.strip() or None
 
 
+_OURS = {"python", "smallobj-d2"}
+"""Versions that may change without a word."""
+
+_PACKAGES = (
+    *("smallobj-d2", "torch", "torchvision", "detectron2", "numpy"),
+    *("opencv-python-headless", "opencv-python", "pillow", "pycocotools"),
+)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that numbers can depend on."""
-    packages = (
-        "smallobj-d2",
-        "torch",
-        "torchvision",
-        "detectron2",
-        "numpy",
-        "opencv-python-headless",
-        "opencv-python",
-        "pillow",
-        "pycocotools",
-    )
     found = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _changes(before: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Name, version before and version now of the libraries that are not the same."""
-    libraries = sorted({*before, *now} - {"python", "smallobj-d2"})
-    pairs = [(name, before.get(name, "absent"), now.get(name, "absent")) for name in libraries]
-    return [(name, was, is_) for name, was, is_ in pairs if was != is_]
 
 
 def _device_name(device: str) -> str:

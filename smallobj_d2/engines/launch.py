@@ -31,7 +31,10 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from torch.distributed.rendezvous import rendezvous
 
 from smallobj_d2.engines.machines import Machines, first_words
+from smallobj_d2.engines.processes import restarts
 from smallobj_d2.errors import SmallObjError
+
+_PATIENCE = 600.0  # seconds to wait for the other machines at the start
 
 
 def launch(
@@ -43,9 +46,7 @@ def launch(
     *,
     device: str = "cuda",
     args: tuple[Any, ...] = (),
-    args_after_loss: tuple[Any, ...] | None = None,
     max_restarts: int = 0,
-    patience: float = 600.0,
     imports: Sequence[str] = (),
 ) -> Any:
     """Call ``main(*args)`` in every process of a run, and return what it returns in process 0.
@@ -59,9 +60,7 @@ def launch(
         dist_url: where machine 0 listens, such as ``tcp://host:port``; "auto" for one machine.
         device: the config's ``MODEL.DEVICE``.
         args: of `main`; must pickle.
-        args_after_loss: of `main` when all processes start again; None for the same.
         max_restarts: how often to start all processes again when one is lost.
-        patience: seconds to wait for the other machines at the start.
         imports: modules that all processes need, imported once for all of them.
 
     Returns:
@@ -81,7 +80,7 @@ def launch(
                 "--num-machines and --max-restarts to this."
             )
         with _process_group(cuda):
-            return record(main)(*(args_after_loss or args if _attempt() else args))
+            return record(main)(*args)
     if num_processes < 1 or max_restarts < 0 or not 0 <= machine_rank < num_machines:
         raise SmallObjError(
             f"--num-gpus {num_processes}, --num-machines {num_machines}, --machine-rank "
@@ -103,12 +102,12 @@ def launch(
         "--max-restarts": max_restarts,
     }
     with tempfile.TemporaryDirectory(prefix="smallobj-") as errors, _signals_restored():
-        machines = Machines(machine_rank, num_machines, dist_url, patience, plan, Path(errors))
+        machines = Machines(machine_rank, num_machines, dist_url, _PATIENCE, plan, Path(errors))
         spec = WorkerSpec(
             role="run",
             local_world_size=num_processes,
             entrypoint=_process,
-            args=(main, cuda, num_machines == 1, args, args_after_loss or args),
+            args=(main, cuda, num_machines == 1, args),
             rdzv_handler=machines,
             max_restarts=max_restarts,
             monitor_interval=0.1,
@@ -133,18 +132,7 @@ def launch(
 # --- In each process
 
 
-def _attempt() -> int:
-    """How often the processes of this run have been started again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def _process(
-    main: Callable[..., Any],
-    cuda: bool,
-    one_machine: bool,
-    args: tuple[Any, ...],
-    args_after_loss: tuple[Any, ...],
-) -> Any:
+def _process(main: Callable[..., Any], cuda: bool, one_machine: bool, args: tuple[Any, ...]) -> Any:
     signal.signal(signal.SIGINT, _interrupt_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, which share data then
@@ -156,7 +144,7 @@ def _process(
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     try:
         with _process_group(cuda):
-            return main(*(args_after_loss if _attempt() else args))
+            return main(*args)
     except Exception as e:
         error: Exception = e
         if isinstance(e, SmallObjError):
@@ -190,7 +178,7 @@ def _process_group(cuda: bool) -> Iterator[None]:
         store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=PrefixStore(f"attempt {_attempt()}", store),
+            store=PrefixStore(f"attempt {restarts()}", store),
             world_size=size,
             rank=rank,
         )

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -36,6 +37,7 @@ Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], Sample]
 
 
+@dataclass(eq=False)
 class DrawDataset(Dataset[Sample]):
     """The stream of draws as a map-style dataset: position to mapped sample.
 
@@ -44,26 +46,17 @@ class DrawDataset(Dataset[Sample]):
     Args:
         records: N dataset dicts.
         stream: what stands at each position.
-        mapper: dataset dict to sample; None gives the dataset dicts themselves.
+        mapper: dataset dict to sample.
         skip_unreadable: take the next record in place of one whose image cannot be read, and
             say so in the sample's ``skipped``.
         stitch: which draws show several images; those have their dicts as ``stitched``.
     """
 
-    def __init__(
-        self,
-        records: Sequence[dict[str, Any]] | PackedRecords,
-        stream: Stream,
-        mapper: Mapper | None = None,
-        *,
-        skip_unreadable: bool = False,
-        stitch: Stitch | None = None,
-    ) -> None:
-        self.records = records if isinstance(records, PackedRecords) else PackedRecords(records)
-        self.stream = stream
-        self.mapper = mapper
-        self.skip_unreadable = skip_unreadable
-        self.stitch = stitch
+    records: Sequence[dict[str, Any]] | PackedRecords
+    stream: Stream
+    mapper: Mapper
+    skip_unreadable: bool = False
+    stitch: Stitch | None = None
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -78,8 +71,6 @@ class DrawDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         record = self.record(position)
-        if self.mapper is None:
-            return record
         draw = record["draw"]
         skipped: list[str] = []
         while True:
@@ -95,6 +86,7 @@ class DrawDataset(Dataset[Sample]):
                 return {**sample, "skipped": skipped} if skipped else sample
 
 
+@dataclass(eq=False)
 class BatchSampler(Sampler[list[int]]):
     """Batches of positions, those of wide and of tall images apart if ``wide`` is given.
 
@@ -110,18 +102,12 @@ class BatchSampler(Sampler[list[int]]):
         start: batches to leave out at the beginning; no image is read for them.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        size: int,
-        wide: NDArray[np.bool_] | None,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> None:
-        self.stream, self.size, self.wide = stream, size, wide
-        self.rank, self.world_size, self.start = rank, world_size, start
+    stream: Stream
+    size: int
+    wide: NDArray[np.bool_] | None
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in islice(self._batches(), self.start, None):
@@ -139,22 +125,8 @@ class BatchSampler(Sampler[list[int]]):
                 bucket.clear()
 
 
-def build_train_loader(
-    records: Sequence[dict[str, Any]],
-    factors: NDArray[np.float64],
-    mapper: Mapper,
-    *,
-    seed: int,
-    images_per_batch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    aspect_ratio_grouping: bool = True,
-    start_iter: int = 0,
-    skip_unreadable: bool = False,
-    stitch: Stitch | None = None,
-) -> "TrainLoader":
-    """Build the infinite training loader.
+class TrainLoader:
+    """The infinite training loader: iterates over batches, which are lists of samples.
 
     Args:
         records: N dataset dicts.
@@ -168,21 +140,69 @@ def build_train_loader(
         start_iter: the iteration to start at; earlier batches are left out, unread.
         skip_unreadable: replace unreadable images instead of stopping.
         stitch: see `DrawDataset`.
+
+    Attributes:
+        positions: positions of the draws in the batch that was handed out last.
+        skipped: how often each unreadable image was skipped, by what was wrong with it.
+        left_out: copies that were wanted and not placed, by reason; see `Plan.left_out`.
     """
-    if images_per_batch < 1:
-        raise SmallObjError(f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1.")
-    if images_per_batch % world_size:
-        raise SmallObjError(
-            f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
-            "share evenly. Choose a multiple."
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        factors: NDArray[np.float64],
+        mapper: Mapper,
+        *,
+        seed: int,
+        images_per_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        aspect_ratio_grouping: bool = True,
+        start_iter: int = 0,
+        skip_unreadable: bool = False,
+        stitch: Stitch | None = None,
+    ) -> None:
+        if images_per_batch < 1:
+            raise SmallObjError(
+                f"SOLVER.IMS_PER_BATCH is {images_per_batch}; it must be at least 1."
+            )
+        if images_per_batch % world_size:
+            raise SmallObjError(
+                f"SOLVER.IMS_PER_BATCH is {images_per_batch}, which {world_size} processes cannot "
+                "share evenly. Choose a multiple."
+            )
+        stream = Stream(factors, seed)
+        wide = None
+        if aspect_ratio_grouping:
+            wide = np.array([r["width"] > r["height"] for r in records])
+        self.dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable, stitch)
+        self.positions: list[int] = []
+        self.skipped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self._loader = DataLoader(
+            self.dataset,
+            batch_sampler=BatchSampler(
+                stream, images_per_batch, wide, rank, world_size, start_iter
+            ),
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # else it draws a seed from the global one
         )
-    stream = Stream(factors, seed)
-    wide = np.array([r["width"] > r["height"] for r in records]) if aspect_ratio_grouping else None
-    dataset = DrawDataset(records, stream, mapper, skip_unreadable=skip_unreadable, stitch=stitch)
-    batches = BatchSampler(
-        stream, images_per_batch, wide, rank=rank, world_size=world_size, start=start_iter
-    )
-    return TrainLoader(dataset, batches, num_workers)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self._loader:
+            samples = []
+            for sample in batch:
+                for what in sample.pop("skipped", ()):
+                    if what not in self.skipped:
+                        logger.warning("Skipped: %s", what)
+                    self.skipped[what] += 1
+                self.left_out.update(sample.pop("left_out", {}))
+                samples.append(sample)
+            self.positions = [s["draw"].position for s in samples]
+            yield samples
 
 
 def loader_from_config(
@@ -192,7 +212,7 @@ def loader_from_config(
     read_image: ReadImage,
     *,
     start_iter: int = 0,
-) -> "TrainLoader":
+) -> TrainLoader:
     """The one way from a config to a training loader, for this process of a run.
 
     Args:
@@ -200,7 +220,7 @@ def loader_from_config(
         build_mapper: ``(cfg, is_train, augmentation=...)`` to the mapper of the engine.
         read_records: dataset names to dataset dicts.
         read_image: a dataset dict to its image, as the mapper reads it, for a bank of objects.
-        start_iter: see `build_train_loader`.
+        start_iter: see `TrainLoader`.
     """
     import_modules(cfg.SMALLOBJ.IMPORTS)
     register_from_config(cfg)
@@ -211,7 +231,7 @@ def loader_from_config(
         cfg, cfg.SEED, records, read_image, draws=draws, progress=progress
     )
     mapper = build_mapper(cfg, True, augmentation=augmentation)
-    return build_train_loader(
+    return TrainLoader(
         records,
         factors,
         mapper,
@@ -227,61 +247,6 @@ def loader_from_config(
     )
 
 
-class TrainLoader:
-    """Iterates over batches, which are lists of samples.
-
-    Errors of the project's own arrive from the workers as they were raised, not wrapped in a
-    worker's traceback.
-
-    Attributes:
-        positions: positions of the draws in the batch that was handed out last.
-        skipped: how often each unreadable image was skipped, by what was wrong with it.
-        left_out: copies that were wanted and not placed, by reason; see `Plan.left_out`.
-    """
-
-    def __init__(self, dataset: DrawDataset, batches: BatchSampler, num_workers: int) -> None:
-        self.dataset = dataset
-        self.positions: list[int] = []
-        self.skipped: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
-        self._loader = DataLoader(
-            _Guarded(dataset),
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=_as_list,
-            worker_init_fn=_leave_signals_to_the_parent,
-            generator=torch.Generator(),  # else it draws a seed from the global one
-        )
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for batch in self._loader:
-            samples = []
-            for sample in batch:
-                if isinstance(sample, SmallObjError):
-                    raise sample
-                for what in sample.pop("skipped", ()):
-                    if what not in self.skipped:
-                        logger.warning("Skipped: %s", what)
-                    self.skipped[what] += 1
-                self.left_out.update(sample.pop("left_out", {}))
-                samples.append(sample)
-            self.positions = [s["draw"].position for s in samples]
-            yield samples
-
-
-class _Guarded(Dataset[Any]):
-    """A dataset that hands its own errors over instead of raising them in a worker."""
-
-    def __init__(self, dataset: DrawDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, position: int) -> Sample | SmallObjError:
-        try:
-            return self.dataset[position]
-        except SmallObjError as e:
-            return e
-
-
 def _leave_signals_to_the_parent(_: int) -> None:
     """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others.
 
@@ -290,7 +255,3 @@ def _leave_signals_to_the_parent(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    return samples

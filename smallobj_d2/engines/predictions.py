@@ -7,12 +7,12 @@ matter; only their names are kept.
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -144,10 +144,9 @@ def _categories_of_run(folder: Path, cfg: Any) -> Mapping[Any, str] | None:
 class Images:
     """Image files to look at."""
 
-    root: Path
-    """The folder that all of them are in; their names are relative to it."""
     records: Sequence[Mapping[str, Any]]
-    """``file_name`` (a path), ``name`` and ``image_id``; ``height`` and ``width`` where known."""
+    """``file_name`` (a path), ``name`` (relative to the folder that all of them are in) and
+    ``image_id``; ``height`` and ``width`` where known."""
     unknown: Sequence[str] = ()
     """Files that the annotations do not name."""
 
@@ -182,7 +181,7 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
         }
         for number, file in enumerate(files, start=1)
     ]
-    return Images(root, records)
+    return Images(records)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -195,8 +194,8 @@ def _images_in(folder: Path) -> list[Path]:
 def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]]:
     """The images with the ids of a COCO JSON, and its categories.
 
-    An image is found in the JSON by its name relative to the root, or else by the name of the file
-    alone, where the JSON has it but once.
+    An image is found in the JSON by its ``name``, or else by the name of the file alone, where the
+    JSON has it but once.
     """
     with reading(json_file):
         data = read_json(json_file)
@@ -217,7 +216,7 @@ def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]
         records.append({**record, "image_id": entry["id"], **size})
     if not records:
         raise SmallObjError(f"None of the {len(unknown)} images is in {json_file}.")
-    return Images(images.root, records, unknown), categories
+    return Images(records, unknown), categories
 
 
 # --- Looking at all of them
@@ -265,13 +264,13 @@ def predict_images(
         SmallObjError: if no image can be read, or something cannot be written.
     """
     summary = Summary()
-    entries: list[tuple[Any, str, int, int]] = []
+    entries: list[dict[str, Any]] = []
     bar = tqdm(total=len(images.records), unit="img", disable=None if progress else True)
     with bar, writing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         if not as_results:
             named = [{"id": i, "name": name} for i, name in categories.items()]
-            file.write(f'{{"info": {json.dumps(info)}, "categories": {json.dumps(named)}, ')
-            file.write('"annotations": ')
+            head = json.dumps({"info": info, "categories": named})
+            file.write(f'{head.removesuffix("}")}, "annotations": ')
         file.write("[")
         ahead = in_order(_read, images.records, 2, 2 * batch)
         while several := [(record, read.result()) for record, read in islice(ahead, batch)]:
@@ -282,45 +281,38 @@ def predict_images(
             read = [(r, p) for r, p in several if not isinstance(p, UnreadableImage)]
             found = predict([p for _, p in read]) if read else []
             for (record, pixels), results in zip(read, found, strict=True):
-                entries.append((record["image_id"], record["name"], *pixels.shape[1::-1]))
-                _write(file, results, record["image_id"], summary, as_results)
+                height, width = pixels.shape[:2]
+                entry = {"id": record["image_id"], "file_name": record["name"]}
+                entries.append({**entry, "width": width, "height": height})
+                for result in results:
+                    line = {"image_id": record["image_id"], **result}
+                    if not as_results:
+                        line |= {"id": summary.detections + 1, "iscrowd": 0, "area": _area(result)}
+                    file.write(f"{',' if summary.detections else ''}\n{json.dumps(line)}")
+                    summary.detections += 1
                 if pictures is not None:
                     view = prediction_view(pixels, results, categories)
-                    wide = max(pixels.shape[1], _LEAST_WIDTH)
-                    picture = Image.fromarray(draw(view, width=wide))
+                    picture = Image.fromarray(draw(view, width=max(width, _LEAST_WIDTH)))
                     with writing(picture_of(record["name"], pictures)) as unfinished:
                         picture.save(unfinished, quality=90)
             bar.update(len(several))
-        file.write("\n]")
-        if not as_results:
-            file.write(', "images": [')
-            for at, (number, name, width, height) in enumerate(entries):
-                entry = {"id": number, "file_name": name, "width": width, "height": height}
-                file.write(f"{',' if at else ''}\n{json.dumps(entry)}")
-            file.write("\n]}\n")
+        file.write("\n]" if as_results else f'\n], "images": {json.dumps(entries)}}}\n')
         if not entries:
             raise SmallObjError(f"None of the {len(images.records)} images can be read.")
     summary.images = len(entries)
     return summary
 
 
+def _area(result: Result) -> float:
+    if mask := result.get("segmentation"):
+        return float(coco_mask.area(mask))
+    return float(result["bbox"][2] * result["bbox"][3])
+
+
 def picture_of(name: str, pictures: Path) -> Path:
     """Where the picture of an image is: under its name, which is longer if it is no JPEG or PNG."""
     shown = name.lower().endswith(_SHOWN_AS_THEY_ARE)
     return pictures / (name if shown else f"{name}.jpg")
-
-
-def _write(
-    file: IO[str], results: Iterable[Result], image_id: Any, summary: Summary, as_results: bool
-) -> None:
-    for result in results:
-        entry = {"image_id": image_id, **result}
-        if not as_results:
-            mask = result.get("segmentation")
-            area = coco_mask.area(mask) if mask else result["bbox"][2] * result["bbox"][3]
-            entry |= {"id": summary.detections + 1, "area": float(area), "iscrowd": 0}
-        file.write(f"{',' if summary.detections else ''}\n{json.dumps(entry)}")
-        summary.detections += 1
 
 
 def _read(record: Mapping[str, Any]) -> Pixels | UnreadableImage:

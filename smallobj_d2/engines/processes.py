@@ -1,5 +1,6 @@
 """The processes of a run: which this is, and how they tell each other what they have."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes there are, over all machines."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def restarts() -> int:
+    """How often the processes of this run have been started again after a loss."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def share(value: Any) -> Any:

@@ -1,28 +1,140 @@
-"""Everything around a run, and what it has to say at its end."""
+"""A run: what both engines do in the same order, what is around it, and what it says at its end."""
 
 import json
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from smallobj_d2.config import changed
-from smallobj_d2.datasets.categories import Categories
+from smallobj_d2.datasets.categories import Categories, check_categories
+from smallobj_d2.datasets.coco import categories_of, dataset_info, register_from_config
 from smallobj_d2.engines import processes
-from smallobj_d2.engines.folder import locked, record_run, setup_logging, start_anew
-from smallobj_d2.engines.seed_and_device import settle_device, settle_precision, settle_seed
+from smallobj_d2.engines.folder import last_checkpoint, record_run, setup_logging, start_anew
+from smallobj_d2.engines.loader import TrainLoader
+from smallobj_d2.engines.seed_and_device import (
+    seed_step,
+    settle_device,
+    settle_precision,
+    settle_seed,
+)
+from smallobj_d2.engines.weights import check_weights
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import TITLES, Row, counted_detections, load_ground_truth
 from smallobj_d2.evaluation.by_size import by_size, size_table
 from smallobj_d2.evaluation.run_folder import results_of_run
-from smallobj_d2.files import full_disk, remove_leftovers, write_json
+from smallobj_d2.files import full_disk, locked, remove_leftovers, write_json
+from smallobj_d2.training_set import check_test_data
 
 logger = logging.getLogger(__name__)
+
+
+class Run(ABC):
+    """What an engine does in a run; `carry_out` calls it in this order.
+
+    Args:
+        cfg: the run's config, with the seed and the device that are really used.
+    """
+
+    engine: ClassVar[str]
+    """Its name."""
+    datasets: Collection[str] = ()
+    """Names of those that the engine knows, and this project does not."""
+    loader: TrainLoader
+    """Of this process, once it has been built."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def categories_of(self, name: str) -> Categories | None:
+        """The categories of a dataset, None where they are not known."""
+        return categories_of(name)
+
+    def json_file(self, name: str) -> Path:
+        """The annotations of a test set."""
+        return dataset_info(name).json_file
+
+    @abstractmethod
+    def evaluate(self, weights: Path) -> dict[str, Row]:
+        """Rows by test set of a file that has the whole model; none but in process 0."""
+
+    @abstractmethod
+    def build(self, checkpoint: Path | None, weights: Path | None) -> None:
+        """Make model, loader and trainer, and load a checkpoint, or else initial weights."""
+
+    @abstractmethod
+    def train(self) -> dict[str, Row]:
+        """Train to the end, and give the rows of the last evaluation; none but in process 0."""
+
+    @property
+    @abstractmethod
+    def iterations(self) -> int:
+        """How many are done."""
+
+
+def carry_out(
+    kind: type[Run],
+    cfg: Any,
+    resume: bool = False,
+    eval_only: bool = False,
+    overwrite: bool = False,
+) -> Row | None:
+    """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
+
+    Args:
+        kind: the engine's own part.
+        cfg: a config with ``SMALLOBJ``.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one; as a run does
+            that was started again after a loss.
+        eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
+        overwrite: start anew in a folder that holds a run already.
+
+    Returns:
+        The table row of the first test set in process 0, which is also in row.json; None in other
+        processes, and where DATASETS.TEST is empty.
+    """
+    register_from_config(cfg)
+    if processes.restarts():
+        resume, overwrite = resume or not eval_only, False
+    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
+    with running(cfg, kind.engine, **how) as cfg:
+        output = Path(cfg.OUTPUT_DIR)
+        run = kind(cfg)
+        check_test_data(cfg, run.datasets)
+        if eval_only:
+            check_categories(cfg, cfg.DATASETS.TEST, run.categories_of)
+        checkpoint = last_checkpoint(output) if resume else None
+        weights = checkpoint or check_weights(cfg)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
+        seed_step(cfg.SEED, -1)
+        if eval_only:
+            if weights is None:
+                raise SmallObjError(
+                    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, "
+                    "or add --resume for the last one in OUTPUT_DIR."
+                )
+            rows = run.evaluate(weights)
+        else:
+            run.build(checkpoint, weights)
+            # A catalog knows categories once its records have been read.
+            names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+            check_categories(cfg, names, run.categories_of)
+            record_categories(output, names, run.categories_of)
+            try:
+                rows = run.train()
+            except KeyboardInterrupt:
+                logger.info(
+                    "Stopped after %d of %d iterations.", run.iterations, cfg.SOLVER.MAX_ITER
+                )
+                raise
+            report_losses(output, run.loader)
+        return write_row(cfg, rows, run.json_file(cfg.DATASETS.TEST[0])) if rows else None
 
 
 @contextmanager
@@ -46,7 +158,9 @@ def running(
     """
     output = Path(cfg.OUTPUT_DIR)
     processes.agree(cfg, engine, resume=resume, eval_only=eval_only)
-    with locked(output), _one_voice(), full_disk(output), _full_card():
+    busy = f"Another run is writing to {output}. Wait for it, or choose another OUTPUT_DIR."
+    lock = locked(output, busy) if processes.rank() == 0 else nullcontext()
+    with lock, _one_voice(), full_disk(output), _full_card():
         if processes.rank() == 0:
             remove_leftovers(output)  # of a run that was killed while writing
             if not (resume or eval_only):
@@ -60,21 +174,6 @@ def running(
             cfg = settle_seed(cfg, resume, engine=engine)
         record_run(cfg, engine, resume=resume, eval_only=eval_only)
         yield cfg
-
-
-@contextmanager
-def telling_where_it_stops(done: Callable[[], int], of: int) -> Iterator[None]:
-    """Log how far training came when it is interrupted.
-
-    Args:
-        done: gives the number of finished iterations.
-        of: iterations in all.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        logger.info("Stopped after %d of %d iterations.", done(), of)
-        raise
 
 
 def how_to_continue(output: Path) -> str:
@@ -176,18 +275,20 @@ def write_row(cfg: Any, rows: Mapping[str, Row], json_file: str | Path) -> Row:
     return row
 
 
-def record_categories(cfg: Any, categories_of: Callable[[str], Categories | None]) -> None:
+def record_categories(
+    output: Path, names: Iterable[str], categories_of: Callable[[str], Categories | None]
+) -> None:
     """Keep what a run's classes mean in categories.json, as a COCO JSON has it.
 
     Args:
-        cfg: the run's config.
+        output: the run's folder.
+        names: of its datasets.
         categories_of: name of a dataset to its categories, or to None where they are not known.
     """
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     known = next((c for name in names if (c := categories_of(name)) is not None), None)
     if known is not None and processes.rank() == 0:
         content = [{"id": i, "name": name} for i, name in known.items()]
-        write_json(Path(cfg.OUTPUT_DIR) / "categories.json", content)
+        write_json(output / "categories.json", content)
 
 
 def not_finite(output: Path, iteration: int, positions: Iterable[int], which: str) -> SmallObjError:

@@ -39,16 +39,17 @@ def settle_precision(cfg: Any, engine: str) -> Any:
     """The config with SOLVER.AMP.ENABLED False where mixed precision would only make it slower.
 
     Raises:
-        SmallObjError: if Detectron2 is asked for it on a CPU, where its trainer has none.
+        SmallObjError: if Detectron2 is asked for it without a GPU.
     """
-    if not cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE != "cpu":
+    if not cfg.SOLVER.AMP.ENABLED or cfg.MODEL.DEVICE.startswith("cuda"):
         return cfg
     if engine == "detectron2":
         raise SmallObjError(
             "SOLVER.AMP.ENABLED is True, but Detectron2 has mixed precision on a GPU only, and "
-            "MODEL.DEVICE is cpu. Set SOLVER.AMP.ENABLED False, or use --engine torchvision."
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}. Set SOLVER.AMP.ENABLED False, or use --engine "
+            "torchvision."
         )
-    if has_bfloat16():
+    if cfg.MODEL.DEVICE != "cpu" or has_bfloat16():
         return cfg
     if processes.rank() == 0:
         logger.warning(

@@ -24,11 +24,6 @@ from smallobj_d2.files import writing
 _ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
-NOTHING_TO_EVALUATE = (
-    "There is nothing to evaluate: MODEL.WEIGHTS is empty. Set it to a checkpoint, or add --resume "
-    "for the last one in OUTPUT_DIR."
-)
-
 
 def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
     """Refuse to evaluate a model of which a part is still random.
@@ -141,15 +136,20 @@ def read_file(path: str | Path) -> Any:
         ) from e
 
 
-def write_file(path: Path, value: Any) -> None:
-    """``torch.save``, whole or not at all; see `smallobj_d2.files.writing`."""
+def save_checkpoint(path: Path, state: Any) -> None:
+    """``torch.save``, whole or not at all, and only then name it in last_checkpoint as the last.
+
+    A run that is killed here still has the checkpoint before; see `smallobj_d2.files.writing`.
+    """
     with writing(path) as temporary:
         try:
-            torch.save(value, temporary)
+            torch.save(state, temporary)
         except RuntimeError as e:  # how it reports a failed write
             if "PytorchStreamWriter" not in str(e) and "inline_container" not in str(e):
                 raise
             raise OSError(errno.ENOSPC, "the disk may be full") from e
+    with writing(path.with_name("last_checkpoint")) as temporary:
+        temporary.write_text(path.name)
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -4,37 +4,34 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
 
 from smallobj_d2.engines.folder import last_checkpoint
-from smallobj_d2.engines.weights import read_file, require_whole, write_file
+from smallobj_d2.engines.weights import read_file, require_whole, save_checkpoint
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.files import writing
 
 
 class Checkpointer(DetectionCheckpointer):
-    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads.
+    """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads."""
 
-    Attributes:
-        whole: whether what is loaded must have all parameters of the model.
-    """
+    _whole = False
 
-    whole = False
+    @classmethod
+    def load_whole(cls, model: nn.Module, path: Path) -> None:
+        """Load a file that must have all parameters of the model."""
+        checkpointer = cls(model)
+        checkpointer._whole = True
+        checkpointer.load(str(path))
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As the stock method; a run that is killed here still has the checkpoint before."""
+        """As the stock method, for files that are written whole."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: o.state_dict() for key, o in self.checkpointables.items()}, **kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        write_file(path, data)
+        save_checkpoint(path, data)
         self.logger.info("Saved %s", path)
-        self.tag_last_checkpoint(path.name)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Say which checkpoint is the last."""
-        with writing(Path(self.save_dir) / "last_checkpoint") as temporary:
-            temporary.write_text(last_filename_basename)
 
     def get_checkpoint_file(self) -> str:
         """As the stock method, but a checkpoint that is gone is named."""
@@ -56,7 +53,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """As the stock method, but a model that is to be whole, and is not, is an error."""
         incompatible = super()._load_model(checkpoint)
-        if self.whole:
+        if self._whole:
             others = (name for name, _, _ in incompatible.incorrect_shapes)
             require_whole(self.model, {*incompatible.missing_keys, *others})
         return incompatible

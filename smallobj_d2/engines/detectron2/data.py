@@ -149,7 +149,13 @@ def _sampler(factors: np.ndarray, seed: int | None) -> RepeatFactorTrainingSampl
 
 
 def read_image(record: dict[str, Any], image_format: str) -> np.ndarray:
-    """As Detectron2 reads images and checks their size, but with words where that fails."""
+    """As Detectron2 reads images and checks their size, but with words where that fails.
+
+    A dict that has its ``pixels``, (H, W, 3) uint8 RGB, needs no file.
+    """
+    if "pixels" in record:
+        pixels: np.ndarray = record["pixels"]
+        return pixels[:, :, ::-1] if image_format == "BGR" else pixels
     with opened(record, PathManager.open) as file:
         # A stock BGR image is a reversed view, slow to work on.
         turn_over = image_format == "BGR"

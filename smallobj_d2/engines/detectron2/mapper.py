@@ -15,12 +15,11 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T  # noqa: N812 - Detectron2's own name for it
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.datasets.coco import register_from_config
-from smallobj_d2.datasets.images import opened, resize
+from smallobj_d2.datasets.images import resize
 from smallobj_d2.engines.detectron2.data import area_of, read_image, read_records
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.errors import SmallObjError
@@ -117,13 +116,11 @@ class SmallObjectMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict to a model input; see DatasetMapper."""
-        if "pixels" in dataset_dict:
-            return self._of_pixels(dataset_dict)
-        if not self.is_train:
-            with opened(dataset_dict, PathManager.open):
-                return super().__call__(dataset_dict)
         record = dict(dataset_dict)
         image = read_stitched(record, partial(read_image, image_format=self.image_format))
+        record.pop("pixels", None)
+        if not self.is_train:
+            record.pop("annotations", None)
         sem_seg = None
         if "sem_seg_file_name" in record:
             sem_seg = utils.read_image(record.pop("sem_seg_file_name"), "L").squeeze(2)
@@ -153,15 +150,6 @@ class SmallObjectMapper(DatasetMapper):
             self._transform_annotations(record, transforms, shape)
         return record
 
-    def _of_pixels(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map a dict that has its ``pixels``, (H, W, 3) uint8 RGB, and needs no file."""
-        record = {k: v for k, v in dataset_dict.items() if k not in ("pixels", "annotations")}
-        pixels = dataset_dict["pixels"]
-        aug_input = T.AugInput(pixels[:, :, ::-1] if self.image_format == "BGR" else pixels)
-        self.augmentations(aug_input)
-        record["image"] = torch.as_tensor(_channels_first(aug_input.image))
-        return record
-
     def _add_areas(self, record: dict[str, Any]) -> None:
         """Give annotations their ``area`` where Detectron2's loader has dropped it."""
         annotations = record["annotations"]
@@ -186,12 +174,8 @@ class SmallObjectMapper(DatasetMapper):
             # Without its mask, the stock method would end in a KeyError.
             and (not self.use_instance_mask or a.get("segmentation"))
         ]
-        unused = set()
-        if not self.use_instance_mask:
-            unused.add("segmentation")
-        if not self.use_keypoint:
-            unused.add("keypoints")
-        annotations = [{k: v for k, v in a.items() if k not in unused} for a in kept]
+        used = {"segmentation": self.use_instance_mask, "keypoints": self.use_keypoint}
+        annotations = [{k: v for k, v in a.items() if used.get(k, True)} for a in kept]
         if _can_be_transformed_together(annotations, transforms):
             _transform_together(annotations, transforms, shape)
         else:

@@ -20,7 +20,7 @@ from smallobj_d2.engines.detectron2.checkpoints import Checkpointer
 from smallobj_d2.engines.detectron2.mapper import build_mapper, build_train_loader
 from smallobj_d2.engines.loader import TrainLoader
 from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
 
 
@@ -30,8 +30,6 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         with _processes_on(cfg.MODEL.DEVICE):
             super().__init__(cfg)
-        self.register_hooks([_SeedEachStep(cfg.SEED)])
-        self._hooks.insert(0, self._hooks.pop())
         self._write_metrics = self._trainer._write_metrics
         self._trainer._write_metrics = self._check_losses
 
@@ -82,20 +80,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: Any, evaluators: Any = None) -> Any:
-        """The stock evaluation, of the same model in all processes, with readable errors.
+        """The stock evaluation, of the same model in all processes.
 
         Each process has its own batch norm statistics, and evaluates a part of the images.
         """
         processes.share_statistics(model)
-        try:
-            return super().test(cfg, model, evaluators)
-        except UnreadableImage as e:  # torch has put a worker's traceback before what it says
-            raise UnreadableImage(e.args[0].strip().rsplit("UnreadableImage: ")[-1]) from e
+        return super().test(cfg, model, evaluators)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of draws continues where the checkpoint left it."""
         super().resume_or_load(resume)
-        if self.start_iter >= self.max_iter and not self._has_final_checkpoint():
+        last = Path(self.checkpointer.get_checkpoint_file()).name
+        if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Killed between the last periodic checkpoint and the final one.
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
         if self.start_iter:
@@ -110,16 +106,13 @@ class Trainer(DefaultTrainer):
             inner = {**inner, "grad_scaler": self._trainer.grad_scaler.state_dict()}
         super().load_state_dict({**state_dict, "_trainer": inner})
 
-    def _has_final_checkpoint(self) -> bool:
-        return Path(self.checkpointer.get_checkpoint_file()).name == "model_final.pth"
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """What the last evaluation of the run gave."""
-        return dict(self._last_eval_results)
-
     def run_step(self) -> None:
-        """One iteration; a loss that is not finite names the draws it came from."""
+        """One iteration; a loss that is not finite names the draws it came from.
+
+        The model's own randomness (which boxes are sampled) is a function of the iteration. So a
+        run that was killed and resumed does what an unbroken one does.
+        """
+        seed_step(self.cfg.SEED, self.iter)
         try:
             super().run_step()
         except FloatingPointError as e:  # where the model itself has noticed
@@ -147,16 +140,3 @@ def _processes_on(device: str) -> Iterator[None]:
         yield
     finally:
         defaults.create_ddp_model = stock
-
-
-class _SeedEachStep(HookBase):
-    """Makes the model's own randomness (which boxes are sampled) a function of the iteration.
-
-    So a run that was killed and resumed does what an unbroken one does.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def before_step(self) -> None:
-        seed_step(self.seed, self.trainer.iter)

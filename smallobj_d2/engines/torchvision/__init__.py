@@ -5,6 +5,7 @@
 ask for).
 """
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,20 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from smallobj_d2.datasets.categories import check_categories
-from smallobj_d2.datasets.coco import (
-    categories_of,
-    dataset_info,
-    get_records,
-    load_dataset,
-    register_from_config,
-)
+from smallobj_d2.datasets.coco import dataset_info, get_records, load_dataset
 from smallobj_d2.engines import processes, run
-from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.loader import TrainLoader, loader_from_config
-from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.engines.torchvision.inference import coco_results, detect, write_results
+from smallobj_d2.engines.torchvision.inference import coco_results, detect
 from smallobj_d2.engines.torchvision.mapper import (
     MAPPERS,
     SmallObjectMapper,
@@ -37,8 +30,6 @@ from smallobj_d2.engines.torchvision.model import build_model
 from smallobj_d2.engines.torchvision.support import check_supported
 from smallobj_d2.engines.torchvision.trainer import Trainer
 from smallobj_d2.engines.torchvision.weights import load_weights
-from smallobj_d2.engines.weights import NOTHING_TO_EVALUATE, check_weights
-from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import (
     Row,
     as_detectron2,
@@ -49,7 +40,7 @@ from smallobj_d2.evaluation.ap import (
     row_of,
     table,
 )
-from smallobj_d2.training_set import check_test_data
+from smallobj_d2.files import writing
 from smallobj_d2.visualization.sheets import (
     Outlines,
     View,
@@ -74,69 +65,39 @@ logger = logging.getLogger(__name__)
 def main(
     cfg: Any, resume: bool = False, eval_only: bool = False, overwrite: bool = False
 ) -> Row | None:
-    """Train and evaluate, or only evaluate, as a config says. Called in every process of a run.
-
-    Args:
-        cfg: a config with ``SMALLOBJ``.
-        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
-        eval_only: evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint.
-        overwrite: start anew in a folder that holds a run already.
-
-    Returns:
-        The table row of the first test set in process 0, which is also in row.json; None in other
-        processes, and where DATASETS.TEST is empty.
-    """
+    """Train and evaluate, or only evaluate; see `smallobj_d2.engines.run.carry_out`."""
     check_supported(cfg)
-    register_from_config(cfg)
-    how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
-    with run.running(cfg, "torchvision", **how) as cfg:
-        check_test_data(cfg)
-        if eval_only:
-            check_categories(cfg, cfg.DATASETS.TEST, categories_of)
-        checkpoint = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
-        weights = checkpoint or check_weights(cfg)
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not eval_only
-        seed_step(cfg.SEED, -1)
-        model = build_model(cfg).to(_device(cfg))
-        if eval_only:
-            if weights is None:
-                raise SmallObjError(NOTHING_TO_EVALUATE)
-            load_weights(model, weights, whole=True)
-            return _first(cfg, evaluate(cfg, model)[0])
+    return run.carry_out(_Run, cfg, resume, eval_only, overwrite)
 
-        trainer = Trainer.from_config(cfg, model)
+
+class _Run(run.Run):
+    engine = "torchvision"
+
+    def evaluate(self, weights: Path) -> dict[str, Row]:
+        model = _model(self.cfg)
+        load_weights(model, weights, whole=True)
+        return evaluate(self.cfg, model)[0]
+
+    def build(self, checkpoint: Path | None, weights: Path | None) -> None:
+        model = _model(self.cfg)
+        self.trainer = Trainer.from_config(self.cfg, model)
         if checkpoint:
-            trainer.resume(checkpoint)
+            self.trainer.resume(checkpoint)
         elif weights:
             load_weights(model, weights)
-        if trainer.next_iteration >= trainer.max_iter:
-            logger.info("All %d iterations are done: nothing is left to train.", trainer.max_iter)
-            if checkpoint and checkpoint.name != "model_final.pth":
-                # Killed between the last periodic checkpoint and the final one.
-                trainer.save("model_final.pth")
-            return _first(cfg, evaluate(cfg, model)[0])
+        self.loader = build_train_loader(self.cfg, start_iter=self.iterations)
 
-        rows: dict[str, Row] = {}
+    def train(self) -> dict[str, Row]:
+        evaluates = partial(evaluate, self.cfg) if self.cfg.DATASETS.TEST else None
+        return self.trainer.train(self.loader, evaluates, eval_period=self.cfg.TEST.EVAL_PERIOD)
 
-        def evaluate_now() -> dict[str, float]:
-            latest, numbers = evaluate(cfg, model)
-            rows.update(latest)
-            return numbers
-
-        loader = build_train_loader(cfg, start_iter=trainer.next_iteration)
-        check_categories(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], categories_of)
-        run.record_categories(cfg, categories_of)
-        trainer.train(
-            loader,
-            eval_period=cfg.TEST.EVAL_PERIOD,
-            evaluate=evaluate_now if cfg.DATASETS.TEST else None,
-        )
-        run.report_losses(Path(cfg.OUTPUT_DIR), loader)
-        return _first(cfg, rows)
+    @property
+    def iterations(self) -> int:
+        return self.trainer.next_iteration
 
 
-def _first(cfg: Any, rows: dict[str, Row]) -> Row | None:
-    return run.write_row(cfg, rows, dataset_info(cfg.DATASETS.TEST[0]).json_file) if rows else None
+def _model(cfg: Any) -> GeneralizedRCNN:
+    return build_model(cfg).to(_device(cfg))
 
 
 def _device(cfg: Any) -> torch.device:
@@ -178,7 +139,9 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
         )
         if processes.rank() != 0:
             continue
-        write_results(output / "inference" / (name if several else ""), results)
+        folder = output / "inference" / (name if several else "")
+        with writing(folder / "coco_instances_results.json") as temporary:
+            temporary.write_text(json.dumps(results))
         truth = load_ground_truth(dataset_info(name).json_file)
         tasks = ("segm", "bbox") if cfg.MODEL.MASK_ON else ("bbox",)
         metrics = {t: coco_metrics(truth, results, t, counted_detections(cfg)) for t in tasks}
@@ -192,7 +155,7 @@ def evaluate(cfg: Any, model: torch.nn.Module) -> tuple[dict[str, Row], dict[str
 def predictor(cfg: Any, weights: Path) -> Callable[[Sequence[Any]], list[list[dict[str, Any]]]]:
     """A trained model as a function of images; see `smallobj_d2.engines`."""
     check_supported(cfg)
-    model = build_model(cfg).to(_device(cfg)).eval()
+    model = _model(cfg).eval()
     load_weights(model, weights, whole=True)
     mapper = build_mapper(cfg, False)
     classes = range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)

@@ -1,24 +1,20 @@
 """Evaluation: a trained model over a test set, its detections in COCO's form, and their AP."""
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everybody calls it that
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
-from smallobj_d2.errors import SmallObjError
-from smallobj_d2.files import writing
 from smallobj_d2.masks.rle import encode
 
 logger = logging.getLogger(__name__)
@@ -50,40 +46,21 @@ def detect(
     """
     device = next(model.parameters()).device
     mine = range(processes.rank(), len(records), processes.world_size())
-    loader = DataLoader(_Images(records, mapper, mine), batch_size=None, num_workers=num_workers)
+    packed: Any = PackedRecords(records)
+    of_one: Any = mapper  # without batches, collating is mapping
+    loader: Any = DataLoader(
+        packed, sampler=mine, batch_size=None, collate_fn=of_one, num_workers=num_workers
+    )
     found: list[dict[str, Any]] = []
     model.eval()
     with torch.no_grad():
         for sample in _progress(loader, len(mine)):
-            if isinstance(sample, SmallObjError):
-                raise sample
             detections = model([sample["image"].to(device).float()])[0]
             size = sample["image"].shape[-2:]
             found += coco_results(detections, size, sample, category_ids)
     everything = [r for part in processes.gather(found) for r in part]
     order = {record["image_id"]: i for i, record in enumerate(records)}
     return sorted(everything, key=lambda r: (order[r["image_id"]], -r["score"]))
-
-
-class _Images(Dataset[Any]):
-    def __init__(
-        self,
-        records: Sequence[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], dict[str, Any]],
-        indices: range,
-    ) -> None:
-        self.records, self.mapper, self.indices = PackedRecords(records), mapper, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> Any:
-        try:
-            return self.mapper(self.records[self.indices[i]])
-        except (
-            SmallObjError
-        ) as e:  # handed over, as raising would wrap it in the worker's traceback
-            return e
 
 
 def _progress(loader: Any, total: int) -> Iterator[Any]:
@@ -131,7 +108,7 @@ def coco_results(
             "score": scores[i],
         }
         if masks is not None:
-            window, left, top = _paste_window(masks[i], (x0, y0, x1, y1), height, width)
+            window, left, top = paste_mask(masks[i], (x0, y0, x1, y1), height, width)
             rle = encode(window, left, top, width, height)
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
         results.append(result)
@@ -140,8 +117,8 @@ def coco_results(
 
 def paste_mask(
     mask: Tensor, box: tuple[float, float, float, float], height: int, width: int
-) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """A mask within a box as a bitmap of the image, sampled at the pixels' centres.
+) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]":
+    """A mask within a box in pixels of the image, sampled at their centres.
 
     Args:
         mask: (S, S) probabilities.
@@ -149,18 +126,9 @@ def paste_mask(
         height, width: of the image.
 
     Returns:
-        (height, width) uint8 of 0 and 1.
+        The part of the image's bitmap that may hold the mask, uint8 of 0 and 1, and the column and
+        the row of its corner.
     """
-    window, left, top = _paste_window(mask, box, height, width)
-    bitmap = np.zeros((height, width), dtype=np.uint8)
-    bitmap[top : top + len(window), left : left + window.shape[1]] = window
-    return bitmap
-
-
-def _paste_window(
-    mask: Tensor, box: tuple[float, float, float, float], height: int, width: int
-) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]":
-    """The part of `paste_mask`'s bitmap that may hold the mask, and where its corner lies."""
     x0, y0, x1, y1 = box
     left, top = max(int(x0) - 1, 0), max(int(y0) - 1, 0)
     right, bottom = min(int(x1) + 2, width), min(int(y1) + 2, height)
@@ -169,9 +137,3 @@ def _paste_window(
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
     return inside.cpu().numpy().astype(np.uint8), left, top
-
-
-def write_results(output: Path, results: list[dict[str, Any]]) -> None:
-    """Write coco_instances_results.json into a folder, as Detectron2 does."""
-    with writing(output / "coco_instances_results.json") as temporary:
-        temporary.write_text(json.dumps(results))

@@ -5,6 +5,7 @@ bit; a test compares the two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ def build_mapper(cfg: Any, is_train: bool, augmentation: DrawAugmentation | None
 
 
 @MAPPERS.register()
+@dataclass(eq=False)
 class SmallObjectMapper:
     """Maps a dataset dict to a sample.
 
@@ -62,42 +64,31 @@ class SmallObjectMapper:
         seed: the run's seed.
     """
 
-    def __init__(
-        self,
-        is_train: bool,
-        *,
-        image_format: str = "BGR",
-        min_size: Sequence[int] = (800,),
-        max_size: int = 1333,
-        sampling: str = "choice",
-        flip: str = "horizontal",
-        fast_resize: bool = False,
-        with_masks: bool = True,
-        augmentation: DrawAugmentation | None = None,
-        seed: int = 0,
-    ) -> None:
+    is_train: bool
+    _: KW_ONLY
+    image_format: str = "BGR"
+    min_size: Sequence[int] = (800,)
+    max_size: int = 1333
+    sampling: str = "choice"
+    flip: str = "horizontal"
+    fast_resize: bool = False
+    with_masks: bool = True
+    augmentation: DrawAugmentation | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         for key, value, choices in (
-            ("INPUT.FORMAT", image_format, ("BGR", "RGB")),
-            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", sampling, ("choice", "range")),
-            ("INPUT.RANDOM_FLIP", flip, ("horizontal", "vertical", "none")),
+            ("INPUT.FORMAT", self.image_format, ("BGR", "RGB")),
+            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", self.sampling, ("choice", "range")),
+            ("INPUT.RANDOM_FLIP", self.flip, ("horizontal", "vertical", "none")),
         ):
             if value not in choices:
                 raise SmallObjError(f"{key} is {value!r}; it must be one of {choices}.")
-        if sampling == "range" and len(min_size) != 2:
+        if self.sampling == "range" and len(self.min_size) != 2:
             raise SmallObjError(
-                f"INPUT.MIN_SIZE_TRAIN is {min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' "
-                "it must be two numbers, the lowest and the highest."
+                f"INPUT.MIN_SIZE_TRAIN is {self.min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING "
+                "'range' it must be two numbers, the lowest and the highest."
             )
-        self.is_train = is_train
-        self.image_format = image_format
-        self.min_size = tuple(min_size)
-        self.max_size = max_size
-        self.sampling = sampling
-        self.flip = flip
-        self.fast_resize = fast_resize
-        self.with_masks = with_masks
-        self.augmentation = augmentation
-        self.seed = seed
 
     @classmethod
     def from_config(
@@ -134,7 +125,7 @@ class SmallObjectMapper:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         return cls(
             True,
-            min_size=(sizes,) if isinstance(sizes, int) else sizes,
+            min_size=(sizes,) if isinstance(sizes, int) else tuple(sizes),
             max_size=cfg.INPUT.MAX_SIZE_TRAIN,
             sampling=cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING,
             flip=cfg.INPUT.RANDOM_FLIP,
@@ -224,7 +215,7 @@ def targets(
     """What the model learns from: transformed, clipped, crowds and empty instances left out.
 
     A mask is kept as the window around it, not as a bitmap of the image, so that many small
-    objects cost little. `full_masks` makes bitmaps again.
+    objects cost little.
 
     Args:
         annotations: of an image in Detectron2's form; boxes XYWH.
@@ -259,11 +250,11 @@ def targets(
         if not (box[2:] - box[:2] > 1e-5).all():
             continue
         if with_masks:
-            window, mask = _mask(annotation.get("segmentation"), transform, after, flip_axis)
-            if not mask.any():
+            found = _mask(annotation.get("segmentation"), transform, after, flip_axis)
+            if found is None or not found[1].any():
                 continue
-            windows.append(window)
-            masks.append(mask.ravel())
+            windows.append(found[0])
+            masks.append(found[1].ravel())
         boxes.append(box)
         labels.append(annotation["category_id"] + 1)
         pasted.append("copy_paste" in annotation)
@@ -282,8 +273,10 @@ def targets(
 
 def _mask(
     segmentation: Any, transform: Any, size: tuple[int, int], flip_axis: int | None
-) -> tuple[tuple[int, int, int, int], NDArray[np.uint8]]:
+) -> tuple[tuple[int, int, int, int], NDArray[np.uint8]] | None:
     """A mask in the transformed image: its window x0, y0, x1, y1 and the (h, w) pixels in it.
+
+    None if nothing of it is in the image.
 
     There is a pixel of margin on each side that is not a border of the image, so that
     interpolating at the window's edge finds what it would find in the full bitmap.
@@ -296,19 +289,19 @@ def _mask(
         bitmap = bitmap if flip_axis is None else np.flip(bitmap, flip_axis)
         rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
         if not len(rows):
-            return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+            return None
         low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
     elif segmentation:
         polygons = [transform(np.asarray(p, dtype=np.float64).reshape(-1, 2)) for p in segmentation]
         points = np.concatenate(polygons)
         low, high = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
     else:
-        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+        return None
 
     x0, y0 = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
     x1, y1 = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
     if x1 <= x0 or y1 <= y0:
-        return (0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+        return None
     if isinstance(segmentation, dict):
         return (x0, y0, x1, y1), bitmap[y0:y1, x0:x1]
     inside = [(p - (x0, y0)).ravel().tolist() for p in polygons]
@@ -325,11 +318,3 @@ def windows_of(
         end = start + (x1 - x0) * (y1 - y0)
         yield (x0, y0, x1, y1), target["masks"][start:end].view(y1 - y0, x1 - x0)
         start = end
-
-
-def full_masks(target: Mapping[str, torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """The masks of a target as (N, H, W) uint8 bitmaps."""
-    out = torch.zeros(len(target["windows"]), height, width, dtype=torch.uint8)
-    for bitmap, ((x0, y0, x1, y1), mask) in zip(out, windows_of(target), strict=True):
-        bitmap[y0:y1, x0:x1] = mask
-    return out

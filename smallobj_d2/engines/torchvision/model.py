@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - everybody calls it that
 from torchvision.models.detection import roi_heads as tv_roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
@@ -25,7 +26,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from smallobj_d2.engines.torchvision.mapper import windows_of
@@ -40,6 +41,8 @@ _STAGES = ("res2", "res3", "res4", "res5")
 def build_model(cfg: Any) -> GeneralizedRCNN:
     """The network of a config, with Detectron's initial weights in its heads.
 
+    The config must be one that `support.check_supported` lets pass.
+
     In training it takes a list of (3, H, W) float images (0 to 255, channels as in INPUT.FORMAT,
     already resized) and a list of targets (see `mapper.targets`), and returns the named losses. In
     evaluation it returns per image ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) from 1 up,
@@ -47,8 +50,13 @@ def build_model(cfg: Any) -> GeneralizedRCNN:
     """
     m = cfg.MODEL
     num_classes = m.ROI_HEADS.NUM_CLASSES + 1  # torchvision counts the background, as class 0
-    backbone = Backbone.from_config(cfg)
-    levels = backbone.levels
+    levels = [f"p{stage[3:]}" for stage in m.FPN.IN_FEATURES] + ["p6"]
+    if unknown := {*m.RPN.IN_FEATURES, *m.ROI_HEADS.IN_FEATURES} - {*levels}:
+        raise SmallObjError(
+            f"MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES name {sorted(unknown)}; the "
+            f"pyramid has {levels}."
+        )
+    backbone = build_backbone(cfg)
 
     anchors = Anchors.from_config(cfg)
     per_location = anchors.num_anchors_per_location()
@@ -78,13 +86,9 @@ def build_model(cfg: Any) -> GeneralizedRCNN:
     )
 
     box = m.ROI_BOX_HEAD
-    pooler = Pooler.from_config(box, m.ROI_HEADS.IN_FEATURES)
-    box_head = _box_head(
-        backbone.out_channels * box.POOLER_RESOLUTION**2, box.FC_DIM, number=box.NUM_FC
-    )
     roi_heads = RoIHeads(
-        pooler,
-        box_head,
+        Pooler(box, m.ROI_HEADS.IN_FEATURES),
+        _box_head(backbone.out_channels * box.POOLER_RESOLUTION**2, box.FC_DIM, number=box.NUM_FC),
         FastRCNNPredictor(box.FC_DIM, num_classes),
         fg_iou_thresh=m.ROI_HEADS.IOU_THRESHOLDS[0],
         bg_iou_thresh=m.ROI_HEADS.IOU_THRESHOLDS[0],
@@ -98,7 +102,7 @@ def build_model(cfg: Any) -> GeneralizedRCNN:
     )
     if m.MASK_ON:
         mask = m.ROI_MASK_HEAD
-        roi_heads.mask_roi_pool = Pooler.from_config(mask, m.ROI_HEADS.IN_FEATURES)
+        roi_heads.mask_roi_pool = Pooler(mask, m.ROI_HEADS.IN_FEATURES)
         roi_heads.mask_head = MaskRCNNHeads(
             backbone.out_channels, [mask.CONV_DIM] * mask.NUM_CONV, dilation=1
         )
@@ -107,31 +111,10 @@ def build_model(cfg: Any) -> GeneralizedRCNN:
         )
     _initialise_heads(roi_heads)
 
-    unknown = (set(m.RPN.IN_FEATURES) | set(m.ROI_HEADS.IN_FEATURES)) - set(levels)
-    if unknown:
-        raise SmallObjError(
-            f"MODEL.RPN.IN_FEATURES and MODEL.ROI_HEADS.IN_FEATURES name {sorted(unknown)}; the "
-            f"pyramid has {list(levels)}."
-        )
-    return GeneralizedRCNN(
-        backbone, rpn, roi_heads, Normalize(image_mean=m.PIXEL_MEAN, image_std=m.PIXEL_STD)
-    )
+    return GeneralizedRCNN(backbone, rpn, roi_heads, Normalize(m.PIXEL_MEAN, m.PIXEL_STD))
 
 
 # --- Backbone
-
-
-def make_norm(name: str, key: str) -> Norm:
-    """The constructor of a normalisation layer by Detectron2's name for it."""
-    norms: dict[str, Norm] = {
-        "": lambda channels: nn.Identity(),
-        "BN": nn.BatchNorm2d,
-        "FrozenBN": frozen_batch_norm,
-        "GN": lambda channels: nn.GroupNorm(32, channels),
-    }
-    if name not in norms:
-        raise SmallObjError(f"{key} is {name!r}; the torchvision engine has {tuple(norms)}.")
-    return norms[name]
 
 
 def frozen_batch_norm(channels: int) -> FrozenBatchNorm2d:
@@ -141,7 +124,25 @@ def frozen_batch_norm(channels: int) -> FrozenBatchNorm2d:
     return norm
 
 
-class Body(nn.Module):
+_NORMS: dict[str, Norm] = {
+    "": lambda _: nn.Identity(),
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": frozen_batch_norm,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+}
+"""Constructors of a normalisation layer by Detectron2's name for it."""
+
+
+def build_body(
+    depth: int,
+    *,
+    stem_channels: int,
+    res2_channels: int,
+    bottleneck_channels: int,
+    norm: Norm,
+    stride_in_1x1: bool,
+    freeze_at: int,
+) -> nn.Sequential:
     """A ResNet up to res5: torchvision's blocks and parameter names, Detectron2's widths.
 
     Args:
@@ -149,153 +150,103 @@ class Body(nn.Module):
         stem_channels, res2_channels: output channels of the stem and of the first stage; each
             further stage doubles them.
         bottleneck_channels: channels inside the blocks of the first stage (50 and up).
+        norm: constructor of the normalisation.
         stride_in_1x1: where a bottleneck halves the resolution. True is the original ResNet and
             what the MSRA weights were trained with; False is torchvision's habit.
+        freeze_at: freezes the stem (1), res2 (2), ..., which do not update statistics either.
     """
-
-    def __init__(
-        self,
-        depth: int,
-        *,
-        stem_channels: int = 64,
-        res2_channels: int = 256,
-        bottleneck_channels: int = 64,
-        norm: Norm = frozen_batch_norm,
-        stride_in_1x1: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm(stem_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-
-        block = BasicBlock if depth < 50 else Bottleneck
-        self.channels = [res2_channels << i for i in range(4)]
-        # torchvision floors planes * (base_width / 64); a tenth of a channel guards the floor.
-        base_width = 64.0
-        if block is Bottleneck:
-            base_width *= (bottleneck_channels + 0.1) * block.expansion / res2_channels
-        inside = stem_channels
-        for i, number in enumerate(_BLOCKS[depth]):
-            channels = self.channels[i]
+    frozen = FrozenBatchNorm2d if norm is nn.BatchNorm2d else norm
+    stem: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False),
+        "bn1": (frozen if freeze_at >= 1 else norm)(stem_channels),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
+    body = nn.Sequential(OrderedDict(stem))
+    block = BasicBlock if depth < 50 else Bottleneck
+    # torchvision floors planes * (base_width / 64); a tenth of a channel guards the floor.
+    base_width = 64.0
+    if block is Bottleneck:
+        base_width *= (bottleneck_channels + 0.1) * block.expansion / res2_channels
+    inside = stem_channels
+    for i, number in enumerate(_BLOCKS[depth]):
+        channels = res2_channels << i
+        norm_here = frozen if freeze_at >= i + 2 else norm
+        blocks = []
+        for j in range(number):
+            stride = 2 if i and not j else 1
+            shortcut = None
+            if stride != 1 or inside != channels:
+                convolution = nn.Conv2d(inside, channels, 1, stride=stride, bias=False)
+                shortcut = nn.Sequential(convolution, norm_here(channels))
             planes = channels // block.expansion
-            blocks = []
-            for j in range(number):
-                stride = 2 if i and not j else 1
-                shortcut = None
-                if stride != 1 or inside != channels:
-                    shortcut = nn.Sequential(
-                        nn.Conv2d(inside, channels, 1, stride=stride, bias=False), norm(channels)
-                    )
-                unit = block(
-                    inside, planes, stride, shortcut, base_width=base_width, norm_layer=norm
-                )
-                if stride_in_1x1 and block is Bottleneck:
-                    unit.conv1.stride, unit.conv2.stride = unit.conv2.stride, unit.conv1.stride
-                blocks.append(unit)
-                inside = channels
-            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-    def freeze(self, stages: int) -> None:
-        """Freeze the stem (1), res2 (2), ... as MODEL.BACKBONE.FREEZE_AT counts them."""
-        frozen: list[nn.Module] = [self.conv1, self.bn1] if stages >= 1 else []
-        frozen += [getattr(self, f"layer{i}") for i in range(1, min(stages, 5))]
-        for module in frozen:
-            module.requires_grad_(False)
-        if stages >= 1:
-            self.bn1 = _without_statistics(self.bn1)
-        for i in range(1, min(stages, 5)):
-            _without_statistics(getattr(self, f"layer{i}"))
-
-    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        """(N, 3, H, W) to res2 .. res5 of strides 4 .. 32."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        features = OrderedDict()
-        for i, stage in enumerate(_STAGES):
-            x = getattr(self, f"layer{i + 1}")(x)
-            features[stage] = x
-        return features
+            unit = block(
+                inside, planes, stride, shortcut, base_width=base_width, norm_layer=norm_here
+            )
+            if stride_in_1x1 and block is Bottleneck:
+                unit.conv1.stride, unit.conv2.stride = unit.conv2.stride, unit.conv1.stride
+            blocks.append(unit)
+            inside = channels
+        body.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if freeze_at >= 1:
+        body[: len(stem) + freeze_at - 1].requires_grad_(False)
+    return body
 
 
-def _without_statistics(module: nn.Module) -> nn.Module:
-    """Turn batch norms into frozen ones: a frozen stage must not update its statistics."""
-    if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        frozen.load_state_dict(
-            {k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"}
+class _P6(LastLevelMaxPool):
+    """p5 halved, under Detectron2's name."""
+
+    def forward(self, *args: Any) -> tuple[list[Tensor], list[str]]:
+        levels, names = super().forward(*args)
+        return levels, [*names[:-1], "p6"]
+
+
+def build_backbone(cfg: Any) -> BackboneWithFPN:
+    """ResNet and feature pyramid: (N, 3, H, W) to named levels p2 .. p6.
+
+    Built from MODEL.RESNETS, MODEL.BACKBONE and MODEL.FPN.
+    """
+    r, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
+    if r.DEPTH < 50 and r.RES2_OUT_CHANNELS != 64:
+        raise SmallObjError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {r.RES2_OUT_CHANNELS}; "
+            f"with MODEL.RESNETS.DEPTH {r.DEPTH} it must be 64."
         )
-        return frozen
-    for name, child in module.named_children():
-        setattr(module, name, _without_statistics(child))
-    return module
-
-
-class Backbone(nn.Module):
-    """ResNet and feature pyramid: (N, 3, H, W) to named levels p2 .. p6, p6 being p5 halved."""
-
-    def __init__(
-        self, body: Body, in_features: Sequence[str], out_channels: int, norm: Norm | None
-    ) -> None:
-        super().__init__()
-        self.body = body
-        self.in_features = list(in_features)
-        self.fpn = FeaturePyramidNetwork(
-            [body.channels[_STAGES.index(f)] for f in in_features],
-            out_channels,
-            extra_blocks=LastLevelMaxPool(),
-            norm_layer=norm,
+    wanted = list(_STAGES[-len(fpn.IN_FEATURES) :]) if fpn.IN_FEATURES else []
+    if not wanted or list(fpn.IN_FEATURES) != wanted or set(wanted) - set(r.OUT_FEATURES):
+        raise SmallObjError(
+            f"MODEL.FPN.IN_FEATURES is {list(fpn.IN_FEATURES)}; it must be the last of "
+            f"{list(_STAGES)}, without a gap, and be among MODEL.RESNETS.OUT_FEATURES."
         )
-        self.out_channels = out_channels
-        self.levels = [f"p{f[3:]}" for f in in_features] + ["p6"]
-
-    @classmethod
-    def from_config(cls, cfg: Any) -> "Backbone":
-        """Build from MODEL.RESNETS, MODEL.BACKBONE and MODEL.FPN."""
-        r, fpn = cfg.MODEL.RESNETS, cfg.MODEL.FPN
-        if r.DEPTH not in _BLOCKS:
-            raise SmallObjError(
-                f"MODEL.RESNETS.DEPTH is {r.DEPTH}; it must be one of {list(_BLOCKS)}."
-            )
-        if r.DEPTH < 50 and r.RES2_OUT_CHANNELS != 64:
-            raise SmallObjError(
-                f"MODEL.RESNETS.RES2_OUT_CHANNELS is {r.RES2_OUT_CHANNELS}; "
-                f"with MODEL.RESNETS.DEPTH {r.DEPTH} it must be 64."
-            )
-        wanted = list(_STAGES[-len(fpn.IN_FEATURES) :]) if fpn.IN_FEATURES else []
-        if not wanted or list(fpn.IN_FEATURES) != wanted or set(wanted) - set(r.OUT_FEATURES):
-            raise SmallObjError(
-                f"MODEL.FPN.IN_FEATURES is {list(fpn.IN_FEATURES)}; it must be the last of "
-                f"{list(_STAGES)}, without a gap, and be among MODEL.RESNETS.OUT_FEATURES."
-            )
-        try:
-            body = Body(
+    stages = range(len(_STAGES) - len(wanted), len(_STAGES))
+    try:
+        return BackboneWithFPN(
+            build_body(
                 r.DEPTH,
                 stem_channels=r.STEM_OUT_CHANNELS,
                 res2_channels=r.RES2_OUT_CHANNELS,
                 bottleneck_channels=r.WIDTH_PER_GROUP,
-                norm=make_norm(r.NORM, "MODEL.RESNETS.NORM"),
+                norm=_NORMS[r.NORM],
                 stride_in_1x1=r.STRIDE_IN_1X1,
-            )
-            norm = make_norm(fpn.NORM, "MODEL.FPN.NORM") if fpn.NORM else None
-            backbone = cls(body, fpn.IN_FEATURES, fpn.OUT_CHANNELS, norm)
-        except ValueError as e:
-            if "num_groups" not in str(e):
-                raise
-            raise SmallObjError(
-                "Group norm needs channels in multiples of 32: look at MODEL.RESNETS."
-                "STEM_OUT_CHANNELS, RES2_OUT_CHANNELS and WIDTH_PER_GROUP, and MODEL.FPN."
-                "OUT_CHANNELS, or take another NORM."
-            ) from e
-        body.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-        return backbone
-
-    def forward(self, x: Tensor) -> "OrderedDict[str, Tensor]":
-        features = self.body(x)
-        out = self.fpn(OrderedDict((f, features[f]) for f in self.in_features))
-        return OrderedDict(zip(self.levels, out.values(), strict=True))
+                freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+            ),
+            {f"layer{i + 1}": f"p{i + 2}" for i in stages},
+            [r.RES2_OUT_CHANNELS << i for i in stages],
+            fpn.OUT_CHANNELS,
+            extra_blocks=_P6(),
+            norm_layer=_NORMS[fpn.NORM] if fpn.NORM else None,
+        )
+    except ValueError as e:
+        if "num_groups" not in str(e):
+            raise
+        raise SmallObjError(
+            "Group norm needs channels in multiples of 32: look at MODEL.RESNETS."
+            "STEM_OUT_CHANNELS, RES2_OUT_CHANNELS and WIDTH_PER_GROUP, and MODEL.FPN."
+            "OUT_CHANNELS, or take another NORM."
+        ) from e
 
 
 class Normalize(GeneralizedRCNNTransform):
@@ -439,34 +390,17 @@ class Pooler(MultiScaleRoIAlign):
     """ROIAlign over named levels, with or without half-pixel alignment.
 
     Args:
+        head: MODEL.ROI_BOX_HEAD or MODEL.ROI_MASK_HEAD.
         in_features: names of the levels, "p2" and so on, without a gap.
-        aligned: True is Detectron2's ROIAlignV2, False its ROIAlign, which is Detectron's.
     """
 
-    def __init__(
-        self, in_features: Sequence[str], output_size: int, sampling_ratio: int, aligned: bool
-    ) -> None:
-        super().__init__(list(in_features), output_size, sampling_ratio)
-        self.aligned = aligned
+    def __init__(self, head: Any, in_features: Sequence[str]) -> None:
+        super().__init__(list(in_features), head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO)
+        self.aligned = head.POOLER_TYPE == "ROIAlignV2"  # Detectron2's; ROIAlign is Detectron's
         stages = [int(f[1:]) for f in in_features]
         # torchvision would guess these from the first batch that it sees.
         self.scales = [0.5**s for s in stages]
         self.map_levels = initLevelMapper(stages[0], stages[-1])
-
-    @classmethod
-    def from_config(cls, head: Any, in_features: Sequence[str]) -> "Pooler":
-        """Build from MODEL.ROI_BOX_HEAD or MODEL.ROI_MASK_HEAD."""
-        kinds = {"ROIAlign": False, "ROIAlignV2": True}
-        if head.POOLER_TYPE not in kinds:
-            raise SmallObjError(
-                f"POOLER_TYPE is {head.POOLER_TYPE!r}; the torchvision engine has {tuple(kinds)}."
-            )
-        return cls(
-            in_features,
-            head.POOLER_RESOLUTION,
-            head.POOLER_SAMPLING_RATIO,
-            aligned=kinds[head.POOLER_TYPE],
-        )
 
     def forward(
         self, x: Mapping[str, Tensor], boxes: list[Tensor], image_shapes: Any = None

@@ -5,15 +5,24 @@ from typing import Any
 from smallobj_d2.config import flatten, has_detectron2, torchvision_cfg
 from smallobj_d2.errors import SmallObjError
 
-# Keys of which only one value is available here.
-_ONLY = {
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.KEYPOINT_ON": False,
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+_NORMS = ("", "BN", "FrozenBN", "GN")
+_POOLERS = ("ROIAlign", "ROIAlignV2")
+_CHOICES = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101),
+    "MODEL.RESNETS.NORM": _NORMS,
+    "MODEL.FPN.NORM": _NORMS,
+    "MODEL.KEYPOINT_ON": (False,),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
 }
+"""Keys of which only some values are available here."""
 
 
 def check_supported(cfg: Any) -> None:
@@ -23,12 +32,11 @@ def check_supported(cfg: Any) -> None:
         SmallObjError: naming the key, its value, and what is available.
     """
     values = flatten(cfg)
-    for key, only in _ONLY.items():
-        value = values[key]
-        if value != only:
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
             raise SmallObjError(
-                f"{key} is {value!r}; the torchvision engine has {only!r} only. Set it so, or use "
-                "--engine detectron2."
+                f"{key} is {values[key]!r}; the torchvision engine has "
+                f"{' or '.join(map(repr, choices))} only. Set it so, or use --engine detectron2."
             )
     if len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1 or len(cfg.MODEL.RPN.IOU_THRESHOLDS) != 2:
         raise SmallObjError(

@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from smallobj_d2.engines import processes, run
+from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.seed_and_device import seed_step
-from smallobj_d2.engines.weights import read_file, write_file
+from smallobj_d2.engines.weights import read_file, save_checkpoint
 from smallobj_d2.errors import SmallObjError, clock
-from smallobj_d2.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +66,6 @@ def build_schedule(cfg: Any) -> Callable[[int], float]:
     The learning rate is a function of the iteration, so there is no state of it to save.
     """
     s = cfg.SOLVER
-    if s.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
-        raise SmallObjError(
-            f"SOLVER.LR_SCHEDULER_NAME is {s.LR_SCHEDULER_NAME!r}; the torchvision engine has "
-            "WarmupMultiStepLR."
-        )
-    if s.WARMUP_METHOD not in ("linear", "constant"):
-        raise SmallObjError(
-            f"SOLVER.WARMUP_METHOD is {s.WARMUP_METHOD!r}; it must be linear or constant."
-        )
     steps = sorted(step for step in s.STEPS if step <= s.MAX_ITER)
     warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
 
@@ -89,6 +81,7 @@ def build_schedule(cfg: Any) -> Callable[[int], float]:
     return factor
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains a model for a number of iterations.
 
@@ -108,31 +101,21 @@ class Trainer:
             checkpoints stay in float32.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
-        *,
-        seed: int,
-        max_iter: int,
-        output: Path,
-        checkpoint_period: int,
-        amp: bool = False,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.seed = seed
-        self.max_iter = max_iter
-        self.output = output
-        self.checkpoint_period = checkpoint_period
-        self.device = next(model.parameters()).device
-        self.amp = amp
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    seed: int
+    max_iter: int
+    output: Path
+    checkpoint_period: int
+    amp: bool = False
+    next_iteration: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
         # bfloat16 has the range of float32, so that no gradient is lost for want of a scale.
-        half = amp and self.device.type == "cuda"
+        half = self.amp and self.device.type == "cuda"
         self.scaler = GradScaler(self.device.type, enabled=half)
-        self.next_iteration = 0
 
     @classmethod
     def from_config(cls, cfg: Any, model: nn.Module) -> "Trainer":
@@ -151,16 +134,20 @@ class Trainer:
     def train(
         self,
         batches: Iterable[list[dict[str, Any]]],
+        evaluate: Callable[[nn.Module], tuple[dict[str, Any], Mapping[str, float]]] | None = None,
         *,
         eval_period: int = 0,
-        evaluate: Callable[[], Mapping[str, float]] | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Train from `next_iteration` to the end.
 
         Args:
             batches: those of this process, beginning with the next iteration's.
+            evaluate: model to results, and numbers for metrics.json; called in all processes at
+                once.
             eval_period: iterations between evaluations, 0 for one at the end only.
-            evaluate: gives numbers for metrics.json; called in all processes at once.
+
+        Returns:
+            The results of the evaluation at the end.
         """
         self._lay_out()
         network: nn.Module = self.model
@@ -168,17 +155,27 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = DistributedDataParallel(self.model, device_ids=ids)
         network.train()
-        with (
-            run.telling_where_it_stops(lambda: self.next_iteration, self.max_iter),
-            Metrics(self.output, self.next_iteration, self.max_iter, self.device) as metrics,
-        ):
+        first = self.next_iteration
+        with Metrics(self.output, first, self.max_iter, self.device) as metrics:
+
+            def results() -> dict[str, Any]:
+                if evaluate is None:
+                    return {}
+                processes.share_statistics(self.model)
+                self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                found, numbers = evaluate(self.model)
+                metrics.write(self.next_iteration - 1, numbers)
+                self._lay_out()
+                self.model.train()
+                return found
+
             iterator = iter(batches)
-            for iteration in range(self.next_iteration, self.max_iter):
+            for iteration in range(first, self.max_iter):
                 start = time.perf_counter()
                 batch = next(iterator)
                 waited = time.perf_counter() - start
                 losses = self._step(network, batch, iteration)
-                self.next_iteration = iteration + 1
+                self.next_iteration = done = iteration + 1
                 metrics.add(
                     iteration,
                     losses,
@@ -186,17 +183,17 @@ class Trainer:
                     data_time=waited,
                     time=time.perf_counter() - start,
                 )
-                last = iteration + 1 == self.max_iter
-                if (iteration + 1) % self.checkpoint_period == 0:
+                if done % self.checkpoint_period == 0:
                     self.save(f"model_{iteration:07d}.pth")
-                if last:
-                    self.save("model_final.pth")
-                if evaluate and (last or (eval_period and (iteration + 1) % eval_period == 0)):
-                    processes.share_statistics(self.model)
-                    self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-                    metrics.write(iteration, evaluate())
-                    self._lay_out()
-                    self.model.train()
+                if eval_period and done % eval_period == 0 and done < self.max_iter:
+                    results()
+            if first >= self.max_iter:
+                logger.info("All %d iterations are done: nothing is left to train.", self.max_iter)
+            last = last_checkpoint(self.output)
+            # A run may have been killed between the last periodic checkpoint and the final one.
+            if first < self.max_iter or last is None or last.name != "model_final.pth":
+                self.save("model_final.pth")
+            return results()
 
     def _lay_out(self) -> None:
         """Weights channels last for bfloat16 on a CPU, whose convolutions are faster so.
@@ -243,9 +240,7 @@ class Trainer:
             "iteration": self.next_iteration - 1,
             "seed": self.seed,
         }
-        write_file(self.output / name, state)
-        with writing(self.output / "last_checkpoint") as temporary:
-            temporary.write_text(name)
+        save_checkpoint(self.output / name, state)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -253,7 +248,9 @@ class Trainer:
         Raises:
             SmallObjError: if it is not one of this model and this run.
         """
-        state = read_checkpoint(path)
+        state = read_file(path)
+        if not isinstance(state, dict):
+            raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -270,14 +267,6 @@ class Trainer:
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it."""
-    state = read_file(path)
-    if not isinstance(state, dict):
-        raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
-    return state
 
 
 class Metrics:

@@ -5,12 +5,13 @@ Nothing in a file is executed; see `smallobj_d2.engines.weights`.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from smallobj_d2.engines.weights import read_file, require_whole
 from smallobj_d2.errors import SmallObjError
@@ -18,7 +19,7 @@ from smallobj_d2.errors import SmallObjError
 logger = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, path: Path, *, whole: bool = False) -> None:
+def load_weights(model: GeneralizedRCNN, path: Path, *, whole: bool = False) -> None:
     """Load what fits from a weights file, log what does not.
 
     Args:
@@ -28,7 +29,8 @@ def load_weights(model: nn.Module, path: Path, *, whole: bool = False) -> None:
     Raises:
         SmallObjError: if the file cannot be read safely, nothing in it fits, or too little.
     """
-    given = convert_names(read_weights(path), first_level=_first_level(model))
+    first_level = 6 - len(model.backbone.fpn.inner_blocks)  # of levels that end with p5
+    given = convert_names(read_weights(path), first_level)
     own = model.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not fitting:
@@ -89,32 +91,37 @@ _CAFFE2 = (
     (r"\.branch2c\.", ".conv3."),
 )
 
-# Detectron2's names to torchvision's; {stage} and {level} are counted in `convert_names`.
-_DETECTRON2 = (
+_Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+_MASK_HEAD = (r"mask_fcn(\d)\.", lambda m: f"{int(m[1]) - 1}.0.")
+
+# Detectron2's names to torchvision's; FPN's levels are counted in `convert_names`.
+_DETECTRON2: _Rules = (
     (r"^backbone\.bottom_up\.", ""),
     (r"^stem\.conv1\.norm\.", "backbone.body.bn1."),
     (r"^stem\.conv1\.", "backbone.body.conv1."),
     (r"^(res\d\.\d+)\.shortcut\.norm\.", r"\1.downsample.1."),
     (r"^(res\d\.\d+)\.shortcut\.", r"\1.downsample.0."),
     (r"^(res\d\.\d+)\.conv(\d)\.norm\.", r"\1.bn\2."),
+    (r"^res(\d)\.", lambda m: f"backbone.body.layer{int(m[1]) - 1}."),
+    (r"^backbone\.fpn_lateral(\d)\.", r"backbone.fpn.inner_blocks.\1.0."),
+    (r"^backbone\.fpn_output(\d)\.", r"backbone.fpn.layer_blocks.\1.0."),
+    (r"^(backbone\.fpn\.\w+_blocks\.\d)\.0\.norm\.", r"\1.1."),
     (r"^proposal_generator\.rpn_head\.conv\.", "rpn.head.conv.0.0."),
     (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls_logits."),
     (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.bbox_pred."),
+    (r"^roi_heads\.box_head\.fc(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 5}."),
     (r"^roi_heads\.mask_head\.deconv\.", "roi_heads.mask_predictor.conv5_mask."),
     (r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    _MASK_HEAD,
 )
 
 # torchvision's own older names, and its ImageNet models, which are a body alone.
-_TORCHVISION = (
+_TORCHVISION: _Rules = (
     (r"^(conv1|bn1|layer\d)\.", r"backbone.body.\1."),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     (r"^(backbone\.fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    _MASK_HEAD,
 )
-
-
-def _first_level(model: nn.Module) -> int:
-    levels = getattr(getattr(model, "backbone", None), "levels", ["p2"])
-    return int(levels[0][1:])
 
 
 def convert_names(weights: Mapping[str, Tensor], first_level: int = 2) -> dict[str, Tensor]:
@@ -134,28 +141,13 @@ def convert_names(weights: Mapping[str, Tensor], first_level: int = 2) -> dict[s
             for k, v in weights.items()
             if not k.endswith("_momentum")
         }
-    detectron2 = any(k.startswith(("stem.", "backbone.bottom_up.")) for k in weights)
-    if not detectron2:
-        return {
-            re.sub(
-                r"mask_fcn(\d)\.",
-                lambda m: f"{int(m[1]) - 1}.0.",
-                _rename(name, _TORCHVISION),
-            ): value
-            for name, value in weights.items()
-        }
+    if not any(k.startswith(("stem.", "backbone.bottom_up.")) for k in weights):
+        return {_rename(name, _TORCHVISION): value for name, value in weights.items()}
 
+    level = (r"(_blocks)\.(\d)\.", lambda m: f"{m[1]}.{int(m[2]) - first_level}.")
     out = {}
     for name, value in weights.items():
-        name = _rename(name, _DETECTRON2)
-        name = re.sub(r"^res(\d)\.", lambda m: f"backbone.body.layer{int(m[1]) - 1}.", name)
-        name = re.sub(r"^roi_heads\.box_head\.fc(\d)\.", _fc, name)
-        name = re.sub(r"^roi_heads\.mask_head\.mask_fcn(\d)\.", _mask_fcn, name)
-        lateral = re.match(r"^backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(\w+)$", name)
-        if lateral:
-            kind = "inner_blocks" if lateral[1] == "lateral" else "layer_blocks"
-            part = 1 if lateral[3] else 0
-            name = f"backbone.fpn.{kind}.{int(lateral[2]) - first_level}.{part}.{lateral[4]}"
+        name = _rename(name, (*_DETECTRON2, level))
         if name.startswith("roi_heads.box_predictor.cls_score."):
             value = torch.cat([value[-1:], value[:-1]])
         elif name.startswith("roi_heads.box_predictor.bbox_pred."):
@@ -166,15 +158,7 @@ def convert_names(weights: Mapping[str, Tensor], first_level: int = 2) -> dict[s
     return out
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, rules: _Rules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _fc(match: "re.Match[str]") -> str:
-    return f"roi_heads.box_head.fc{int(match[1]) + 5}."
-
-
-def _mask_fcn(match: "re.Match[str]") -> str:
-    return f"roi_heads.mask_head.{int(match[1]) - 1}.0."
