@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.blend import Image
 from smallobj_d2.copy_paste.labels import transformed
-from smallobj_d2.masks.shapes import Annotation, shape_of
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Window, shape_of
 from smallobj_d2.sampling import Draw
 
 _STITCH = 6  # a stream of randomness; `augmentation` has the others
@@ -108,11 +108,15 @@ def _shrink_into(
     cell[:rows, :columns] = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     linear = np.diag([columns / width, rows / height])
     matrix = np.column_stack([linear, corner])
+    inside = Window(*corner, columns, rows)
     moved = []
     for annotation in annotations:
-        copy = shape_of(annotation, height, width).copy(linear)
-        if np.count_nonzero(copy.mask) < _LEAST:
-            continue
-        x, y = np.rint(matrix[:, 2] - copy.matrix[:, 2]).astype(int).tolist()
-        moved.append(transformed(annotation, copy.shape.moved(x, y), matrix, canvas))
+        patch, mask, shape = shape_of(annotation, height, width).copy(linear)
+        x, y = np.rint(matrix[:, 2] - patch[:, 2]).astype(int).tolist()
+        shape = shape.moved(x, y)
+        if isinstance(shape, Bitmap):  # whose edge may be rounded out of the canvas
+            shape = Bitmap(shape.pixels(inside), inside.x, inside.y).trimmed()
+            mask = shape.mask
+        if np.count_nonzero(mask) >= _LEAST:
+            moved.append(transformed(annotation, shape, matrix, canvas))
     return moved

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from proofs.random_scenes import random_scene, raster
 from smallobj_d2.config import has_detectron2, load_cfg
@@ -103,6 +104,28 @@ def test_an_image_is_never_enlarged_and_the_rest_of_its_cell_is_grey():
     assert (canvas[:5, 40:47] == 255).all()
     assert (canvas[:30, 47:] == 128).all()
     assert (canvas[5:30, 40:] == 128).all()
+
+
+def test_a_mask_at_the_border_stays_in_its_cell():
+    """In images of any size, where the border of a shrunk mask is no whole number of pixels."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size, canvas = rng.integers(30, 200, 2), rng.integers(30, 90, 2)
+        mask = np.zeros(size, np.uint8)
+        y, x = rng.integers(0, size - 9)
+        mask[y:, x:] = 1
+        rle = coco_mask.encode(np.asfortranarray(mask))
+        thing = bar(x, y, size[1] - x, size[0] - y, segmentation=rle)
+        part = {"annotations": [thing], "pixels": np.full((*size, 3), 255, np.uint8)}
+        own = {"annotations": [], "height": int(canvas[0]), "width": int(canvas[1])}
+        own["pixels"] = np.zeros((*canvas, 3), np.uint8)
+        pixels, moved = stitched([own, part, part, part])
+        filled = sum(raster(a["segmentation"], *canvas) for a in moved)
+        assert filled.max(initial=0) == 1
+        assert (filled <= (pixels[:, :, 0] == 255)).all()
+        assert [a["area"] for a in moved] == [
+            raster(a["segmentation"], *canvas).sum() for a in moved
+        ]
 
 
 @pytest.mark.parametrize("seed", range(25))
