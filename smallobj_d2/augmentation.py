@@ -241,6 +241,18 @@ def _bank_from_config(
     return bank
 
 
+def warn_of_training_keys(cfg: Any, where: str) -> None:
+    """Log which keys of a config only training by this project's own loader can honour."""
+    s = cfg.SMALLOBJ
+    off = {
+        "AUGMENTATION_SCHEDULE": "constant",
+        "AUGMENTATION_OFF_AT_END": 0,
+        "STITCH_PROBABILITY": 0,
+    }
+    if keys := [f"SMALLOBJ.{key}" for key, value in off.items() if s[key] != value]:
+        logger.warning("Without effect in %s: %s.", where, ", ".join(keys))
+
+
 def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:
     """Refuse copy-paste where no annotation has a mask to copy.
 

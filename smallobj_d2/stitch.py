@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.blend import Image
 from smallobj_d2.copy_paste.labels import transformed
+from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.masks.shapes import Annotation, Bitmap, Window, shape_of
 from smallobj_d2.sampling import Draw
 
@@ -38,10 +39,10 @@ class Stitch:
     grid: int = 2
 
     @classmethod
-    def from_config(cls, cfg: Any) -> "Stitch | None":
-        """What a config's ``SMALLOBJ`` node asks for, if it does."""
+    def from_config(cls, cfg: Any, seed: int) -> "Stitch | None":
+        """What a config's ``SMALLOBJ`` node asks for, if it does; the seed is not negative."""
         s = cfg.SMALLOBJ
-        return cls(s.STITCH_PROBABILITY, cfg.SEED, s.STITCH_GRID) if s.STITCH_PROBABILITY else None
+        return cls(s.STITCH_PROBABILITY, seed, s.STITCH_GRID) if s.STITCH_PROBABILITY else None
 
     def images(self, draw: Draw, count: int) -> list[int]:
         """Which of ``count`` images a draw shows, row by row: its own and others at random.
@@ -54,6 +55,13 @@ class Stitch:
         images: list[int] = rng.integers(count, size=self.grid**2).tolist()
         images[int(rng.integers(len(images)))] = draw.index
         return images
+
+    def add_to(
+        self, record: dict[str, Any], records: Sequence[Mapping[str, Any]] | PackedRecords
+    ) -> None:
+        """Give the dataset dict of a stitched draw those that it shows, as ``stitched``."""
+        if shown := self.images(record["draw"], len(records)):
+            record["stitched"] = [records[i] for i in shown]
 
 
 def read_stitched(record: dict[str, Any], read: Callable[[Mapping[str, Any]], Image]) -> Image:

@@ -5,7 +5,11 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from proofs.random_scenes import random_scene, raster
+from smallobj_d2.analysis.objects import objects_of
+from smallobj_d2.analysis.presented import presented
+from smallobj_d2.augmentation import warn_of_training_keys
 from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.datasets.coco import get_records, register_dataset
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import load_engine
@@ -197,3 +201,29 @@ def test_the_model_is_fed_what_was_stitched(engine, tmp_path):
         assert np.allclose(boxes, expected, atol=1e-3)
     again = load_engine(engine).build_train_loader(cfg).dataset
     assert all((again[k]["image"] == dataset[k]["image"]).all() for k in at[:5])
+
+
+def test_an_analysis_counts_the_objects_that_stitched_draws_show(tmp_path):
+    json_file = make_dataset(tmp_path, "s", 6, seed=1, size=96, progress=False)
+    register_dataset("stitch_presented", json_file, json_file.parent / "images")
+    records = get_records(("stitch_presented",))
+    objects = objects_of(records)
+    shown = {}
+    for share in (0.0, 1.0):
+        opts = ["SMALLOBJ.STITCH_PROBABILITY", str(share), "SMALLOBJ.COPY_PASTE", "False"]
+        cfg = load_cfg("beyond/bank_stitch", [*opts, "SEED", "1"])
+        shown[share] = presented(records, objects, cfg, epochs=20).objects
+    small = {share: (found.areas < 1024).sum() for share, found in shown.items()}
+    assert len(shown[1.0]) > 2.5 * len(shown[0.0])
+    assert small[1.0] > 3 * small[0.0]
+
+
+def test_where_it_has_no_effect_it_is_said(caplog):
+    cfg = load_cfg("beyond/bank_stitch", ["SMALLOBJ.AUGMENTATION_OFF_AT_END", "5"])
+    warn_of_training_keys(cfg, "a photo album")
+    warn_of_training_keys(load_cfg("beyond/bank"), "a photo album")
+    (warning,) = caplog.messages
+    assert warning == (
+        "Without effect in a photo album: SMALLOBJ.AUGMENTATION_OFF_AT_END, "
+        "SMALLOBJ.STITCH_PROBABILITY."
+    )

@@ -12,6 +12,7 @@ from smallobj_d2.analysis.objects import Objects, objects_of
 from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Stream, factors_from_config
+from smallobj_d2.stitch import Stitch, read_stitched
 
 _COPIES = {
     "copies_wanted": "tried",
@@ -60,7 +61,8 @@ def presented(
     """Go through the draws of training with a config, annotations only.
 
     The draws, and what is pasted in each, are those of a training run with the same ``SEED`` (0
-    where it is negative) on the same dataset.
+    where it is negative) on the same dataset; but how the share of augmented draws changes over a
+    run is left out.
 
     Args:
         records: M dataset dicts.
@@ -78,6 +80,7 @@ def presented(
     seed = max(cfg.SEED, 0)
     stream = Stream(factors_from_config(records, cfg), seed)
     augmentation = build_augmentation(cfg, seed, records, _blank, progress=progress)
+    stitch = Stitch.from_config(cfg, seed)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)
     counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
@@ -86,6 +89,10 @@ def presented(
         for position in tqdm(range(count), desc="draws", unit="img", disable=not progress):
             draw = stream[position]
             record = {**records[draw.index], "draw": draw}
+            if stitch is not None:
+                stitch.add_to(record, records)
+                if "stitched" in record:
+                    read_stitched(record, _blank)
             plan = augmentation.plan(record) if augmentation else None
             if plan is not None:
                 record["annotations"] = plan.annotations

@@ -65,8 +65,8 @@ class DrawDataset(Dataset[Sample]):
         """The dataset dict at a position, with its ``draw``."""
         draw = self.stream[position]
         record = {**self.records[draw.index], "draw": draw}
-        if self.stitch and (shown := self.stitch.images(draw, len(self.records))):
-            record["stitched"] = [self.records[i] for i in shown]
+        if self.stitch is not None:
+            self.stitch.add_to(record, self.records)
         return record
 
     def __getitem__(self, position: int) -> Sample:
@@ -243,7 +243,7 @@ def loader_from_config(
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         start_iter=start_iter,
         skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
-        stitch=Stitch.from_config(cfg),
+        stitch=Stitch.from_config(cfg, cfg.SEED),
     )
 
 

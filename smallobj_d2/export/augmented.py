@@ -18,7 +18,11 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
+from smallobj_d2.augmentation import (
+    DrawAugmentation,
+    build_augmentation,
+    warn_of_training_keys,
+)
 from smallobj_d2.copy_paste import Plan
 from smallobj_d2.datasets.check import Checked
 from smallobj_d2.datasets.coco import (
@@ -104,6 +108,7 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with export(summary, recipe, checked.data) as (images, annotations):
+        warn_of_training_keys(cfg, "an augmented copy on disk")
         augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
         writer = _Writer(
             checked, dataset, info.image_root, cfg.SEED, augmentation, summary, images, annotations

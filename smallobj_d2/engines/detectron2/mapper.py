@@ -17,7 +17,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
-from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
+from smallobj_d2.augmentation import (
+    DrawAugmentation,
+    build_augmentation,
+    draw_state,
+    warn_of_training_keys,
+)
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.images import resize
 from smallobj_d2.engines.detectron2.data import area_of, read_image, read_records
@@ -198,17 +203,7 @@ class SmallObjectMapper(DatasetMapper):
 def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation | None:
     """The augmentation of a config, for a mapper that this project's loader has not built."""
     s = cfg.SMALLOBJ
-    off = {
-        "STITCH_PROBABILITY": 0,
-        "AUGMENTATION_OFF_AT_END": 0,
-        "AUGMENTATION_SCHEDULE": "constant",
-    }
-    for key in (key for key in off if s[key] != off[key]):
-        logger.warning(
-            "A mapper knows neither other images nor the iteration: SMALLOBJ.%s takes effect in "
-            "smallobj_d2.engines.detectron2.build_train_loader only.",
-            key,
-        )
+    warn_of_training_keys(cfg, "a loader that is not smallobj_d2's own build_train_loader")
     if s.OVERSAMPLING_FACTOR != 1:
         logger.warning(
             "A mapper draws no images: SMALLOBJ.OVERSAMPLING_FACTOR %g takes effect in "
