@@ -276,8 +276,12 @@ def draws_of(engine: str, path: Path, source: Source) -> Parts:
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset dict without the folder that its image is in."""
-    name = Path(record["file_name"]).name
-    return {**record, "file_name": name, "draw": record["draw"]._asdict()}
+    plain = {**record, "file_name": Path(record["file_name"]).name}
+    if "draw" in record:
+        plain["draw"] = record["draw"]._asdict()
+    if "stitched" in record:
+        plain["stitched"] = [_plain(part) for part in record["stitched"]]
+    return plain
 
 
 def _plan(plan: Any) -> Any:
