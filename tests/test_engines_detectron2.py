@@ -48,6 +48,7 @@ from smallobj_d2.engines.detectron2 import (
     sampler_from_config,
     with_areas,
 )
+from smallobj_d2.engines.detectron2.mapper import build_mapper
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
 from smallobj_d2.sizes import has_small
@@ -455,13 +456,13 @@ def test_a_lazy_config_can_ask_for_all_of_it(registered):
     assert any(any(s["pasted"]) for s in first_samples(loader))
 
 
-def test_the_mapper_is_chosen_by_name(scenes, monkeypatch):
-    assert MAPPERS.get("SmallObjectMapper") is SmallObjectMapper
+def test_the_mapper_is_chosen_by_name():
+    assert MAPPERS["SmallObjectMapper"] is SmallObjectMapper
     cfg = config("baseline", "SMALLOBJ.MAPPER", "Mine", "SEED", "1")
     with pytest.raises(
         SmallObjError, match=r"MAPPER is 'Mine', .*; there are: .*SmallObjectMapper"
     ):
-        build_train_loader(cfg)
+        build_mapper(cfg, True)
 
 
 def test_the_loader_wants_a_seed_that_is_one():
