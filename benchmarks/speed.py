@@ -153,7 +153,7 @@ def mapper(repeats: int) -> list[Row]:
 # --- 2. The paste step
 
 
-def usual_way(
+def naive_copy_paste(
     image: np.ndarray,
     annotations: list[dict[str, Any]],
     copies: int,
@@ -309,7 +309,7 @@ def _ours(step: CopyPaste) -> Step:
 
 def _usual(*, whole_only: bool) -> Step:
     def run(image: np.ndarray, record: dict[str, Any], rng: np.random.Generator) -> int:
-        return usual_way(image, record["annotations"], 3, rng, whole_only=whole_only)
+        return naive_copy_paste(image, record["annotations"], 3, rng, whole_only=whole_only)
 
     return run
 
