@@ -122,8 +122,7 @@ def mapper(repeats: int) -> list[Row]:
             for i in range(len(packed)):
                 record = {**packed[i], "draw": Draw(i, i, 0)}
                 if stitched:
-                    shown = stitch.images(record["draw"], len(packed))
-                    record["stitched"] = [packed[k] for k in shown]
+                    stitch.add_to(record, packed)
                 mapping(record)
 
         return run

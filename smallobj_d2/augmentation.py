@@ -158,6 +158,7 @@ def build_augmentation(
     seed: int,
     records: Sequence[Mapping[str, Any]] | None = None,
     read: ReadImage | None = None,
+    factors: NDArray[np.float64] | None = None,
     *,
     draws: int | None = None,
     progress: bool = False,
@@ -173,6 +174,8 @@ def build_augmentation(
         records: the training images' dataset dicts, which only a bank needs.
         read: a dataset dict to its image, (H, W, 3) uint8, channels as the mapper has them, which
             only a bank needs.
+        factors: (N,) repeat factors of the records: a bank gives objects of an image as often as it
+            is drawn. Those of the config unless given.
         draws: in the whole run, for ``AUGMENTATION_SCHEDULE`` and ``AUGMENTATION_OFF_AT_END``;
             without it neither has an effect.
         progress: show a progress bar on a terminal.
@@ -193,7 +196,9 @@ def build_augmentation(
                 "smallobj_d2.build_augmentation with their dataset dicts (records) and a function "
                 "that reads one (read), and pass the result to the mapper as augmentation."
             )
-        sources = _bank_from_config(cfg, seed, records, read, progress)
+        if factors is None:
+            factors = factors_from_config(records, cfg)
+        sources = _bank_from_config(cfg, seed, records, read, factors, progress)
     falling, off = s.AUGMENTATION_SCHEDULE == "falling", s.AUGMENTATION_OFF_AT_END
     schedule = None
     if draws is not None and (falling or off):
@@ -216,6 +221,7 @@ def _bank_from_config(
     seed: int,
     records: Sequence[Mapping[str, Any]],
     read: ReadImage,
+    factors: NDArray[np.float64],
     progress: bool,
 ) -> ObjectBank:
     def read_if_possible(record: Mapping[str, Any]) -> NDArray[np.uint8] | None:
@@ -232,7 +238,7 @@ def _bank_from_config(
         read_if_possible,
         np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
-        factors=factors_from_config(records, cfg).tolist(),
+        factors=factors.tolist(),
         progress=progress,
     )
     logger.info(

@@ -78,8 +78,9 @@ def presented(
     if not len(records):
         raise SmallObjError("There is no image with an annotation that is not a crowd.")
     seed = max(cfg.SEED, 0)
-    stream = Stream(factors_from_config(records, cfg), seed)
-    augmentation = build_augmentation(cfg, seed, records, _blank, progress=progress)
+    factors = factors_from_config(records, cfg)
+    stream = Stream(factors, seed)
+    augmentation = build_augmentation(cfg, seed, records, _blank, factors, progress=progress)
     stitch = Stitch.from_config(cfg, seed)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)

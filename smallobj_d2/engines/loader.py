@@ -228,7 +228,7 @@ def loader_from_config(
     progress = processes.rank() == 0
     draws = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
     augmentation = build_augmentation(
-        cfg, cfg.SEED, records, read_image, draws=draws, progress=progress
+        cfg, cfg.SEED, records, read_image, factors, draws=draws, progress=progress
     )
     mapper = build_mapper(cfg, True, augmentation=augmentation)
     return TrainLoader(

@@ -109,7 +109,9 @@ def augment_dataset(
     summary = Summary(folder / "annotations.json", folder / "images")
     with export(summary, recipe, checked.data) as (images, annotations):
         warn_of_training_keys(cfg, "an augmented copy on disk")
-        augmentation = build_augmentation(cfg, cfg.SEED, records, read_rgb, progress=progress)
+        augmentation = build_augmentation(
+            cfg, cfg.SEED, records, read_rgb, factors, progress=progress
+        )
         writer = _Writer(
             checked, dataset, info.image_root, cfg.SEED, augmentation, summary, images, annotations
         )
