@@ -239,6 +239,7 @@ def _bank_from_config(
         np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
         factors=factors.tolist(),
+        choices=cfg.SMALLOBJ.BANK_CHOICES,
         progress=progress,
     )
     logger.info(

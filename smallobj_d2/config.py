@@ -114,6 +114,9 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.SOURCES = "image"
     # Of how many training images the bank keeps objects.
     s.BANK_IMAGES = 5000
+    # Of so many images of the bank, chosen at random, the one whose colors are most like those of
+    # the augmented image gives its objects; 1: any.
+    s.BANK_CHOICES = 1
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
     # Over the run, the share of augmented draws is "constant", or "falling": from twice
@@ -472,6 +475,7 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
     "SMALLOBJ.SOURCES": _one_of("image", "bank"),
     "SMALLOBJ.BANK_IMAGES": _whole(1),
+    "SMALLOBJ.BANK_CHOICES": _whole(1),
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
     "SMALLOBJ.STITCH_PROBABILITY": _SHARE,
     "SMALLOBJ.STITCH_GRID": _whole(2, 8),
