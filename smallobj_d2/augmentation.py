@@ -6,7 +6,6 @@ position in the stream of draws; no generator outlives a draw.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import floor
 from typing import Any
 
@@ -42,29 +41,6 @@ def draw_state(seed: int, position: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(sequence))
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The share of the draws to augment, over a run (not in the paper, which has one share).
-
-    Args:
-        draws: of the run, those of all its iterations.
-        falling: from twice the share (at most 1) at the first draw to 0 at the last.
-        off: at the end, so many draws are not augmented.
-    """
-
-    draws: int
-    falling: bool = False
-    off: int = 0
-
-    def share(self, probability: float, position: int) -> float:
-        """What a share of `probability` is at a position of the stream."""
-        if position >= self.draws - self.off:
-            return 0.0
-        return (
-            min(1.0, 2 * probability * (1 - position / self.draws)) if self.falling else probability
-        )
-
-
 class DrawAugmentation:
     """Copy-paste on those draws of small-object images that are to be augmented.
 
@@ -78,7 +54,6 @@ class DrawAugmentation:
         one_copy_per_image: the same augmented copy of an image at each of its draws.
         small_area: what counts as small.
         all_images: augment draws of all images, not of small-object images only.
-        schedule: how the share changes over the run; None for one share.
     """
 
     def __init__(
@@ -91,7 +66,6 @@ class DrawAugmentation:
         one_copy_per_image: bool = False,
         small_area: float = SMALL_AREA,
         all_images: bool = False,
-        schedule: Schedule | None = None,
     ) -> None:
         self.copy_paste = copy_paste
         self.seed = seed
@@ -100,7 +74,6 @@ class DrawAugmentation:
         self.one_copy_per_image = one_copy_per_image
         self.small_area = small_area
         self.all_images = all_images
-        self.schedule = schedule
 
     def may_augment(self, annotations: list[Any]) -> bool:
         """Whether any draw of an image with these annotations is augmented."""
@@ -117,16 +90,13 @@ class DrawAugmentation:
         annotations = record["annotations"]
         if record.get("stitched") or not self.may_augment(annotations):
             return None
-        share = self.probability
-        if self.schedule is not None:
-            share = self.schedule.share(share, draw.position)
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
         # The chance is taken in both readings, so that they paste the same where they agree.
-        chance = rng.random() < share
+        chance = rng.random() < self.probability
         if self.paired and draw.epoch >= 0:
             turns = np.random.default_rng((self.seed, _TURNS, draw.epoch, draw.index))
             start = turns.random()
-            due = [floor(start + n * share) for n in (draw.visit, draw.visit + 1)]
+            due = [floor(start + n * self.probability) for n in (draw.visit, draw.visit + 1)]
             chance = due[1] > due[0]
         if not chance:
             return None
@@ -160,7 +130,6 @@ def build_augmentation(
     read: ReadImage | None = None,
     factors: NDArray[np.float64] | None = None,
     *,
-    draws: int | None = None,
     progress: bool = False,
 ) -> DrawAugmentation | None:
     """The augmentation of a config, or None where ``SMALLOBJ.COPY_PASTE`` is off.
@@ -176,8 +145,6 @@ def build_augmentation(
             only a bank needs.
         factors: (N,) repeat factors of the records: a bank gives objects of an image as often as it
             is drawn. Those of the config unless given.
-        draws: in the whole run, for ``AUGMENTATION_SCHEDULE`` and ``AUGMENTATION_OFF_AT_END``;
-            without it neither has an effect.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -199,11 +166,6 @@ def build_augmentation(
         if factors is None:
             factors = factors_from_config(records, cfg)
         sources = _bank_from_config(cfg, seed, records, read, factors, progress)
-    falling, off = s.AUGMENTATION_SCHEDULE == "falling", s.AUGMENTATION_OFF_AT_END
-    schedule = None
-    if draws is not None and (falling or off):
-        at_end = off * cfg.SOLVER.IMS_PER_BATCH if off >= 1 else off * draws
-        schedule = Schedule(draws, falling, round(at_end))
     return DrawAugmentation(
         CopyPaste.from_config(cfg, sources),
         seed=seed,
@@ -212,7 +174,6 @@ def build_augmentation(
         one_copy_per_image=s.ONE_COPY_PER_IMAGE,
         small_area=s.SMALL_AREA,
         all_images=s.AUGMENTED_IMAGES == "all",
-        schedule=schedule,
     )
 
 
@@ -239,25 +200,12 @@ def _bank_from_config(
         np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
         factors=factors.tolist(),
-        choices=cfg.SMALLOBJ.BANK_CHOICES,
         progress=progress,
     )
     logger.info(
         "Object bank: %d objects of %d images, %.1f MB.", len(bank), bank.images, bank.nbytes / 1e6
     )
     return bank
-
-
-def warn_of_training_keys(cfg: Any, where: str) -> None:
-    """Log which keys of a config only training by this project's own loader can honour."""
-    s = cfg.SMALLOBJ
-    off = {
-        "AUGMENTATION_SCHEDULE": "constant",
-        "AUGMENTATION_OFF_AT_END": 0,
-        "STITCH_PROBABILITY": 0,
-    }
-    if keys := [f"SMALLOBJ.{key}" for key, value in off.items() if s[key] != value]:
-        logger.warning("Without effect in %s: %s.", where, ", ".join(keys))
 
 
 def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:

@@ -114,17 +114,8 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.SOURCES = "image"
     # Of how many training images the bank keeps objects.
     s.BANK_IMAGES = 5000
-    # Of so many images of the bank, chosen at random, the one whose colors are most like those of
-    # the augmented image gives its objects; 1: any.
-    s.BANK_CHOICES = 1
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
-    # Over the run, the share of augmented draws is "constant", or "falling": from twice
-    # AUGMENTATION_PROBABILITY (at most 1) to 0.
-    s.AUGMENTATION_SCHEDULE = "constant"
-    # At the end of the run no draw is augmented in so many iterations; below 1, in that share of
-    # all iterations.
-    s.AUGMENTATION_OFF_AT_END = 0.0
 
     # This share of the draws shows, in place of one image, STITCH_GRID x STITCH_GRID of them shrunk
     # into one; nothing is pasted there.
@@ -468,14 +459,11 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.OVERSAMPLING_FACTOR": _from(1, 1000, "must be from 1 (off) to 1000"),
     "SMALLOBJ.AUGMENTATION_PROBABILITY": _SHARE,
     "SMALLOBJ.AUGMENTATION_READING": _one_of("probability", "paired"),
-    "SMALLOBJ.AUGMENTATION_SCHEDULE": _one_of("constant", "falling"),
-    "SMALLOBJ.AUGMENTATION_OFF_AT_END": _from(0),
     "SMALLOBJ.SCALE": _PAIR,
     "SMALLOBJ.ROTATION": _PAIR,
     "SMALLOBJ.COVERED_LABELS": _one_of("visible", "untouched"),
     "SMALLOBJ.SOURCES": _one_of("image", "bank"),
     "SMALLOBJ.BANK_IMAGES": _whole(1),
-    "SMALLOBJ.BANK_CHOICES": _whole(1),
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
     "SMALLOBJ.STITCH_PROBABILITY": _SHARE,
     "SMALLOBJ.STITCH_GRID": _whole(2, 8),

@@ -4,6 +4,7 @@ After Stitcher (Chen et al., 2020): what is large in an image is small in a quar
 neither masks nor small objects.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from smallobj_d2.copy_paste.labels import transformed
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.masks.shapes import Annotation, Bitmap, Window, shape_of
 from smallobj_d2.sampling import Draw
+
+logger = logging.getLogger(__name__)
 
 _STITCH = 6  # a stream of randomness; `augmentation` has the others
 _LEAST = 4
@@ -62,6 +65,12 @@ class Stitch:
         """Give the dataset dict of a stitched draw those that it shows, as ``stitched``."""
         if shown := self.images(record["draw"], len(records)):
             record["stitched"] = [records[i] for i in shown]
+
+
+def warn_of_no_stitching(cfg: Any, where: str) -> None:
+    """Log that only training by this project's own loader can stitch, if a config asks for it."""
+    if cfg.SMALLOBJ.STITCH_PROBABILITY:
+        logger.warning("Without effect in %s: SMALLOBJ.STITCH_PROBABILITY.", where)
 
 
 def read_stitched(record: dict[str, Any], read: Callable[[Mapping[str, Any]], Image]) -> Image:

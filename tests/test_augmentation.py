@@ -225,40 +225,6 @@ def test_which_draws_are_augmented_is_not_tied_to_what_is_pasted():
             assert pastes(a) == pastes(b)
 
 
-# --- beyond the paper: a share that changes over the run
-
-
-def augmented_share(aug: DrawAugmentation, positions: range) -> float:
-    drawn = [aug.plan({**WITH_SMALL, "draw": Draw(k, 0, 0, k)}) is not None for k in positions]
-    return float(np.mean(drawn))
-
-
-@pytest.mark.parametrize("off", ["50", "0.25"])
-def test_at_the_end_of_a_run_draws_show_the_original(off):
-    cfg = load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.AUGMENTATION_OFF_AT_END", off])
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    aug = build_augmentation(cfg, 1, draws=200 * batch)
-    assert aug is not None
-    end = 150 * batch
-    assert augmented_share(aug, range(end, 200 * batch)) == 0
-    always = build_augmentation(cfg, 1)  # of a run without end nothing is the end
-    assert always is not None
-    for k in range(end - 200, end):
-        drawn = {**WITH_SMALL, "draw": Draw(k, 0, 0, 0)}
-        assert pastes(aug.plan(drawn)) == pastes(always.plan(drawn))
-    assert augmented_share(always, range(end, end + 300)) == pytest.approx(0.5, abs=0.1)
-
-
-@pytest.mark.parametrize("reading", ["probability", "paired"])
-def test_a_falling_share_begins_twice_as_high_and_ends_at_none(reading):
-    opts = ["SMALLOBJ.AUGMENTATION_SCHEDULE", "falling", "SMALLOBJ.AUGMENTATION_READING", reading]
-    aug = build_augmentation(load_cfg(CONFIGS / "orig_aug.yaml", opts), 1, draws=4000)
-    assert aug is not None
-    quarters = [augmented_share(aug, range(k, k + 1000)) for k in range(0, 4000, 1000)]
-    assert quarters == pytest.approx([0.875, 0.625, 0.375, 0.125], abs=0.06)
-    assert augmented_share(aug, range(4000, 4100)) == 0
-
-
 def test_no_global_random_state_is_read_or_changed():
     seen = []
     for s in (1, 2):

@@ -86,10 +86,7 @@ def test_the_configs_have_the_names_that_people_type():
 BEYOND = {
     "SOURCES",
     "BANK_IMAGES",
-    "BANK_CHOICES",
     "AUGMENTED_IMAGES",
-    "AUGMENTATION_SCHEDULE",
-    "AUGMENTATION_OFF_AT_END",
     "BOX_SHAPE",
     "STITCH_PROBABILITY",
 }

@@ -200,18 +200,6 @@ def test_the_law_holds_with_objects_of_a_bank(engine, cfg, start):
     assert sum(plain.get(k, d) != d for batch in runs[0] for k, d in batch.items()) > 15
 
 
-def test_augmentation_ends_where_the_config_says(engine, cfg):
-    pytest.importorskip(engine, reason=f"{engine} is not installed")
-    opts = ("SOLVER.MAX_ITER", 20, "SMALLOBJ.AUGMENTATION_OFF_AT_END", 5.0)
-    build = load_engine(engine).build_train_loader
-    share = "SMALLOBJ.AUGMENTATION_PROBABILITY"
-    ends, never = (build(changed(cfg, *opts, share, p)) for p in (0.5, 0.0))
-    augmented, plain = samples(ends, 80), samples(never, 80)
-    unlike = [k for k in range(80) if augmented[k] != plain[k]]
-    assert len(unlike) > 15
-    assert 50 < max(unlike) < 60  # 15 iterations of 4
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("grouping", [True, False])
 def test_processes_share_the_batches_of_one(engine, cfg, grouping, world_size):

@@ -162,6 +162,19 @@ def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     assert text.count("| `beyond/new` |") == 4
 
 
+def test_several_folders_of_one_scale_are_one_result(runs, tmp_path):
+    other = tmp_path / "later" / "fake" / "torchvision"
+    other.mkdir(parents=True)
+    (runs / "orig_aug").rename(other / "orig_aug")
+    scale = tmp_path / "fake.yaml"
+    scale.write_text("about: a fake\ngpus: 0\nrun: {seconds: 60, machine: none}\n")
+    folder = tmp_path / "results"
+    args = ["--runs", str(runs), str(other), "--scale", str(scale), "--results", str(folder)]
+    assert not report.main(args)
+    found = load_results(folder / "fake_torchvision.json")
+    assert found.seeds("baseline", "orig_aug") == [0, 1, 2]
+
+
 def test_runs_evaluated_on_other_ground_truth_are_not_mixed_in(runs):
     first = distil(SCALE, runs)
     truths = {"validation": dict.fromkeys(SIZES, 9)}

@@ -7,7 +7,6 @@ from pycocotools import mask as coco_mask
 from proofs.random_scenes import random_scene, raster
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.presented import presented
-from smallobj_d2.augmentation import warn_of_training_keys
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import get_records, register_dataset
 from smallobj_d2.datasets.images import read_rgb
@@ -15,7 +14,7 @@ from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import load_engine
 from smallobj_d2.masks.shapes import box_xyxy
 from smallobj_d2.sampling import Draw
-from smallobj_d2.stitch import Stitch, read_stitched
+from smallobj_d2.stitch import Stitch, read_stitched, warn_of_no_stitching
 
 BLANK = {"annotations": [], "height": 60, "width": 80}
 
@@ -219,11 +218,6 @@ def test_an_analysis_counts_the_objects_that_stitched_draws_show(tmp_path):
 
 
 def test_where_it_has_no_effect_it_is_said(caplog):
-    cfg = load_cfg("beyond/bank_stitch", ["SMALLOBJ.AUGMENTATION_OFF_AT_END", "5"])
-    warn_of_training_keys(cfg, "a photo album")
-    warn_of_training_keys(load_cfg("beyond/bank"), "a photo album")
-    (warning,) = caplog.messages
-    assert warning == (
-        "Without effect in a photo album: SMALLOBJ.AUGMENTATION_OFF_AT_END, "
-        "SMALLOBJ.STITCH_PROBABILITY."
-    )
+    warn_of_no_stitching(load_cfg("beyond/bank_stitch"), "a photo album")
+    warn_of_no_stitching(load_cfg("beyond/bank"), "a photo album")
+    assert caplog.messages == ["Without effect in a photo album: SMALLOBJ.STITCH_PROBABILITY."]

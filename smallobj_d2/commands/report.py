@@ -40,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = RESULTS if RESULTS.is_dir() else Path("output/report")
     parser.option("--results", words, folder, metavar="FOLDER")
     args = parser.parse_args(argv)
+    written: set[Path] = set()
     for folder in args.runs:
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
         result = args.results / f"{scale.name}_{folder.name}.json"
         found = distil(scale, folder.absolute(), resamples=args.resamples)
-        if args.add and result.is_file():
+        if (args.add and result.is_file()) or result in written:
             found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
+        written.add(result)
         print(result)
     paths = sorted(args.results.glob("*.json"))
     if not paths:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -59,9 +58,6 @@ class ObjectBank:
         donors: of each image its objects, one at least.
         names: of each image its name, or None.
         factors: how often each image is chosen, in relation to the others; alike unless given.
-        looks: (N, D) float, what each image looks like: near each other where they are alike.
-        choices: a draw takes, of so many images chosen at random, the one that looks most like the
-            image that is augmented, where the bank has that one's look.
     """
 
     def __init__(
@@ -69,8 +65,6 @@ class ObjectBank:
         donors: Sequence[Sequence[Cutout]],
         names: Sequence[str | None] | None = None,
         factors: Sequence[float] | None = None,
-        looks: NDArray[np.float64] | None = None,
-        choices: int = 1,
     ) -> None:
         if not donors or not all(donors):
             raise SmallObjError("A bank needs objects: an image at least, and of each one object.")
@@ -87,26 +81,18 @@ class ObjectBank:
         self._names = np.array(hashes, dtype=np.uint64)
         # None where all are alike, as whole numbers are made in half the time.
         self._odds = np.cumsum(factors if factors and len(set(factors)) > 1 else ())
-        self._looks = np.zeros((len(donors), 0)) if looks is None else looks
-        self.choices = choices
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None
     ) -> Candidates:
         """The objects of one of its images, chosen at random, but not of the image itself."""
         itself = np.flatnonzero(self._names == _hash(image)) if image is not None else ()
+        chosen = self._choose(rng)
         if len(itself) == self.images:
             return self._of(range(0))
-        chosen = []
-        while len(chosen) < self.choices:
-            one = self._choose(rng)
-            if one not in itself:
-                chosen.append(one)
-        best = 0
-        if len(itself):
-            off = self._looks[chosen] - self._looks[itself[0]]
-            best = int(np.argmin(np.square(off).sum(axis=1)))
-        return self._of(self.of_image(chosen[best]))
+        while chosen in itself:
+            chosen = self._choose(rng)
+        return self._of(self.of_image(chosen))
 
     def _choose(self, rng: np.random.Generator) -> int:
         if not len(self._odds):
@@ -163,7 +149,6 @@ def build_bank(
     *,
     images: int,
     factors: Sequence[float] | None = None,
-    choices: int = 1,
     progress: bool = False,
 ) -> ObjectBank:
     """Cut the objects that may be copied out of images chosen at random.
@@ -175,7 +160,6 @@ def build_bank(
         rng: chooses the images.
         images: how many, at most.
         factors: (N,) how often objects of each are given, in relation to the others.
-        choices: see `ObjectBank`; images are alike that have like colors and contrast.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -184,7 +168,6 @@ def build_bank(
     donors: list[list[Cutout]] = []
     names: list[str | None] = []
     weights: list[float] = []
-    looks: list[NDArray[np.float64]] = []
     off = None if progress else True  # None: where it is no terminal
     with tqdm(total=images, desc="object bank", unit="img", disable=off) as bar:
         for index in rng.permutation(len(records)).tolist():
@@ -198,15 +181,13 @@ def build_bank(
                 donors.append([_cut_out(image, scene, c, record) for c in chosen])
                 names.append(record.get("file_name"))
                 weights.append(1.0 if factors is None else float(factors[index]))
-                if choices > 1:
-                    looks.append(np.concatenate(cv2.meanStdDev(image)).ravel())
                 bar.update()
         bar.total = len(donors)  # there may be fewer
     if not donors:
         raise SmallObjError(
             "No object of the training images may be copied, so SMALLOBJ.SOURCES cannot be 'bank'."
         )
-    return ObjectBank(donors, names, weights, np.array(looks) if looks else None, choices)
+    return ObjectBank(donors, names, weights)
 
 
 def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[str, Any]) -> Cutout:

@@ -226,9 +226,8 @@ def loader_from_config(
     register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
     progress = processes.rank() == 0
-    draws = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
     augmentation = build_augmentation(
-        cfg, cfg.SEED, records, read_image, factors, draws=draws, progress=progress
+        cfg, cfg.SEED, records, read_image, factors, progress=progress
     )
     mapper = build_mapper(cfg, True, augmentation=augmentation)
     return TrainLoader(

@@ -18,11 +18,7 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from smallobj_d2.augmentation import (
-    DrawAugmentation,
-    build_augmentation,
-    warn_of_training_keys,
-)
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation
 from smallobj_d2.copy_paste import Plan
 from smallobj_d2.datasets.check import Checked
 from smallobj_d2.datasets.coco import (
@@ -37,6 +33,7 @@ from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export
 from smallobj_d2.files import link, writing
 from smallobj_d2.sampling import Draw, Stream
+from smallobj_d2.stitch import warn_of_no_stitching
 from smallobj_d2.training_set import training_data
 
 _FORMAT = 1  # raise it whenever the same recipe would give other files
@@ -108,7 +105,7 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with export(summary, recipe, checked.data) as (images, annotations):
-        warn_of_training_keys(cfg, "an augmented copy on disk")
+        warn_of_no_stitching(cfg, "an augmented copy on disk")
         augmentation = build_augmentation(
             cfg, cfg.SEED, records, read_rgb, factors, progress=progress
         )

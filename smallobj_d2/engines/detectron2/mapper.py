@@ -17,12 +17,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
-from smallobj_d2.augmentation import (
-    DrawAugmentation,
-    build_augmentation,
-    draw_state,
-    warn_of_training_keys,
-)
+from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.images import resize
 from smallobj_d2.engines.detectron2.data import area_of, read_image, read_records
@@ -30,7 +25,7 @@ from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import Registry, import_modules
 from smallobj_d2.sampling import Draw
-from smallobj_d2.stitch import read_stitched
+from smallobj_d2.stitch import read_stitched, warn_of_no_stitching
 from smallobj_d2.training_set import Records
 
 logger = logging.getLogger(__name__)
@@ -203,7 +198,7 @@ class SmallObjectMapper(DatasetMapper):
 def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation | None:
     """The augmentation of a config, for a mapper that this project's loader has not built."""
     s = cfg.SMALLOBJ
-    warn_of_training_keys(cfg, "a loader that is not smallobj_d2's own build_train_loader")
+    warn_of_no_stitching(cfg, "a loader that is not smallobj_d2's own build_train_loader")
     if s.OVERSAMPLING_FACTOR != 1:
         logger.warning(
             "A mapper draws no images: SMALLOBJ.OVERSAMPLING_FACTOR %g takes effect in "

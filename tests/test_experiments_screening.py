@@ -1,0 +1,55 @@
+"""`docs/beyond.md` says of the screened candidates what their runs gave."""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "experiments" / "screening").glob("*.json"))
+
+
+def points(value: float) -> str:
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text
+
+
+def lines(file: Path) -> list[str]:
+    """The rows of the table: each candidate against the bank of the same data and seeds."""
+    data = json.loads(file.read_text())
+    runs = {(r["config"].removeprefix("beyond/"), r["seed"]): r for r in data["runs"]}
+    measure = "segm" if all(r.get("segm") for r in data["runs"]) else "bbox"
+    base = "bank" if ("bank", 20) in runs else "bank_boxes"
+    found = []
+    for config in sorted({c for c, _ in runs} - {base}):
+        seeds = sorted(s for c, s in runs if c == config)
+        cells = []
+        for size in ("small", "medium", "large", "all"):
+            values, others = (
+                [runs[c, s][measure][size] for s in seeds if runs[c, s][measure][size] is not None]
+                for c in (config, base)
+            )
+            if not values:
+                cells.append("-")
+                continue
+            off = mean(v - o for v, o in zip(values, others, strict=True))
+            cells.append(f"{100 * mean(values):.1f} ({points(off)})")
+        shown = f"{seeds[0]}-{seeds[-1]}"
+        assert len(seeds) == seeds[-1] - seeds[0] + 1
+        scale = data["about"]["scale"]
+        found.append(f"| `{config}` | `{base}` | `{scale}` | {shown} | {' | '.join(cells)} |")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_the_table_says_what_the_runs_gave(file):
+    page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
+    for line in lines(file):
+        assert line in page
+
+
+def test_each_run_of_a_table_tells_its_commit():
+    assert FILES
+    for file in FILES:
+        assert all(len(r["commit"]) == 40 for r in json.loads(file.read_text())["runs"])
