@@ -42,9 +42,3 @@ def test_the_fast_resize_makes_nothing_smaller():
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for size in ((30, 40), (90, 40), (60, 80)):
         assert difference(image, size) == 0
-
-
-def test_masks_are_resized_to_the_nearest_pixel():
-    mask = np.zeros((4, 4), np.uint8)
-    mask[1:3, 1:3] = 1
-    assert (resize(mask, (8, 8), fast=True) == np.kron(mask, np.ones((2, 2), np.uint8))).all()

@@ -334,6 +334,35 @@ def test_view(cfg, data):
 # --- Masks in and out of boxes
 
 
+@pytest.mark.parametrize("flip_axis", [None, 0, 1])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_run_length_mask_is_resized_and_flipped_as_its_whole_bitmap(flip_axis, compressed):
+    rng = np.random.default_rng(0)
+    seen = 0
+    for _ in range(150):
+        height, width, *after = rng.integers(1, 60, 4).tolist()
+        bitmap = np.zeros((height, width), np.uint8)
+        for _ in range(rng.integers(3)):
+            y, x = rng.integers(height), rng.integers(width)
+            part = bitmap[y : y + rng.integers(1, 20), x : x + rng.integers(1, 20)]
+            part[:] = rng.random(part.shape) < 0.7
+        rle = coco_mask.encode(np.asfortranarray(bitmap))
+        if not compressed:
+            edges = np.flatnonzero(np.diff(bitmap.ravel("F"), prepend=0))
+            counts = np.diff(edges, prepend=0, append=bitmap.size).tolist()
+            rle = {"size": [height, width], "counts": counts}
+        annotation = {"bbox": [0, 0, width, height], "segmentation": rle, "category_id": 0}
+        target = targets([annotation], (height, width), tuple(after), flip_axis)
+        nearest = Image.fromarray(bitmap).resize(after[::-1], Image.Resampling.NEAREST)
+        expected = np.asarray(nearest)
+        expected = expected if flip_axis is None else np.flip(expected, flip_axis)
+        assert len(target["windows"]) == expected.any()
+        if expected.any():
+            assert (full_masks(target, *after)[0].numpy() == expected).all()
+            seen += 1
+    assert 60 < seen < 150
+
+
 @needs_detectron2
 def test_mask_targets_are_those_of_full_bitmaps(cfg, data):
     from detectron2.structures import BitMasks

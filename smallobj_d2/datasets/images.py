@@ -312,10 +312,10 @@ def upright_size(record: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixels:
-    """Resize an image bilinearly, or a mask to the nearest pixel, as Detectron2 does.
+    """Resize an image bilinearly, as Detectron2 does.
 
     Args:
-        image: (H, W, 3) or (H, W) uint8.
+        image: (H, W, 3) uint8.
         size: height and width to resize to.
         fast: let OpenCV enlarge images; no pixel differs by more than 2 of 255. (It is left alone
             to make images smaller, because it does not average over what it leaves out.)
@@ -323,8 +323,6 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
     height, width = size
     if image.shape[:2] == size:
         return image
-    if image.ndim == 2:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
     if fast and height >= image.shape[0] and width >= image.shape[1]:
         larger = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(larger, np.uint8)

@@ -6,17 +6,20 @@ bit; a test compares the two.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.datasets.images import read_rgb, resize
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.masks.rle import decode
+from smallobj_d2.masks.shapes import Bitmap, Window
 from smallobj_d2.registry import Registry
 from smallobj_d2.stitch import read_stitched
 
@@ -283,14 +286,10 @@ def _mask(
     """
     height, width = size
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-        bitmap = resize(coco_mask.decode(segmentation), size)
-        bitmap = bitmap if flip_axis is None else np.flip(bitmap, flip_axis)
-        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
-        if not len(rows):
+        bitmap = _resized(segmentation, size, flip_axis)
+        if not bitmap.mask.size:
             return None
-        low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
+        low, high = np.reshape(bitmap.bounds(), (2, 2))
     elif segmentation:
         polygons = [transform(np.asarray(p, dtype=np.float64).reshape(-1, 2)) for p in segmentation]
         points = np.concatenate(polygons)
@@ -303,7 +302,7 @@ def _mask(
     if x1 <= x0 or y1 <= y0:
         return None
     if isinstance(segmentation, dict):
-        return (x0, y0, x1, y1), bitmap[y0:y1, x0:x1]
+        return (x0, y0, x1, y1), bitmap.pixels(Window(x0, y0, x1 - x0, y1 - y0))
     inside = [(p - (x0, y0)).ravel().tolist() for p in polygons]
     rle = coco_mask.merge(coco_mask.frPyObjects(inside, y1 - y0, x1 - x0))
     return (x0, y0, x1, y1), coco_mask.decode(rle)
@@ -318,3 +317,31 @@ def windows_of(
         end = start + (x1 - x0) * (y1 - y0)
         yield (x0, y0, x1, y1), target["masks"][start:end].view(y1 - y0, x1 - x0)
         start = end
+
+
+def _resized(rle: Mapping[str, Any], size: tuple[int, int], flip_axis: int | None) -> Bitmap:
+    """An RLE in the transformed image, without empty rows and columns around it.
+
+    The pixels are those of the whole image's bitmap, resized as Detectron2 does and flipped; only
+    those where the mask is are looked at.
+    """
+    if isinstance(rle["counts"], list):
+        rle = coco_mask.frPyObjects(rle, *rle["size"])
+    x, y, width, height = map(int, coco_mask.toBbox(rle))
+    sampled = decode(rle, x, y, width, height)
+    corner = []
+    for axis, (start, length) in enumerate(((y, height), (x, width))):
+        nearest = _nearest(rle["size"][axis], size[axis])
+        first, end = np.searchsorted(nearest, (start, start + length))
+        sampled = sampled.take(nearest[first:end] - start, axis)
+        if axis == flip_axis:
+            sampled, first = np.flip(sampled, axis), size[axis] - end
+        corner.append(int(first))
+    return Bitmap(np.ascontiguousarray(sampled), corner[1], corner[0]).trimmed()
+
+
+@lru_cache(maxsize=256)
+def _nearest(before: int, after: int) -> NDArray[np.int32]:
+    """Which of `before` pixels in a row each of `after` shows; Detectron2 resizes with Pillow."""
+    row = Image.fromarray(np.arange(before, dtype=np.int32)[None])
+    return np.asarray(row.resize((after, 1), Image.Resampling.NEAREST))[0]
