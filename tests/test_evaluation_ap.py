@@ -5,21 +5,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.evaluation import ap
 from smallobj_d2.evaluation.ap import (
     SIZES,
+    accumulated,
     as_detectron2,
     coco_metrics,
     count_objects,
     counted_detections,
     from_detectron2,
+    indexed,
     load_ground_truth,
     row_of,
     table,
 )
 from tests.detections import ap_row
+from tests.detections import result as found_mask
 
 BASE = Path(__file__).parents[1] / "configs" / "base.yaml"
 
@@ -195,10 +200,10 @@ def test_in_a_dense_image_as_many_detections_count_as_the_network_gives(tmp_path
     dense = load_ground_truth(path)
     results = [result(8, x, y) for x, y in places]
     assert coco_metrics(dense, results, "segm")["APs"] == pytest.approx(77 / 101, abs=0.01)
-    for asked, ap in ((400, 1.0), (50, 77 / 101)):  # never fewer than COCO counts
+    for asked, expected in ((400, 1.0), (50, 77 / 101)):  # never fewer than COCO counts
         cfg = load_cfg(BASE, ["TEST.DETECTIONS_PER_IMAGE", str(asked)])
         ours = coco_metrics(dense, results, "segm", counted_detections(cfg))
-        assert ours["AP"] == ours["APs"] == pytest.approx(ap, abs=0.01)
+        assert ours["AP"] == ours["APs"] == pytest.approx(expected, abs=0.01)
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 
@@ -206,3 +211,61 @@ def test_in_a_dense_image_as_many_detections_count_as_the_network_gives(tmp_path
         dense, [dict(r) for r in results], "segm", max_dets_per_image=[1, 10, 400]
     )
     assert theirs.stats[0] == pytest.approx(1.0)
+
+
+# --- The evaluator in C++
+
+
+def random_case(rng):
+    """Objects and detections that overlap in many ways: crowds, equal scores, empty images."""
+    size, pick = 40, rng.integers
+    images = [{"id": i, "file_name": f"{i}", "height": size, "width": size} for i in range(1, 6)]
+    categories = [{"id": c, "name": str(c)} for c in (2, 3, 9)]
+
+    def thing(image):
+        x, y, w, h = pick(30), pick(30), pick(2, 20), pick(2, 20)
+        mask = np.zeros((size, size), np.uint8)
+        mask[y : y + h, x : x + w] = rng.random(mask[y : y + h, x : x + w].shape) < 0.9
+        return found_mask(image, int(rng.choice([2, 3, 9])), mask, round(rng.random(), 1))
+
+    objects = [thing(image) for image in pick(1, 5, pick(1, 25)).tolist()]
+    near = [
+        {**objects[i], "score": round(rng.random(), 1)} for i in pick(len(objects), size=pick(20))
+    ]
+    results = near + [thing(image) for image in pick(1, 6, 1 + pick(20)).tolist()]
+    annotations = [
+        {**o, "id": i, "iscrowd": int(rng.random() < 0.15), "area": float(pick(1, 400))}
+        for i, o in enumerate(objects, 1)
+    ]
+    data = {"images": images, "categories": categories, "annotations": annotations}
+    order = rng.permutation(len(results)).tolist()
+    return data, [results[i] for i in order]
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+@pytest.mark.parametrize("more", [{}, {"ranges": [(0, 99), (0, 400), (50, 1e9)]}])
+def test_the_faster_evaluation_gives_pycocotools_numbers(iou_type, more, monkeypatch):
+    faster = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    rng = np.random.default_rng(0)
+    compared = 0
+    for _ in range(60):
+        data, results = random_case(rng)
+        limit, both = int(rng.choice([2, 100])), []
+        for kind in (faster, COCOeval):
+            monkeypatch.setattr(ap, "Fastest", kind)
+            truth = indexed(json.loads(json.dumps(data)))
+            both.append(accumulated(truth, results, iou_type, limit, **more))
+        if both[0] is None:
+            assert both[1] is None
+            continue
+        for name in ("precision", "recall", "scores"):
+            one, other = (np.asarray(e.eval[name]) for e in both)
+            assert one.shape == other.shape
+            assert np.abs(one - other).max() < (1e-15 if name == "precision" else 1e-300)
+        compared += ((one > 0) & (one < 1)).sum()
+    assert compared > 1000
+
+
+def test_it_is_the_faster_one_where_it_is_installed():
+    faster = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    assert ap.Fastest is faster

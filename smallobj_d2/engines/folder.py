@@ -172,7 +172,7 @@ _OURS = {"python", "smallobj-d2"}
 
 _PACKAGES = (
     *("smallobj-d2", "torch", "torchvision", "detectron2", "numpy"),
-    *("opencv-python-headless", "opencv-python", "pillow", "pycocotools"),
+    *("opencv-python-headless", "opencv-python", "pillow", "pycocotools", "faster-coco-eval"),
 )
 
 

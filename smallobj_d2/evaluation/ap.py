@@ -15,6 +15,11 @@ from smallobj_d2.datasets.coco import read_coco, repaired
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import BANDS
 
+try:  # the same precisions and recalls, many times as fast
+    from faster_coco_eval import COCOeval_faster as Fastest
+except ImportError:
+    Fastest = COCOeval
+
 SIZES = ("small", "medium", "large", "all")
 """Columns of a table row, in the paper's order."""
 
@@ -131,17 +136,29 @@ def accumulated(
     results: Sequence[Mapping[str, Any]],
     iou_type: str,
     detections: int,
-    **more: Any,
+    *,
+    ranges: Sequence[tuple[float, float]] = (),
+    relative: bool = False,
 ) -> COCOeval | None:
     """A COCOeval with its ``eval``; None where there is nothing to match.
 
     Args:
-        ground_truth, results, iou_type, detections, more: see `matched`; may be no detections.
+        ground_truth, results, iou_type, detections: see `coco_metrics`.
+        ranges: lowest and highest area of each size, in place of COCO's.
+        relative: areas are shares of the image's, in `ground_truth` and in `ranges`.
     """
     if not results or not any(not a.get("iscrowd", 0) for a in ground_truth.anns.values()):
         return None
-    evaluation = matched(ground_truth, results, iou_type, detections, **more)
+    evaluation = _evaluation(Fastest, ground_truth, results, iou_type, detections)
+    if relative:
+        for result in evaluation.cocoDt.anns.values():
+            image = ground_truth.imgs[result["image_id"]]
+            result["area"] /= image["height"] * image["width"]
+    if ranges:
+        evaluation.params.areaRng = list(map(list, ranges))
+        evaluation.params.areaRngLbl = list(map(str, range(len(ranges))))
     with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
 
@@ -153,36 +170,36 @@ def matched(
     detections: int,
     *,
     iou: float | None = None,
-    ranges: Sequence[tuple[float, float]] = (),
-    relative: bool = False,
 ) -> COCOeval:
     """Detections matched with annotations by pycocotools: a COCOeval with its ``evalImgs``.
 
     Args:
         ground_truth, results, iou_type, detections: see `coco_metrics`; at least one detection.
         iou: the only threshold, and all sizes together; None for COCO's ten and for each size.
-        ranges: lowest and highest area of each size, in place of COCO's.
-        relative: areas are shares of the image's, in `ground_truth` and in `ranges`.
     """
+    evaluation = _evaluation(COCOeval, ground_truth, results, iou_type, detections)
+    if iou is not None:
+        evaluation.params.iouThrs = np.array([iou])
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    return evaluation
+
+
+def _evaluation(
+    kind: type[COCOeval],
+    ground_truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    detections: int,
+) -> COCOeval:
     own = [dict(r) for r in results]
     if iou_type == "segm":
         for result in own:  # given a box, pycocotools would measure a mask's size by it
             result.pop("bbox", None)
     with contextlib.redirect_stdout(io.StringIO()):
-        found = ground_truth.loadRes(own)
-        if relative:
-            for result in found.anns.values():
-                image = found.imgs[result["image_id"]]
-                result["area"] /= image["height"] * image["width"]
-        evaluation = COCOeval(ground_truth, found, iou_type)
-        evaluation.params.maxDets = [detections]
-        if ranges:
-            evaluation.params.areaRng = list(map(list, ranges))
-            evaluation.params.areaRngLbl = list(map(str, range(len(ranges))))
-        if iou is not None:
-            evaluation.params.iouThrs = np.array([iou])
-            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
+        evaluation = kind(ground_truth, ground_truth.loadRes(own), iou_type)
+    evaluation.params.maxDets = [detections]
     return evaluation
 
 
