@@ -83,8 +83,6 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.MAX_COVERED = 0.1
     # Not in the paper: let annotations without masks be pasted as upright rectangles.
     s.PASTE_BOXES = False
-    # Of these, paste the whole "rectangle", or the "ellipse" in it; BLUR softens either.
-    s.BOX_SHAPE = "rectangle"
 
     # --- Jitter (section 4), uniform in these ranges
     s.SCALE = (0.8, 1.2)

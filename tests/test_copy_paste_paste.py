@@ -346,28 +346,6 @@ def test_a_seed_is_as_good_as_a_generator():
             CopyPaste()(image, [], wrong)
 
 
-@pytest.mark.parametrize("blur", [0, 5])
-def test_of_a_box_the_ellipse_in_it_is_pasted_and_the_label_is_the_box(blur):
-    image = np.zeros((90, 120, 3), np.uint8)
-    image[20:34, 30:50] = 200
-    box = {"bbox": [30, 20, 20, 14], "area": 280.0, "category_id": 0, "iscrowd": 0}
-    sources = SameImage(SourceRule(boxes=True))
-    changed = {}
-    for shape in ("rectangle", "ellipse"):
-        how = CopyPaste(sources=sources, jitter=Jitter((1, 1)), blur=blur, box_shape=shape)
-        pasted, (_, label) = how(image, [box], 3)
-        changed[shape] = (pasted != image).any(axis=2)
-        x, y, w, h = np.array(label["bbox"]).astype(int)
-        assert (w, h) == (20, 14)
-        assert "segmentation" not in label
-    inside = changed["ellipse"]
-    assert (inside <= changed["rectangle"]).all()
-    ys, xs = np.mgrid[:90, :120] + 0.5
-    ellipse = ((xs - x - 10) / 10) ** 2 + ((ys - y - 7) / 7) ** 2 <= 1
-    assert (inside >= ellipse).all() if blur else (inside == ellipse).all()
-    assert blur or not inside[y, x]
-
-
 @pytest.mark.parametrize("masks", [True, False])
 def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
     image = np.zeros((60, 70, 3), np.uint8)

@@ -36,7 +36,6 @@ from smallobj_d2.masks.shapes import Annotation, Bitmap, Shape, Window, has_mask
 logger = logging.getLogger(__name__)
 
 _COVERED_LABELS = ("visible", "untouched")
-_BOX_SHAPES = ("rectangle", "ellipse")
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,6 @@ class CopyPaste:
             leaves them.
         max_pastes: the most copies for one image.
         blur: size of the Gaussian that softens edges; 0 for hard edges.
-        box_shape: of an object without a mask, paste its whole box ("rectangle"), or what lies in
-            the "ellipse" that touches its sides; the label is the box either way.
 
     Raises:
         SmallObjError: naming the argument's config key, its value and what it may be.
@@ -122,7 +119,6 @@ class CopyPaste:
         covered_labels: str = "visible",
         max_pastes: int = 300,
         blur: int = 0,
-        box_shape: str = "rectangle",
     ) -> None:
         # The function itself: a spawned loader worker finds it where the name is not registered.
         self._choose = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
@@ -136,18 +132,14 @@ class CopyPaste:
             rule = f"must be a whole number from {least} to {most}"
             require(is_whole(value, least, most), key, value, rule)
         require(0 < multiple_share <= 1, "MULTIPLE_SHARE", multiple_share, share)
-        for key, word, words in (
-            ("COVERED_LABELS", covered_labels, _COVERED_LABELS),
-            ("BOX_SHAPE", box_shape, _BOX_SHAPES),
-        ):
-            require(word in words, key, word, f"must be one of {words}")
+        is_known = covered_labels in _COVERED_LABELS
+        require(is_known, "COVERED_LABELS", covered_labels, f"must be one of {_COVERED_LABELS}")
         is_size = is_whole(blur, 0, 255) and (blur == 0 or blur % 2)
         require(is_size, "BLUR", blur, "must be 0 or odd, and at most 255")
         self.sources, self.jitter = sources or SameImage(), jitter or Jitter()
         self.strategy, self.copies, self.multiple_share = strategy, copies, multiple_share
         self.margin, self.gap, self.allow_overlap = margin, gap, allow_overlap
         self.covered_labels, self.max_pastes, self.blur = covered_labels, max_pastes, blur
-        self.box_shape = box_shape
 
     @classmethod
     def from_config(cls, cfg: Any, sources: Sources | None = None) -> "CopyPaste":
@@ -171,7 +163,6 @@ class CopyPaste:
             covered_labels=s.COVERED_LABELS,
             max_pastes=s.MAX_PASTES,
             blur=s.BLUR,
-            box_shape=s.BOX_SHAPE,
         )
 
     def choose(self, candidates: Candidates, rng: np.random.Generator) -> Sequence[Candidate]:
@@ -248,8 +239,6 @@ class CopyPaste:
                 plan.given_up += 1
                 continue
             matrix, mask, shape = original.copy(linear)
-            if self.box_shape == "ellipse" and not has_mask(source):
-                mask &= _ellipse_in(shape.bounds(), mask.shape)
             if not mask.any():
                 plan.empty += 1
                 continue
@@ -334,14 +323,6 @@ def _require_xywh(scene: Scene) -> None:
                 "x1, y1 only. Boxes are x, y, width, height, as in COCO; add bbox_mode 0 "
                 "(Detectron2's BoxMode.XYXY_ABS) to the annotations, or convert them."
             )
-
-
-def _ellipse_in(box: Sequence[float], size: tuple[int, int]) -> Mask:
-    """(h, w) uint8 of 0 and 1: the pixels whose centre lies in the ellipse that fills a box."""
-    x0, y0, x1, y1 = box
-    rows, columns = np.ogrid[0.5 : size[0], 0.5 : size[1]]
-    across, down = (2 * columns - x0 - x1) / (x1 - x0), (2 * rows - y0 - y1) / (y1 - y0)
-    return np.asarray(across**2 + down**2 <= 1, np.uint8)
 
 
 def _is_too_large(shape: Shape, linear: NDArray[np.float64], height: int, width: int) -> bool:
