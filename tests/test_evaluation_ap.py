@@ -269,3 +269,19 @@ def test_the_faster_evaluation_gives_pycocotools_numbers(iou_type, more, monkeyp
 def test_it_is_the_faster_one_where_it_is_installed():
     faster = pytest.importorskip("faster_coco_eval").COCOeval_faster
     assert ap.Fastest is faster
+
+
+@pytest.mark.parametrize("number", [str, lambda i: -i, lambda i: 2**63 + i, lambda i: i - 1])
+def test_ids_of_any_kind_are_evaluated(number):
+    data, results = random_case(np.random.default_rng(0))
+    plain = accumulated(indexed(json.loads(json.dumps(data))), results, "segm", 100)
+    for entry in (*data["images"], *data["categories"]):
+        entry["id"] = number(entry["id"])
+    data["annotations"], results = (
+        [{**a, **{k: number(a[k]) for k in ("image_id", "category_id")}} for a in entries]
+        for entries in (data["annotations"], results)
+    )
+    found = accumulated(indexed(data), results, "segm", 100)
+    assert np.sort(found.eval["recall"], axis=None) == pytest.approx(
+        np.sort(plain.eval["recall"], axis=None)
+    )

@@ -15,7 +15,7 @@ from smallobj_d2.datasets.coco import read_coco, repaired
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sizes import BANDS
 
-try:  # the same precisions and recalls, many times as fast, where ids are numbers
+try:  # the same precisions and recalls, many times as fast
     from faster_coco_eval import COCOeval_faster as Fastest
 except ImportError:
     Fastest = COCOeval
@@ -149,8 +149,9 @@ def accumulated(
     """
     if not results or not any(not a.get("iscrowd", 0) for a in ground_truth.anns.values()):
         return None
-    numbered = all(isinstance(i, int) for i in (*ground_truth.imgs, *ground_truth.cats))
-    kind = Fastest if numbered else COCOeval
+    ids = (*ground_truth.imgs, *ground_truth.cats)
+    counted = all(isinstance(i, int) and 0 <= i < 2**53 for i in ids)  # as C++ takes them
+    kind = Fastest if counted else COCOeval
     evaluation = _evaluation(kind, ground_truth, results, iou_type, detections)
     if relative:
         for result in evaluation.cocoDt.anns.values():
