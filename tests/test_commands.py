@@ -240,6 +240,16 @@ def test_a_scale_may_lie_anywhere(tmp_path, monkeypatch):
     assert load_scale(scale_file("tiny")).name == "tiny"
 
 
+def test_a_scale_may_change_another(tmp_path):
+    tiny = load_scale(scale_file("tiny"))
+    own = tmp_path / "mine.yaml"
+    own.write_text(f"_BASE_: {scale_file('tiny')}\nconfig: {{SOLVER: {{MAX_ITER: 9}}}}")
+    mine = load_scale(own)
+    assert (mine.scenes, mine.seconds, mine.about) == (tiny.scenes, tiny.seconds, tiny.about)
+    assert mine.config["SOLVER"] == {**tiny.config["SOLVER"], "MAX_ITER": 9}
+    assert load_scale(scale_file("tiny_gpu")).scenes == tiny.scenes
+
+
 @pytest.mark.parametrize("text", ["", "- a", "about: x", "a: [", "about: x\ngpus: 1\nrun: 3"])
 def test_a_file_that_is_no_scale_is_named(tmp_path, text):
     own = tmp_path / "mine.yaml"

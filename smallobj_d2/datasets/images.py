@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -327,6 +327,13 @@ def resize(image: Pixels, size: tuple[int, int], *, fast: bool = False) -> Pixel
         larger = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(larger, np.uint8)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+@lru_cache(maxsize=256)
+def nearest_pixels(before: int, after: int) -> NDArray[np.int32]:
+    """Which of `before` pixels in a row each of `after` shows, where Detectron2 resizes a mask."""
+    row = Image.fromarray(np.arange(before, dtype=np.int32)[None])
+    return np.asarray(row.resize((after, 1), Image.Resampling.NEAREST), np.int32).ravel()
 
 
 def in_order(

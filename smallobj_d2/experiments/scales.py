@@ -3,7 +3,7 @@
 A scale is a file in ``experiments/scales``. Merged over a row's YAML it changes the network, the
 data and the schedule, for all rows alike, and leaves the row's ``SMALLOBJ`` keys as they are. Its
 data are synthetic scenes (``scenes``), a dataset that exists already (``existing``), or those that
-the configs name.
+the configs name. As a config does, a scale names another as its ``_BASE_``.
 """
 
 import sys
@@ -156,10 +156,10 @@ def load_scale(path: Path) -> Scale:
 
 
 def _scale(path: Path) -> Scale:
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = _content(path)
     config: dict[str, Any] = {}
     if "network_of" in data:
-        other = CfgNode.load_yaml_with_base(str(path.parent / data["network_of"]))
+        other = CfgNode.load_yaml_with_base(data["network_of"])
         _merge({k: v for k, v in other.items() if k not in _ELSEWHERE}, config)
     _merge(data.get("config") or {}, config)
     if "SMALLOBJ" in config:
@@ -175,3 +175,15 @@ def _scale(path: Path) -> Scale:
         scenes=data.get("scenes"),
         existing=splits and [splits["train"], splits["val"]],
     )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a file says, over what its ``_BASE_`` does; paths are relative to the file."""
+    data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "network_of" in data:
+        data["network_of"] = str(path.parent / data["network_of"])
+    if "_BASE_" not in data:
+        return data
+    whole = _content(path.parent / data.pop("_BASE_"))
+    _merge(data, whole)
+    return whole

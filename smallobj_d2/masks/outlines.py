@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from pycocotools import mask as coco_mask
 
 from smallobj_d2.masks.shapes import Bitmap, Outline
 
@@ -61,7 +60,5 @@ def outline_of(rle: Mapping[str, Any]) -> list[list[float]]:
     Args:
         rle: COCO's ``size`` and ``counts``.
     """
-    x, y, width, height = coco_mask.toBbox(rle).tolist()
-    squares = squares_of(Bitmap.decode(rle, (x, y, x + width, y + height)))
-    rings = [polygon.exterior for polygon in polygons_of(squares)]
+    rings = [polygon.exterior for polygon in polygons_of(squares_of(Bitmap.decode(rle)))]
     return [shapely.get_coordinates(ring)[:-1].ravel().tolist() for ring in rings]

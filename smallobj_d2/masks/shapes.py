@@ -264,14 +264,21 @@ class Bitmap:
         self.mask, self.x, self.y = mask, x, y
 
     @classmethod
-    def decode(cls, rle: Mapping[str, Any], box: tuple[float, float, float, float]) -> "Bitmap":
+    def decode(
+        cls, rle: Mapping[str, Any], box: tuple[float, float, float, float] | None = None
+    ) -> "Bitmap":
         """From an RLE of either kind; of the decoded image only the part in a box is kept.
 
         Args:
             rle: COCO's ``size`` and ``counts``.
-            box: XYXY, which must hold the mask, give or take a pixel.
+            box: XYXY, which must hold the mask, give or take a pixel; the mask's own unless given.
         """
         height, width = rle["size"]
+        if box is None:
+            if isinstance(rle["counts"], list):
+                rle = coco_mask.frPyObjects(rle, height, width)
+            own = Window(*map(int, coco_mask.toBbox(rle)))
+            return cls(decode(rle, *own), own.x, own.y)
         x0, y0, x1, y1 = box
         window = Window.around(x0 - 1, y0 - 1, x1 + 1, y1 + 1).clipped(width, height)
         return cls(decode(rle, *window), window.x, window.y)

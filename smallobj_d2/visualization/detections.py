@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from smallobj_d2.datasets.coco import load_dataset
@@ -15,7 +14,7 @@ from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.matches import Outcome, match_detections
 from smallobj_d2.evaluation.run_folder import ground_truth_of, runs_of_one_test_set
-from smallobj_d2.masks.rle import decode
+from smallobj_d2.masks.shapes import Bitmap
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
     FOUND,
@@ -152,7 +151,5 @@ def _outlines(thing: Mapping[str, Any]) -> Outlines:
         return outlines_of_box(x, y, x + w, y + h)
     if isinstance(segmentation, list):
         return [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in segmentation]
-    if isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    x, y, w, h = map(int, coco_mask.toBbox(segmentation).tolist())
-    return [part + (x, y) for part in outlines_of_mask(decode(segmentation, x, y, w, h))]
+    bitmap = Bitmap.decode(segmentation)
+    return [part + (bitmap.x, bitmap.y) for part in outlines_of_mask(bitmap.mask)]

@@ -6,19 +6,17 @@ bit; a test compares the two.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
-from smallobj_d2.datasets.images import read_rgb, resize
+from smallobj_d2.datasets.images import nearest_pixels, read_rgb, resize
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.masks.rle import decode
 from smallobj_d2.masks.shapes import Bitmap, Window
 from smallobj_d2.registry import Registry
 from smallobj_d2.stitch import read_stitched
@@ -289,7 +287,8 @@ def _mask(
         bitmap = _resized(segmentation, size, flip_axis)
         if not bitmap.mask.size:
             return None
-        low, high = np.reshape(bitmap.bounds(), (2, 2))
+        low = np.array((bitmap.x, bitmap.y))
+        high = low + bitmap.mask.shape[::-1]
     elif segmentation:
         polygons = [transform(np.asarray(p, dtype=np.float64).reshape(-1, 2)) for p in segmentation]
         points = np.concatenate(polygons)
@@ -325,23 +324,13 @@ def _resized(rle: Mapping[str, Any], size: tuple[int, int], flip_axis: int | Non
     The pixels are those of the whole image's bitmap, resized as Detectron2 does and flipped; only
     those where the mask is are looked at.
     """
-    if isinstance(rle["counts"], list):
-        rle = coco_mask.frPyObjects(rle, *rle["size"])
-    x, y, width, height = map(int, coco_mask.toBbox(rle))
-    sampled = decode(rle, x, y, width, height)
-    corner = []
-    for axis, (start, length) in enumerate(((y, height), (x, width))):
-        nearest = _nearest(rle["size"][axis], size[axis])
-        first, end = np.searchsorted(nearest, (start, start + length))
+    bitmap = Bitmap.decode(rle)
+    sampled, corner = bitmap.mask, []
+    for axis, start in enumerate((bitmap.y, bitmap.x)):
+        nearest = nearest_pixels(rle["size"][axis], size[axis])
+        first, end = np.searchsorted(nearest, (start, start + sampled.shape[axis]))
         sampled = sampled.take(nearest[first:end] - start, axis)
         if axis == flip_axis:
             sampled, first = np.flip(sampled, axis), size[axis] - end
         corner.append(int(first))
     return Bitmap(np.ascontiguousarray(sampled), corner[1], corner[0]).trimmed()
-
-
-@lru_cache(maxsize=256)
-def _nearest(before: int, after: int) -> NDArray[np.int32]:
-    """Which of `before` pixels in a row each of `after` shows; Detectron2 resizes with Pillow."""
-    row = Image.fromarray(np.arange(before, dtype=np.int32)[None])
-    return np.asarray(row.resize((after, 1), Image.Resampling.NEAREST))[0]
