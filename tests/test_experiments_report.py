@@ -18,6 +18,7 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
 from smallobj_d2.experiments.claims import Status, decide, judge
 from smallobj_d2.experiments.paper import load_paper
+from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report, seed_by_seed
 from smallobj_d2.experiments.results import (
     distil,
@@ -173,6 +174,31 @@ def test_several_folders_of_one_scale_are_one_result(runs, tmp_path):
     assert not report.main(args)
     found = load_results(folder / "fake_torchvision.json")
     assert found.seeds("baseline", "orig_aug") == [0, 1, 2]
+
+
+def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path):
+    """What that plans is tested and may be in bold, and nothing else is."""
+    for path in runs.rglob("run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c" * 40}))
+    for seed in range(3):
+        path = runs / "orig_aug" / f"seed{seed}" / "row.json"
+        path.write_text(json.dumps(row_of("orig_aug", 0.11 + 1e-4 * seed)))
+    scale = tmp_path / "tiny.yaml"  # which the plan in experiments has, too
+    scale.write_text("about: a fake\ngpus: 0\nrun: {seconds: 60, machine: none}\n")
+    folder = tmp_path / "finals"
+    folder.mkdir()
+    rows = ["oversample_2x", "orig_aug"]
+    family = {"name": "finals", "base": "oversample_2x", "rows": ["orig_aug"]}
+    plan = {"scales": {"tiny": {"seeds": [0, 1, 2], "rows": rows}}, "families": [family]}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert not report.main(["--runs", str(runs), "--scale", str(scale), "--results", str(folder)])
+    text = squeezed((folder / "report.md").read_text())
+    sure = text.split("### How sure")[1].split("###")[0]
+    (line,) = (line for line in sure.splitlines() if line.startswith("| finals: "))
+    assert re.search(r"orig_aug - oversample_2x \| 0-2 \| \*\*\+\d\.\d\*\* ", line)
+    others = [line for line in sure.splitlines() if line.startswith("| `") or " - " in line]
+    assert all("exploratory" in other for other in others if other != line)
+    assert load_plan(folder / "plan.yaml")["tiny"].bases == ("oversample_2x",)
 
 
 def test_runs_evaluated_on_other_ground_truth_are_not_mixed_in(runs):
@@ -462,8 +488,11 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
             (run / "run.json").write_text(json.dumps(about | config))
             (run / "row.json").write_text(json.dumps(content | {"dataset": "boot_scenes"}))
     content = distil(SCALE, runs, resamples=50)
-    (entry,) = [e for e in content["over_images"] if e["base"] == "baseline"]
-    assert (entry["row"], entry["seeds"]) == ("orig_aug", [0, 1, 2])
+    (entry,) = content["over_images"]
+    assert (entry["row"], entry["base"], entry["seeds"]) == ("orig_aug", "baseline", [0, 1, 2])
+    (back,) = distil(SCALE, runs, resamples=50, bases=["orig_aug"])["over_images"]
+    assert (back["row"], back["base"]) == ("baseline", "orig_aug")
+    assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
     assert 0 <= entry["low"] < entry["high"] <= 1
     assert f" to {100 * entry['high']:+.1f} |" in markdown_of(parse_results(content))
 

@@ -7,6 +7,9 @@ smallobj report --runs output/reproduce/tiny/torchvision --add    # beside those
 Works on partial results: rows that are missing are named.
 
 With --resamples N, intervals over the validation images stand beside those over seeds.
+
+What was planned before the runs is in a plan.yaml in the folder of the results, or else in that of
+experiments/.
 """
 
 import json
@@ -17,7 +20,7 @@ from smallobj_d2.commands import CommandLine, path, scale_file
 from smallobj_d2.config import ROOT, config_names
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.paper import load_paper
-from smallobj_d2.experiments.plan import load_plan
+from smallobj_d2.experiments.plan import Planned, load_plan
 from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import distil, load_results, together, write_results
 from smallobj_d2.experiments.scales import load_scale
@@ -40,11 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = RESULTS if RESULTS.is_dir() else Path("output/report")
     parser.option("--results", words, folder, metavar="FOLDER")
     args = parser.parse_args(argv)
+    own = args.results / "plan.yaml"
+    plan = load_plan(own if own.is_file() else EXPERIMENTS / "plan.yaml")
     written: set[Path] = set()
     for folder in args.runs:
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
         result = args.results / f"{scale.name}_{folder.name}.json"
-        found = distil(scale, folder.absolute(), resamples=args.resamples)
+        bases = plan.get(scale.name, Planned()).bases
+        found = distil(scale, folder.absolute(), resamples=args.resamples, bases=bases)
         if (args.add and result.is_file()) or result in written:
             found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
@@ -54,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not paths:
         raise SmallObjError(f"There are no results in {args.results}; name --runs.")
     paper = load_paper(EXPERIMENTS / "paper.yaml")
-    plan = load_plan(EXPERIMENTS / "plan.yaml")
     document = build_report(paper, [*map(load_results, paths)], plan, config_names())
     for file in document.write(args.results, "report"):
         print(file)

@@ -97,6 +97,12 @@ class Planned:
     trends: Family = Family("trends")
     contrasts: Family = Family("contrasts")
 
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """The rows that others are compared with; the baseline without a plan."""
+        each = (s.rows[1] for family in self.families for s in family.statements)
+        return tuple(dict.fromkeys(each)) or ("baseline",)
+
     def only(self, results: Results) -> Results:
         """Without the seeds of planned rows that were not planned.
 

@@ -100,13 +100,16 @@ class Results:
         return replace(self, runs={key: run for key, run in self.runs.items() if wanted(*key)})
 
 
-def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
+def distil(
+    scale: Scale, folder: Path, *, resamples: int = 0, bases: Sequence[str] = ("baseline",)
+) -> dict[str, Any]:
     """Everything worth keeping of the runs in a folder, for a results file.
 
     Args:
         scale: of the runs.
         folder: ``<out>/<scale>/<engine>`` of ``smallobj reproduce``.
         resamples: of the validation images, for intervals over them; 0 leaves these out.
+        bases: the rows that these intervals are of differences to.
 
     Raises:
         SmallObjError: if no run is finished.
@@ -169,7 +172,7 @@ def distil(scale: Scale, folder: Path, *, resamples: int = 0) -> dict[str, Any]:
         "table2": _table2_of(scale.splits(folder.parent), requests),
         "failed": failed,
         "runs": runs,
-        "over_images": _over_images(folder, runs, resamples, truth_of) if resamples else [],
+        "over_images": _over_images(folder, runs, resamples, bases, truth_of) if resamples else [],
     }
 
 
@@ -188,6 +191,7 @@ def _over_images(
     folder: Path,
     runs: Sequence[dict[str, Any]],
     resamples: int,
+    bases: Sequence[str],
     truth_of: Callable[[str], COCO],
 ) -> list[dict[str, Any]]:
     """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
@@ -211,7 +215,7 @@ def _over_images(
             ap = resampled_ap(truth, results, counts, detections=counted)
             aps[run["config"], run["seed"]] = ap
     found = []
-    for base, row in product(("baseline", "orig_aug"), seeds):
+    for base, row in product(bases, seeds):
         common = sorted(seeds.get(base, set()) & seeds[row])
         if row == base or not common or any((r, s) not in aps for r in (row, base) for s in common):
             continue
