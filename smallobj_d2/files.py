@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -95,6 +96,10 @@ def link(source: Path, target: Path) -> None:
             target.symlink_to(source)
 
 
+_TRIES, _PAUSE = 10, 0.05
+"""How often to ask for a lock, and the seconds between."""
+
+
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Hold a folder, making it if need be, so that no other process writes there.
@@ -106,7 +111,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
     with file:
-        got = _lock(file)
+        for _ in range(_TRIES):
+            if (got := _lock(file)) is not False:
+                break
+            time.sleep(_PAUSE)  # it may be somebody who looks whether it is locked
         if got is False:
             raise SmallObjError(busy)
         if got is None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from smallobj_d2.commands import report
 from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
-from smallobj_d2.experiments.claims import Status, decide, judge
+from smallobj_d2.experiments.claims import Status, Why, decide, judge
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.report import build_report, seed_by_seed
 from smallobj_d2.experiments.results import (
     distil,
     load_results,
+    over_images,
     parse_results,
     together,
     write_results,
@@ -176,6 +178,36 @@ def test_several_folders_of_one_scale_are_one_result(runs, tmp_path):
     assert found.seeds("baseline", "orig_aug") == [0, 1, 2]
 
 
+def test_what_failed_stays_failed_until_it_is_finished(runs):
+    old, new = distil(SCALE, runs), distil(SCALE, runs)
+    assert [f["config"] for f in old["failed"]] == ["aug"]
+    new["failed"] = [{"config": "orig_aug", "seed": 0, "dataset": AUGMENTED_VAL, "why": "x"}]
+    assert [f["config"] for f in together(new, old)["failed"]] == ["aug", "orig_aug"]
+    new["runs"].append({**new["runs"][0], "config": "aug"})
+    assert [f["config"] for f in together(new, old)["failed"]] == ["orig_aug"]
+
+
+def test_boxes_alone_are_reported_as_boxes(runs):
+    for path in runs.rglob("row.json"):
+        content = json.loads(path.read_text())
+        del content["segm"]
+        path.write_text(json.dumps(content))
+    text = markdown_of(parse_results(distil(SCALE, runs)))
+    assert "`orig_aug` is best for small objects, box AP +1.2 points" in text
+    assert "How sure: box AP of small objects" in text
+    assert "mask AP" not in text
+    assert "Segmentation AP" not in text
+
+
+def test_schedules_are_not_mixed(runs):
+    path = runs / "orig_aug" / "seed1" / "request.yaml"
+    path.write_text(path.read_text().replace("400", "500"))
+    with pytest.raises(
+        SmallObjError, match=r"seed1.* asks for 500 iterations, 8 images, and .* 400"
+    ):
+        distil(SCALE, runs)
+
+
 def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path):
     """What that plans is tested and may be in bold, and nothing else is."""
     for path in runs.rglob("run.json"):
@@ -198,7 +230,7 @@ def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path):
     assert re.search(r"orig_aug - oversample_2x \| 0-2 \| \*\*\+\d\.\d\*\* ", line)
     others = [line for line in sure.splitlines() if line.startswith("| `") or " - " in line]
     assert all("exploratory" in other for other in others if other != line)
-    assert load_plan(folder / "plan.yaml")["tiny"].bases == ("oversample_2x",)
+    assert load_plan(folder / "plan.yaml")["tiny"].bases == ("baseline", "oversample_2x")
 
 
 def test_runs_evaluated_on_other_ground_truth_are_not_mixed_in(runs):
@@ -241,31 +273,88 @@ def test_runs_of_another_experiment_are_not_mixed_in(runs, key):
         together(other, first)
 
 
+def verdict_of(*seeds):
+    """On the comparisons of one alternative."""
+    return decide(np.array(seeds)[:, None])
+
+
 def test_one_seed_decides_nothing():
-    verdict = decide(np.array([[5.0, 7.0]]))
+    verdict = verdict_of([5.0, 7.0])
     assert (verdict.status, verdict.mean) == (Status.OPEN, 5.0)
     assert math.isnan(verdict.half)
 
 
 def test_holds_if_every_comparison_does():
-    assert decide(np.array([[1.0, 2.0], [1.1, 2.1], [0.9, 2.0]])).status is Status.HOLDS
-    assert decide(np.array([[1.0, 2.0], [1.1, -2.1], [0.9, 2.0]])).status is Status.OPEN
-    assert decide(np.array([[1.0, -2.0], [1.1, -2.1], [0.9, -2.0]])).status is Status.FAILS
+    assert verdict_of([1.0, 2.0], [1.1, 2.1], [0.9, 2.0]).status is Status.HOLDS
+    assert verdict_of([1.0, 2.0], [1.1, -2.1], [0.9, 2.0]).status is Status.OPEN
+    assert verdict_of([1.0, -2.0], [1.1, -2.1], [0.9, -2.0]).status is Status.FAILS
 
 
-def test_many_comparisons_do_not_refute_by_chance():
-    """Of conclusions that are just true, at most 2.5% are refuted, however many comparisons."""
+def test_the_margin_that_is_shown_is_the_one_that_decides():
+    sure, unsure = [1.0, 1.1, 0.9], [9.0, 1.2, -3.0]
+    verdict = verdict_of(*zip(sure, unsure, strict=True))
+    assert (verdict.status, verdict.mean) == (Status.OPEN, pytest.approx(2.4))
+    verdict = verdict_of(*zip([-m for m in sure], [-m for m in unsure], strict=True))
+    assert (verdict.status, verdict.mean) == (Status.FAILS, pytest.approx(-1.0))
+
+
+JUST = {"best": [c for c in PAPER.claims if c.relation == "best"]}
+JUST["above"] = [c for c in PAPER.claims if c.relation == "above" and len(c.than) > 1]
+
+
+@pytest.mark.parametrize("relation", JUST)
+def test_chance_decides_few_conclusions_between_rows_that_are_equal(relation):
+    """Of conclusions that are just true, at most 2.5% are refuted, and at most as many found."""
     rng = np.random.default_rng(1)
-    drawn = (decide(rng.normal(0, 1, size=(4, 9))) for _ in range(1000))
-    assert np.mean([v.status is Status.FAILS for v in drawn]) < 0.04
+    assert JUST[relation]
+    for claim in JUST[relation]:
+        found = Counter()
+        for _ in range(400):
+            aps = [dict(zip(claim.all_rows, rng.normal(0, 1, 20), strict=False)) for _ in range(5)]
+            margins = [claim.alternatives(lambda row, _, ap=ap: ap[row], "") for ap in aps]
+            found[decide(np.array(margins)).status] += 1
+        assert found[Status.FAILS] / 400 < 0.045
+        assert found[Status.HOLDS] / 400 < 0.045
+
+
+def test_the_best_of_several_rows_is_found():
+    """One of the rows is above all others, whichever it is; then none is."""
+    claim = replace(JUST["best"][0], rows=("a", "b"), than=("c", "d"))
+    levels = {"a": 1.0, "b": 9.0, "c": 4.0, "d": 3.0}
+
+    def status() -> Status:
+        rng = np.random.default_rng(2)
+        aps = [{row: ap + rng.normal(0, 0.1) for row, ap in levels.items()} for _ in range(4)]
+        return decide(
+            np.array([claim.alternatives(lambda row, _, ap=ap: ap[row], "") for ap in aps])
+        ).status
+
+    assert status() is Status.HOLDS
+    levels["b"] = 4.0  # level with one of the others
+    assert status() is Status.OPEN
+    levels["b"] = 3.5
+    assert status() is Status.FAILS
 
 
 def test_judges_the_papers_conclusions(results):
     claims = {c.name: c for c in PAPER.claims}
     assert judge(claims["orig_aug_lowers_large"], "segm.large", results).status is Status.HOLDS
     missing = judge(claims["overlap_lowers_small"], "segm.small", results)
-    assert (missing.status, missing.missing) == (Status.UNMEASURED, ("orig_aug_overlap",))
+    assert (missing.status, missing.why) == (Status.UNMEASURED, Why.ROWS)
     assert judge(claims["aug_overfits_to_pasted"], "segm.small", results).seeds == (0, 1, 2)
+
+
+def test_says_for_want_of_what_a_conclusion_is_not_measured(results):
+    claim = next(c for c in PAPER.claims if c.name == "orig_aug_gain_masks")
+    apart = results.keep(lambda row, seed: (row == "baseline") == (seed == 0))
+    assert judge(claim, "segm.small", apart).why is Why.SEEDS
+    for run in results.runs.values():
+        del run.ap["segm.small"]
+    assert judge(claim, "segm.small", results).why is Why.SIZE
+    for run in results.runs.values():
+        for metric in [m for m in run.ap if m.startswith("segm")]:
+            del run.ap[metric]
+    assert judge(claim, "segm.small", results).why is Why.KIND
 
 
 def test_a_gain_over_nothing_is_not_decided(results):
@@ -285,7 +374,7 @@ def test_shows_partial_results(results, tmp_path):
     assert "22.5 ±0.1 (+1.1)" in line  # measured, and not planned
     assert "### Table 4" in text
     assert "### Table 5" not in text  # nothing of it is measured but the baseline
-    assert "conclusions wait for rows that were not run" in text
+    assert "for want of rows not measured: " in text
     assert "**(" not in text  # nothing was planned
     page = Page(html.read_text())
     assert len(page.links) == page.counts["img"] == 2
@@ -304,7 +393,7 @@ def test_one_run_is_enough(results):
     one = results.keep(lambda row, seed: (row, seed) == ("baseline", 0))
     text = markdown_of(replace(one, failed=[]))
     assert "1 run of 1 row, 1 seed each" in text
-    assert f"{len(PAPER.claims)} conclusions wait for rows" in text
+    assert f"For want of rows not measured: {len(PAPER.claims)}." in text
     assert "there is nothing to compare yet" in text
 
 
@@ -322,7 +411,7 @@ def test_compares_the_scenes_with_coco(runs):
     scale = Scale("fake", "x", {}, 0, 60.0, "this", {"num_train": 8, "num_val": 1, "seed": 0})
     config = load_scale(ROOT / "experiments" / "scales" / "tiny.yaml")
     request = config.request(ROOT / "configs" / "baseline.yaml", runs.parent)
-    for path in runs.glob("baseline/*/request.yaml"):
+    for path in runs.rglob("request.yaml"):
         path.write_text(yaml.safe_dump(request))
     scale.prepare(ROOT / "configs", runs.parent, augmented_val=False)
     content = json.loads(json.dumps(distil(scale, runs)))
@@ -352,8 +441,8 @@ def test_a_dataset_without_large_objects_breaks_nothing(runs, tmp_path):
     markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
     text = squeezed(markdown.read_text())
     assert "Validation: nuclei_val, with 7 small, 7 medium, 0 large objects." in text
-    assert "4 conclusions about sizes that no validation object has" in text
-    assert "wait for rows" not in text
+    assert "or want of objects of the size that it is about not measured: 4" in text
+    assert "want of rows" not in text
     assert "Table 4" not in text  # it is a report on the user's data
     assert "The paper's conclusions are about COCO." in text
     assert "nan" not in text
@@ -402,7 +491,7 @@ def test_says_where_oversampling_has_nothing_to_change(runs, tmp_path, monkeypat
 def test_the_report_opens_with_the_answer(results):
     text = markdown_of(results).split("## ")[0]
     assert "# The paper's tables, rerun" in text
-    assert "`orig_aug` is best for small objects, mask AP_S +1.1 points (95%: " in text
+    assert "`orig_aug` is best for small objects, mask AP +1.1 points (95%: " in text
     assert "against `baseline`. AP of medium objects +0.1 points" in text
     assert "AP of large objects -0.8 points" in text
     assert "3 seeds (0-2), not planned" in text
@@ -415,7 +504,7 @@ def test_a_report_on_ones_own_data_is_about_them(results):
     text = document.markdown("pictures")
     assert text.startswith("# Copy-paste for the small objects of my_val")
     assert "Table 4" not in text
-    assert "wait for rows" not in text
+    assert "want of rows" not in text
     assert b"the paper (COCO" not in b"".join(
         picture.data for kind, picture in document.blocks if kind == "picture"
     )
@@ -487,12 +576,17 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
             config = json.loads((run / "run.json").read_text())
             (run / "run.json").write_text(json.dumps(about | config))
             (run / "row.json").write_text(json.dumps(content | {"dataset": "boot_scenes"}))
-    content = distil(SCALE, runs, resamples=50)
-    (entry,) = content["over_images"]
+    content = distil(SCALE, runs)
+    found = parse_results(content)
+    (entry,) = over_images(found, [runs], ["baseline"], 50)
     assert (entry["row"], entry["base"], entry["seeds"]) == ("orig_aug", "baseline", [0, 1, 2])
-    (back,) = distil(SCALE, runs, resamples=50, bases=["orig_aug"])["over_images"]
+    (back,) = over_images(found, [tmp_path, runs], ["orig_aug"], 50)
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
+    content["over_images"] = [entry]
+    assert together(content, content)["over_images"] == []  # its runs are new
+    others = {**content, "runs": [r for r in content["runs"] if r["config"] == "aug_oversample_2x"]}
+    assert together(others, content)["over_images"] == [entry]
     assert 0 <= entry["low"] < entry["high"] <= 1
     assert f" to {100 * entry['high']:+.1f} |" in markdown_of(parse_results(content))
 

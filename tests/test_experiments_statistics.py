@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from smallobj_d2.config import config_names
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES
 from smallobj_d2.experiments.paper import load_paper
@@ -162,7 +163,7 @@ def test_trends_are_judged_by_their_slopes():
     assert found.values == pytest.approx([0.01] * 4)
     assert found.decided
     text = build_report(PAPER, [results], plan).markdown("")
-    assert re.search(r"\| pastes \(mask, small, slope\) \| 0-3 \| \*\*\+1\.0\*\* \|", text)
+    assert re.search(r"\| pastes, slope \(mask, small\) \| 0-3 \| \*\*\+1\.0\*\* \|", text)
 
 
 def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
@@ -175,7 +176,7 @@ def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
             "tiny": {"seeds": [0, 1], "rows": ["baseline", "aug", "a", "b"]},
             "real": {"seeds": [0], "more_seeds": [1], "rows": ["baseline", "a"]},
         },
-        "families": [{"name": "Table 4", "base": "baseline", "rows": ["aug", "c"], "why": "x"}],
+        "families": [{"name": "Table 4", "base": "baseline", "rows": ["aug"], "why": "x"}],
         "trends": [{"name": "pastes", "rows": ["a", "b"], "at": [1, 2]}],
         "contrasts": [{"name": "gains", "plus": ["a", "b"], "minus": ["aug", "baseline"]}],
     }
@@ -187,6 +188,18 @@ def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
     numbers = {"a": 5.0, "b": 3.0, "aug": 1.0, "baseline": 0.5}
     assert plan["tiny"].trends.statements[0].of(lambda row, _: numbers[row]) == -2
     assert plan["tiny"].contrasts.statements[0].of(lambda row, _: numbers[row]) == 6.5
+    for change, words in (
+        ({"alpha": 0.1}, "alpha is 0.1; only 0.05 is done here"),
+        (
+            {"test": "Wilcoxon"},
+            "test is 'Wilcoxon'; only 'paired t over common seeds, two-sided' is",
+        ),
+        ({"families": [{"name": "T", "base": "baseline", "rows": ["agu"]}]}, "T has the row agu,"),
+        ({"trends": [{"name": "T", "rows": ["a", "bb"], "at": [1, 2]}]}, "T has the row bb,"),
+    ):
+        path.write_text(yaml.safe_dump(content | change))
+        with pytest.raises(SmallObjError, match=words):
+            load_plan(path)
     for damage in ("[]", "scales: 3", "scales: {x: {rows: 3}}", "{", "x: 1"):
         path.write_text(damage)
         with pytest.raises(
@@ -196,7 +209,77 @@ def test_a_plan_is_read_and_a_damaged_one_named(tmp_path):
         assert "\n" not in str(e.value)
 
 
+def test_a_row_of_two_tables_is_in_bold_where_its_table_decides():
+    """The same difference passes Holm's correction of one family, and not that of a larger one."""
+    rng = np.random.default_rng(0)
+    aps = {r: [0.1 + 0.001 * x for x in rng.normal(0, 1, 5)] for r in ("baseline", "aug")}
+    aps |= {r: [0.1 + 0.001 * x for x in rng.normal(0, 1, 5)] for r in ("orig_aug_all2x",)}
+    aps["orig_aug"] = [b + d for b, d in zip(aps["baseline"], (2e-2, 1e-2, 4e-2, 1e-2, 3e-2))]  # noqa: B905
+    results = results_of(**aps)
+    one = above("orig_aug", "baseline")
+    (p,) = [p_value(one.difference(results).values)]
+    assert 0.01 < p < 0.025
+    more = tuple(above(row, "baseline") for row in ("x", "y", "z", "orig_aug_all2x"))
+    table4, table7 = Family("table 4", (one,)), Family("table 7", (one, *more))
+    planned = Planned((0, 1, 2, 3, 4), (), tuple(aps), (table4, table7))
+    text = build_report(PAPER, [results], {"fake": planned}).markdown("")
+    tables = {n: text.split(f"### Table {n}")[1].split("###")[0] for n in (4, 7)}
+    (line4,) = [x for x in tables[4].split("Detection AP")[0].splitlines() if "original+aug" in x]
+    (line7,) = [x for x in tables[7].split("Detection AP")[0].splitlines() if "1x pasted" in x]
+    assert line4.count("**(+2.2)**") == 1
+    assert "(+2.2)" in line7
+    assert "**(" not in line7
+    assert "**(" not in text.split("### Every row")[1].split("###")[0]  # not in all of its families
+
+
+def test_one_seed_of_what_was_planned_is_planned():
+    results = results_of(baseline=BASELINE[:1], aug=ABOVE[:1])
+    text = build_report(PAPER, [results], plan_of(range(4), "aug")).markdown("")
+    assert "1 seed (0), planned; one seed says nothing of chance" in text
+    assert "exploratory" not in text.split("### How sure")[1].split("###")[0]
+    assert "Interim: 2 of 8 planned runs" in text
+
+
+def test_what_the_plan_does_not_count_is_named():
+    found = results_of(baseline=BASELINE, aug=ABOVE)
+    text = build_report(PAPER, [found], plan_of([0, 1, 2], "aug")).markdown("")
+    assert "Left out, for the plan does not count them: seeds 3 of aug, baseline." in text
+    assert "Interim" not in text
+    old = replace(found.runs["baseline", 1], commit="")
+    text = build_report(
+        PAPER, [replace(found, runs={**found.runs, ("baseline", 1): old})], plan_of(range(4), "aug")
+    ).markdown("")
+    assert "seeds 1 of baseline" in text
+    assert re.search(r"Table: aug - baseline +\| 0, 2-3 ", text)
+
+
+def test_runs_of_other_seeds_than_the_plans_are_exploratory():
+    """As those of a screening are: nothing is left out, and nothing in bold."""
+    found = results_of(baseline=BASELINE, aug=ABOVE)
+    text = build_report(PAPER, [found], plan_of([7, 8, 9], "aug")).markdown("")
+    assert re.search(r"\| aug - baseline +\| 0-3 .*exploratory", text)
+    assert "Left out" not in text
+    assert "**(" not in text
+
+
+def test_intervals_that_do_not_agree_are_named():
+    found = results_of(baseline=BASELINE, aug=ABOVE)
+    key = ("aug", "baseline", (0, 1, 2, 3))
+    words = "do not agree whether it is zero: aug - baseline"
+    for ends, said in (((0.01, 0.05), False), ((-0.01, 0.05), True)):
+        results = replace(found, over_images={key: ends})
+        assert (words in build_report(PAPER, [results]).markdown("")) is said
+
+
 # --- The committed report, recomputed from its JSON by other code
+
+
+def test_the_committed_report_is_made_of_the_committed_results():
+    folder = ROOT / "experiments" / "results"
+    plan = load_plan(ROOT / "experiments" / "plan.yaml")
+    each = [load_results(path) for path in sorted(folder.glob("*.json"))]
+    document = build_report(PAPER, each, plan, config_names())
+    assert document.markdown("report_files") == (folder / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments/results").glob("*.json")), ids=str)
@@ -206,7 +289,7 @@ def test_the_reports_figures_are_those_of_its_json(path):
     text = build_report(PAPER, [load_results(path)]).markdown("")
     lines = re.findall(r"^\| ([\w/]+) - baseline +\|(.*)\|$", text, re.MULTILINE)
     rows = {row for row, _ in ap} - {"baseline"}
-    assert {name for name, _ in lines} == (rows if ("baseline", 0) in ap else set())
+    assert {name for name, _ in lines} == (rows if "baseline" in {row for row, _ in ap} else set())
     for name, rest in lines:
         seeds = sorted({s for r, s in ap if r == name} & {s for r, s in ap if r == "baseline"})
         mine = np.array([ap[name, s] for s in seeds])
@@ -217,5 +300,5 @@ def test_the_reports_figures_are_those_of_its_json(path):
             [ap["baseline", s] for s in seeds]), abs=0.051)  # fmt: skip
         ends = [float(x) for x in shown[2].split(" to ")]
         assert ends == pytest.approx([low, high], abs=0.051)
-        assert float(shown[4].replace("< ", "")) == pytest.approx(test.pvalue, abs=0.0011)
+        assert float(shown[4].replace("&#60; ", "")) == pytest.approx(test.pvalue, abs=0.0011)
         assert float(shown[6]) == pytest.approx((high - low) / 2, abs=0.051)

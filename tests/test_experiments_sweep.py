@@ -279,11 +279,11 @@ def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, mon
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     scale = load_scale(SCALES / "nuclei_tiny.yaml")
     json_file = tmp_path / "dsb2018" / "annotations" / "train.json"
-    with pytest.raises(SmallObjError, match=f"no file {json_file}.*DETECTRON2_DATASETS"):
+    with pytest.raises(SmallObjError, match=f"there is no {json_file}.*DETECTRON2_DATASETS"):
         scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
     json_file.parent.mkdir(parents=True)
     json_file.touch()
-    with pytest.raises(SmallObjError, match=r"no image folder .*dsb2018/train"):
+    with pytest.raises(SmallObjError, match=r"there is no .*dsb2018/train\."):
         scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
     assert not (tmp_path / "out").exists()
 

@@ -20,9 +20,15 @@ from smallobj_d2.commands import CommandLine, path, scale_file
 from smallobj_d2.config import ROOT, config_names
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.paper import load_paper
-from smallobj_d2.experiments.plan import Planned, load_plan
+from smallobj_d2.experiments.plan import Plan, Planned, load_plan
 from smallobj_d2.experiments.report import build_report
-from smallobj_d2.experiments.results import distil, load_results, together, write_results
+from smallobj_d2.experiments.results import (
+    distil,
+    load_results,
+    over_images,
+    together,
+    write_results,
+)
 from smallobj_d2.experiments.scales import load_scale
 
 EXPERIMENTS = ROOT / "experiments"
@@ -45,17 +51,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     own = args.results / "plan.yaml"
     plan = load_plan(own if own.is_file() else EXPERIMENTS / "plan.yaml")
-    written: set[Path] = set()
+    folders: dict[Path, list[Path]] = {}
     for folder in args.runs:
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
         result = args.results / f"{scale.name}_{folder.name}.json"
-        bases = plan.get(scale.name, Planned()).bases
-        found = distil(scale, folder.absolute(), resamples=args.resamples, bases=bases)
-        if (args.add and result.is_file()) or result in written:
+        found = distil(scale, folder.absolute())
+        if (args.add and result.is_file()) or result in folders:
             found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
-        written.add(result)
+        folders.setdefault(result, []).append(folder)
         print(result)
+    if args.resamples:
+        for result, of_result in folders.items():
+            _add_intervals(result, of_result, plan, args.resamples)
     paths = sorted(args.results.glob("*.json"))
     if not paths:
         raise SmallObjError(f"There are no results in {args.results}; name --runs.")
@@ -63,3 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     document = build_report(paper, [*map(load_results, paths)], plan, config_names())
     for file in document.write(args.results, "report"):
         print(file)
+
+
+def _add_intervals(result: Path, folders: Sequence[Path], plan: Plan, resamples: int) -> None:
+    """Put intervals over images into a results file, in place of those that it has of the same."""
+    found = load_results(result)
+    planned = plan.get(found.about["scale"], Planned())
+    counted = planned.only(found) if planned.fits(found) else found
+    new = over_images(counted, folders, planned.bases, resamples)
+    content = json.loads(result.read_bytes())
+    every = {(i["row"], i["base"], *i["seeds"]): i for i in [*content["over_images"], *new]}
+    write_results(result, content | {"over_images": [*every.values()]})

@@ -25,8 +25,7 @@ from smallobj_d2.commands import (
     scale_file,
     writable_folder,
 )
-from smallobj_d2.config import CONFIGS, ROOT, load_cfg
-from smallobj_d2.datasets.coco import dataset_info
+from smallobj_d2.config import CONFIGS, ROOT
 from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError, clock, command
 from smallobj_d2.experiments import cluster
@@ -104,30 +103,6 @@ def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
     )
 
 
-def missing_data(scale: Scale, folder: Path) -> str:
-    """What of the data of a scale is not there, or nothing; scenes are made when they are needed.
-
-    Args:
-        scale: the scale.
-        folder: of its sweep.
-    """
-    if scale.scenes is not None:
-        return ""
-    if scale.existing is not None:
-        for name, *paths in scale.splits(folder):
-            for where in paths:
-                if not Path(where).exists():
-                    return f"{name} of scale {scale.name}: there is no {where}."
-        return ""
-    try:
-        datasets = load_cfg("baseline").DATASETS
-        for name in (*datasets.TRAIN, *datasets.TEST):
-            dataset_info(name)
-    except SmallObjError as e:
-        return str(e)
-    return ""
-
-
 def missing_gpus(wanted: int) -> str:
     """That a run is for more GPUs than there are, or nothing."""
     there = len(local_gpus())
@@ -144,10 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     require_positive(args, "seeds", "jobs")
-    if args.first_seed < 0:
-        raise SmallObjError("--first-seed must be 0 or more.")
+    for option, value in (("first-seed", args.first_seed), ("gpus-per-run", args.gpus_per_run)):
+        if value is not None and value < 0:
+            raise SmallObjError(f"--{option} must be 0 or more.")
     engine = choose_engine(args.engine)
     scale = load_scale(scale_file(args.scale))
+    own = scale_file(args.scale).absolute()
+    given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     data = args.out / scale.name
@@ -159,17 +137,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"Scale {scale.name}: {scale.about}. Engine: {engine}. Runs: {folder}", flush=True)
     if args.dry_run:
         print(listing(runs, scale, len(slots)))
-        absent = [missing_data(scale, data), missing_gpus(wanted)]
+        absent = [scale.missing(data), missing_gpus(wanted)]
         print("\n".join(f"Missing here: {words}" for words in absent if words))
         return 0
-    if args.slurm is None and (words := missing_data(scale, data)):
-        raise SmallObjError(words)
     writable_folder(data)
     options = None if args.slurm is None else cluster.parse_options(args.slurm)
     scale.prepare(CONFIGS, data, augmented_val=any(r.dataset for r in runs))
     if options is not None:
-        own = scale_file(args.scale).absolute()
-        given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
         same = ["--scale", given, "--engine", engine, "--out", str(args.out.absolute())]
         lines = cluster.submit(
             runs,
@@ -185,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"This scale is for {wanted} GPUs a run; it gets {len(slots[0].gpus)} here.")
     sweep = Sweep(runs, engine, slots, (PROGRAM, "train"), scale.seconds)
     if sweep.go():
-        print(f"All {len(runs)} runs are finished: smallobj report --runs {folder}")
+        named = "" if given == scale.name else f" --scale {given}"
+        print(f"All {len(runs)} runs are finished: smallobj report --runs {folder}{named}")
         return 0
     for name, why in sweep.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)

@@ -5,14 +5,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.results import Results
-from smallobj_d2.experiments.statistics import Difference, holm, p_value, slope
+from smallobj_d2.experiments.statistics import LEVEL, Difference, holm, p_value, slope
 from smallobj_d2.files import reading
 
 PRIMARY = "segm.small"
+_RULES = {
+    "alpha": round(1 - LEVEL, 3),
+    "test": "paired t over common seeds, two-sided",
+    "correction": "holm",
+}
+"""What a plan may say of its tests, as they are done here."""
+_COMPARISONS = ("families", "trends", "contrasts")
 
 
 @dataclass(frozen=True)
@@ -26,15 +35,12 @@ class Statement:
     rows: tuple[str, ...]
     weights: tuple[float, ...]
     measure: str = PRIMARY
-    at: tuple[float, ...] = ()
-    """For a trend, whose number is a slope: where its rows stand."""
 
     def of(self, ap: AP) -> float:
         """The number, for the paper or for one seed."""
-        values = [ap(row, self.measure) for row in self.rows]
-        if self.at:
-            return slope(self.at, values)
-        return sum(w * v for w, v in zip(self.weights, values, strict=True))
+        return sum(
+            w * ap(row, self.measure) for row, w in zip(self.rows, self.weights, strict=True)
+        )
 
     def difference(self, results: Results) -> Difference | None:
         """Over the seeds that all rows have; None where there are none."""
@@ -48,7 +54,8 @@ def trend(name: str, rows: Sequence[str], at: Sequence[float], measure: str = PR
     """How AP changes over `at`: the slope of a straight line through the rows."""
     if len(rows) != len(at) or len(set(at)) < 2:
         raise ValueError("a trend has other than one number in `at` for each of its rows")
-    return Statement(name, tuple(rows), (), measure, tuple(at))
+    weights = (slope(at, unit) for unit in np.eye(len(at)).tolist())  # a slope is linear in the APs
+    return Statement(f"{name}, slope", tuple(rows), tuple(weights), measure)
 
 
 def contrast(
@@ -78,7 +85,7 @@ class Family:
         }
         adjusted = holm([p_value(d.values) if d else float("nan") for d in found.values()])
         return {
-            s: replace(d, adjusted=p)
+            s: replace(d, planned=True, adjusted=p)
             for (s, d), p in zip(found.items(), adjusted, strict=True)
             if d
         }
@@ -96,22 +103,36 @@ class Planned:
     """Of rows, each against another."""
     trends: Family = Family("trends")
     contrasts: Family = Family("contrasts")
+    primary: str = PRIMARY
+    """The measure that its families compare."""
 
     @property
     def bases(self) -> tuple[str, ...]:
-        """The rows that others are compared with; the baseline without a plan."""
+        """The rows that others are compared with: the baseline, and those of the families."""
         each = (s.rows[1] for family in self.families for s in family.statements)
-        return tuple(dict.fromkeys(each)) or ("baseline",)
+        return tuple(dict.fromkeys(["baseline", *each]))
+
+    def fits(self, results: Results) -> bool:
+        """Whether any run is one that was planned, as far as runs tell their commit."""
+        dated = {
+            seed for (row, seed), run in results.runs.items() if run.commit and row in self.rows
+        }
+        return not dated or bool(dated & {*self.seeds, *self.more_seeds})
 
     def only(self, results: Results) -> Results:
-        """Without the seeds of planned rows that were not planned.
+        """Without the runs of planned rows that were not planned: other seeds, and older runs.
 
-        Runs that do not tell their commit are older than any plan, and stay, as exploratory ones.
+        A run that does not tell its commit is older than any plan. Where a row has no others, they
+        stay, as exploratory ones.
         """
         whole = results.seeds(*self.rows)
         seeds = {*self.seeds, *(s for s in self.more_seeds if s in whole)}
-        dated = {row for row in self.rows if results.dated(row)}
-        return results.keep(lambda row, seed: row not in dated or seed in seeds)
+        dated = {row for (row, _), run in results.runs.items() if run.commit and row in self.rows}
+        return results.keep(
+            lambda row, seed: (
+                row not in dated or (seed in seeds and bool(results.runs[row, seed].commit))
+            )
+        )
 
 
 Plan = dict[str, Planned]
@@ -122,15 +143,29 @@ def load_plan(path: Path) -> Plan:
     """Read a plan; without the file, nothing is planned.
 
     Raises:
-        SmallObjError: naming the file, if it is not a plan.
+        SmallObjError: naming the file, if it is not a plan, or plans what is not done here.
     """
     if not path.is_file():
         return {}
     with reading(path):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _require_known(data, path)
         return {
             str(scale): _planned(data, content or {}) for scale, content in data["scales"].items()
         }
+
+
+def _require_known(data: dict[str, Any], path: Path) -> None:
+    """Refuse a rule that is not applied here, and a row of no scale, as a misspelt one is."""
+    for key, value in _RULES.items():
+        if data.get(key, value) != value:
+            raise SmallObjError(f"{path}: {key} is {data[key]!r}; only {value!r} is done here.")
+    known = {row for scale in data["scales"].values() for row in (scale or {}).get("rows", [])}
+    for one in (one for kind in _COMPARISONS for one in data.get(kind, [])):
+        rows = [row for key in ("rows", "plus", "minus") for row in one.get(key, [])]
+        for row in [*rows, one.get("base", rows[0])]:
+            if row not in known:
+                raise SmallObjError(f"{path}: {one['name']} has the row {row}, and no scale does.")
 
 
 def _planned(data: dict[str, Any], scale: dict[str, Any]) -> Planned:
@@ -160,4 +195,5 @@ def _planned(data: dict[str, Any], scale: dict[str, Any]) -> Planned:
         tuple(f for f in families if f.statements),
         family("trends", trends),
         family("contrasts", contrasts),
+        primary,
     )

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from smallobj_d2.analysis.table2 import PUBLISHED
 from smallobj_d2.evaluation.ap import SIZES, TITLES, cell
 from smallobj_d2.evaluation.by_size import side
 from smallobj_d2.experiments import figures
-from smallobj_d2.experiments.claims import Status, Verdict, judge
+from smallobj_d2.experiments.claims import Status, Verdict, Why, judge
 from smallobj_d2.experiments.paper import Claim, Paper
 from smallobj_d2.experiments.plan import PRIMARY, Plan, Planned, Statement, above, trend
 from smallobj_d2.experiments.results import Results
@@ -32,16 +33,12 @@ from smallobj_d2.experiments.statistics import (
     spread,
 )
 from smallobj_d2.visualization.document import Document, Picture, Table, code, strong
-from smallobj_d2.visualization.texts import Texts, counted
+from smallobj_d2.visualization.texts import Texts
 
 COCO_VAL = "coco_2017_val"
 _TEXTS = Texts("smallobj_d2.experiments")
 _TONES = {Status.HOLDS.value: "good", Status.FAILS.value: "bad", "no": "bad"}
-_COPIES = {
-    5: "one object, pasted 1 to 5 times",
-    6: "several objects, pasted 1 to 5 times",
-    7: "all objects, pasted 1 to 3 times",
-}
+_COPIES = {5: "one object", 6: "several objects", 7: "all objects"}
 
 
 def build_report(
@@ -63,11 +60,13 @@ def build_report(
         kept = found
         if configs is not None:
             kept = kept.keep(lambda row, _: row.partition("@")[0] in configs)
-        planned = (plan or {}).get(found.about["scale"], Planned())
-        kept = planned.only(kept)
         least = 1 if kept == found else 2  # what was left out must leave something to compare
-        if len(kept.rows) >= least:
-            each.append(_Experiment(paper, kept, planned))
+        if len(kept.rows) < least:
+            continue
+        planned = (plan or {}).get(found.about["scale"], Planned())
+        planned = planned if planned.fits(kept) else Planned()
+        left = planned.only(kept)
+        each.append(_Experiment(paper, left, planned, sorted(kept.runs.keys() - left.runs.keys())))
     if each and all(one.own for one in each):
         names = dict.fromkeys(one.data for one in each)
         document = Document(f"Copy-paste for the small objects of {', '.join(names)}")
@@ -98,6 +97,8 @@ class _Experiment:
     paper: Paper
     results: Results
     plan: Planned
+    left_out: Sequence[tuple[str, int]] = ()
+    """Runs, by row and seed, that the plan does not count."""
 
     @property
     def scale(self) -> str:
@@ -123,11 +124,29 @@ class _Experiment:
         return self.rows[0]
 
     @cached_property
+    def measure(self) -> str:
+        """What rows are compared by first: the plan's measure, or AP of small objects."""
+        for measure in (self.plan.primary, PRIMARY, "bbox.small"):
+            if self._has(measure):
+                return measure
+        return PRIMARY
+
+    def _has(self, measure: str) -> bool:
+        return any(measure in run.ap for run in self.results.runs.values())
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """Masks, boxes, or both."""
+        return [kind for kind in TITLES if self._has(f"{kind}.all")]
+
+    @cached_property
     def planned(self) -> dict[Statement, Difference]:
-        """What was planned; of a statement in several families, by the first."""
+        """What was planned; of a statement in several families, by the one that is strictest."""
         found: dict[Statement, Difference] = {}
-        for family in (self.plan.contrasts, self.plan.trends, *reversed(self.plan.families)):
-            found |= family.judged(self.results)
+        for family in (*self.plan.families, self.plan.trends, self.plan.contrasts):
+            for statement, change in family.judged(self.results).items():
+                before = found.get(statement, change)
+                found[statement] = max(before, change, key=lambda d: d.adjusted)
         return found
 
     def difference(self, statement: Statement) -> Difference | None:
@@ -146,7 +165,8 @@ class _Experiment:
 
         Of those with as many common seeds as any, or three.
         """
-        found = {r: d for r in self.rows[1:] if (d := self.difference(above(r, self.base)))}
+        changes = {r: self.difference(above(r, self.base, self.measure)) for r in self.rows[1:]}
+        found = {row: d for row, d in changes.items() if d}
         enough = min(FEWEST, max((len(d.values) for d in found.values()), default=0))
         sure = [(row, d) for row, d in found.items() if len(d.values) >= enough]
         return max(sure, key=lambda item: item[1].mean, default=None)
@@ -166,21 +186,21 @@ class _Experiment:
         (evidence,) = _TEXTS("evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low)
         if gain.mean <= 0:
             return [
-                Markup("{}: no row is above {} for small objects; {}.").format(
-                    where, code(self.base), evidence
+                Markup("{}: no row is above {} for {} objects; {}.").format(
+                    where, code(self.base), _words(self.measure)[1], evidence
                 )
             ]
+        kind = self.measure.partition(".")[0]
         costs = [
             f"AP of {size} objects {_points(change)}"
             for size in SIZES[1:3]
-            if (change := self.difference(above(row, self.base, f"segm.{size}")))
+            if (change := self.difference(above(row, self.base, f"{kind}.{size}")))
         ]
         at = "; ".join([*costs, self._time(row)])
-        answer = Markup(
-            "{}: {} is best for small objects, mask AP_S {} against {}. {}. {}."
-        ).format(
+        answer = Markup("{}: {} is best for {} objects, {} AP {} against {}. {}. {}.").format(
             where,
             code(row),
+            *reversed(_words(self.measure)),
             _points(gain),
             code(self.base),
             f"{at[0].upper()}{at[1:]}",
@@ -245,6 +265,10 @@ class _Experiment:
         about, runs = self.results.about, self.results.runs
         trained = {key: run.seconds for key, run in runs.items() if "@" not in key[0]}
         truth = about["ground_truth"].get("validation", {})
+        planned = [(row, seed) for row in self.plan.rows for seed in self.plan.seeds]
+        left_out: dict[str, list[str]] = {}
+        for row, each in groupby(self.left_out, key=lambda run: run[0]):
+            left_out.setdefault(seeds_text([seed for _, seed in each]), []).append(row)
         return _TEXTS(
             "facts",
             about=about,
@@ -254,6 +278,9 @@ class _Experiment:
             all=sum(run.seconds for run in runs.values()),
             versions=[f"{package} {version}" for package, version in about["versions"].items()],
             objects=[f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth],
+            planned=len(planned),
+            there=sum(run in runs and bool(runs[run].commit) for run in planned),
+            left_out=[f"seeds {s} of {', '.join(rows)}" for s, rows in left_out.items()],
         )
 
     def _overview(self, document: Document) -> None:
@@ -270,15 +297,20 @@ class _Experiment:
         if best and best[1].mean > 0:
             document.heading("Beyond the paper", 3)
             document.text(
-                _with("Against {}, the paper's row that gains mask AP_S most here.", best[0])
+                _with(
+                    "Against {}, the paper's row that gains most here in "
+                    f"{_title(self.measure, capital=False)}.",
+                    best[0],
+                )
             )
             self._against(document, [best[0], *others], best[0])
 
     def _against(self, document: Document, rows: Sequence[str], base: str) -> None:
-        for kind in TITLES:
+        for kind in self.kinds:
             self._table(document, kind, {row: code(row) for row in rows}, base)
-        if same := seed_by_seed(self.results, rows, base):
-            document.text(f"In every seed alike, by mask AP, {same}.")
+        kind, _ = self.measure.split(".")
+        if same := seed_by_seed(self.results, rows, base, kind):
+            document.text(f"In every seed alike, by {_words(self.measure)[0]} AP, {same}.")
 
     def _table(
         self,
@@ -286,9 +318,18 @@ class _Experiment:
         kind: str,
         names: Mapping[str, str],
         base: str,
-        published: bool = False,
+        table: int = 0,
     ) -> None:
-        """Rows against one of them: for each set of common seeds, that one and the others."""
+        """Rows against one of them: for each set of common seeds, that one and the others.
+
+        Of a table of the paper it shows the published numbers, too, and in bold what its own
+        family decides.
+        """
+        published = table > 0
+        planned = self.planned
+        for family in self.plan.families:
+            if family.name == f"table {table}":
+                planned = family.judged(self.results)
         sets: dict[tuple[int, ...], list[str]] = {}
         for row in names:
             seeds = tuple(self.results.seeds(row, base))
@@ -307,7 +348,7 @@ class _Experiment:
                 for size in SIZES:
                     if published:
                         cells.append(self._published(row, base, f"{kind}.{size}"))
-                    cells.append(self._measured(row, base, f"{kind}.{size}", seeds))
+                    cells.append(self._measured(row, base, f"{kind}.{size}", seeds, planned))
                 body.append(cells)
         document.add(Table(header, body, text=2, rules=starts if len(sets) > 1 else ()))
 
@@ -317,14 +358,22 @@ class _Experiment:
             return _unsigned(ap)
         return f"{_unsigned(ap)} ({_signed(ap - self.paper.ap(base, metric))})"
 
-    def _measured(self, row: str, base: str, metric: str, seeds: Sequence[int]) -> str:
+    def _measured(
+        self,
+        row: str,
+        base: str,
+        metric: str,
+        seeds: Sequence[int],
+        planned: Mapping[Statement, Difference],
+    ) -> str:
         values = self.results.values(row, metric, seeds)
         if not values:
             return "-"
         text = _unsigned(float(np.mean(values)))
         if len(values) > 1:
             text += f" ±{_unsigned(spread(values))}"
-        change = self.difference(above(row, base, metric))
+        one = above(row, base, metric)
+        change = planned.get(one) or one.difference(self.results)
         if row == base or change is None:
             return text
         bracket = f"({_signed(change.mean)})"
@@ -337,11 +386,16 @@ class _Experiment:
         lines: list[_Line] = []
         starts = []
         absent = []
+        disagree = []
 
         def add(name: str, statement: Statement, change: Difference) -> None:
             row, base = statement.rows
             over = self.results.over_images.get((row, base, change.seeds))
+            if statement.measure != PRIMARY:
+                over = None
             lines.append((name, change, _interval(over) if over else "-"))
+            if over and len(change.values) > 1 and _sign(over) != _sign(interval(change.values)):
+                disagree.append(name)
 
         for family in self.plan.families:
             starts.append(len(lines))
@@ -352,15 +406,20 @@ class _Experiment:
                 else:
                     absent.append(f"{family.name}: {one.name}")
         starts.append(len(lines))
-        for one in (above(row, self.base) for row in self.rows[1:]):
+        for one in (above(row, self.base, self.measure) for row in self.rows[1:]):
             change = self.difference(one)
             if change and one not in self.planned:
                 add(one.name, one, change)
         if not lines:
             return
-        document.heading("How sure: mask AP of small objects", 3)
+        document.heading(f"How sure: {_title(self.measure, capital=False)}", 3)
         document.add(_sure("Comparison", lines, "95% over images", starts))
-        document.text(*_TEXTS("sure", absent=absent))
+        families = [*self.plan.families, self.plan.trends, self.plan.contrasts]
+        number = sum(bool(family.statements) for family in families)
+        by_chance = 1 - LEVEL**number
+        document.text(
+            *_TEXTS("sure", absent=absent, disagree=disagree, families=number, by_chance=by_chance)
+        )
 
     def _trends(self, document: Document) -> None:
         """Slopes over the number of pastes, those of the plan first; then its contrasts."""
@@ -369,12 +428,14 @@ class _Experiment:
             rows = [r for r in self.paper.tables[number]["rows"] if "pasted" in r]
             there = [r for r in rows if self.results.seeds(r["config"])]
             if len(there) > 2:
-                found = trend(name, [r["config"] for r in there], [r["pasted"] for r in there])
+                at = [r["pasted"] for r in there]
+                name += f", pasted {', '.join(map(str, at[:-1]))} or {at[-1]} times"
+                found = trend(name, [r["config"] for r in there], at, self.measure)
                 every += [found] if found not in every else []
         lines: list[_Line] = []
         for one in (*every, *self.plan.contrasts.statements):
             if change := self.difference(one):
-                name = f"{one.name} ({_metric_name(one.measure)}{', slope' if one.at else ''})"
+                name = f"{one.name} ({_metric_name(one.measure)})"
                 known = all(row in self.paper.numbers for row in one.rows)
                 lines.append((name, change, _signed(one.of(self.paper.ap)) if known else "-"))
         if not lines:
@@ -386,12 +447,11 @@ class _Experiment:
     def _conclusions(self, document: Document) -> None:
         rows = []
         count: Counter[Status] = Counter()
-        waiting = sizeless = 0
+        absent: Counter[Why] = Counter()
         for claim, verdicts in self.verdicts:
-            if all(v.status is Status.UNMEASURED for v in verdicts.values()):
-                waits = all(v.missing for v in verdicts.values())
-                waiting += waits
-                sizeless += not waits
+            reasons = [v.why for v in verdicts.values() if v.why]
+            if len(reasons) == len(verdicts):
+                absent[reasons[0]] += 1
                 continue
             for at, (metric, verdict) in enumerate(verdicts.items()):
                 count[verdict.status] += 1
@@ -409,12 +469,9 @@ class _Experiment:
             return
         document.heading("The paper's conclusions", 3)
         said = [f"{s.value}: {count[s]}" for s in Status if count[s]]
-        if sizeless:
-            said.append(
-                f"{counted(sizeless, 'conclusion')} about sizes that no validation object has"
-            )
-        if waiting and not self.own:
-            said.append(f"{waiting} conclusions wait for rows that were not run")
+        for why, number in absent.items():
+            if not (why is Why.ROWS and self.own):
+                said.append(f"for want of {why.value} not measured: {number}")
         if said:
             document.text("; ".join(said).capitalize() + ".")
         if self.data != COCO_VAL:
@@ -422,7 +479,8 @@ class _Experiment:
         if not rows:
             return
         document.add(Table(_CONCLUSIONS, rows, text=3, long=(1,), tones=_TONES))
-        comparisons = count.total() - count[Status.UNMEASURED]
+        every = [v for _, verdicts in self.verdicts for v in verdicts.values()]
+        comparisons = sum(len(v.seeds) >= FEWEST for v in every)
         by_chance = (1 - LEVEL) * comparisons
         document.text(*_TEXTS("conclusions", comparisons=comparisons, by_chance=by_chance))
 
@@ -430,8 +488,8 @@ class _Experiment:
 
     def _pictures(self, document: Document) -> None:
         name = f"{self.scale}_{self.results.about['engine']}"
-        if self.base != "baseline" or len(self.rows) < 2:
-            return
+        if self.base != "baseline" or len(self.rows) < 2 or not self._has(PRIMARY):
+            return  # they show masks
         shown = {}
         if any(self.results.seeds(row, metrics=["segm.large"]) for row in self.rows):
             shown["trade_off"] = figures.trade_off
@@ -452,8 +510,8 @@ class _Experiment:
             return
         document.heading(f"Table {number}: {content['title']}", 3)
         names = {line["config"]: line["row"] for line in lines}
-        for kind in TITLES:
-            self._table(document, kind, names, every[0]["config"], published=True)
+        for kind in self.kinds:
+            self._table(document, kind, names, every[0]["config"], number)
         if absent := [line["row"] for line in every if line not in lines]:
             document.text(f"Not run: {', '.join(absent)}.")
 
@@ -463,9 +521,8 @@ class _Experiment:
         for name in (row for row in self.results.rows if row.endswith(f"@{AUGMENTED_VAL}")):
             pair = (name.partition("@")[0], name)
             seeds = self.results.seeds(*pair)
-            known = self.paper.numbers.keys() >= {*pair}
-            published = [self.paper.ap(c, PRIMARY) if known else math.nan for c in pair]
-            aps = [self.results.values(c, PRIMARY, seeds) for c in pair]
+            published = [self.paper.numbers.get(c, {}).get(self.measure, math.nan) for c in pair]
+            aps = [self.results.values(c, self.measure, seeds) for c in pair]
             measured = [float(np.mean(ap)) if ap else math.nan for ap in aps]
             gains = [measured] if self.own else [published, measured]
             cells = [text for before, after in gains for text in _gain(before, after)]
@@ -473,7 +530,7 @@ class _Experiment:
         if not rows:
             return
         document.heading("Section 6.2: evaluated where small objects are pasted", 3)
-        header = ["Mask AP of small objects", "Seeds"]
+        header = [_title(self.measure), "Seeds"]
         for what in ["measured"] if self.own else ["paper", "measured"]:
             header += [what, f"{what}, pasted", f"{what}, gain"]
         document.add(Table(header, rows, text=2))
@@ -493,11 +550,12 @@ class _Experiment:
         if not of_base:
             return
         document.heading("By size of the objects", 3)
+        kind, _ = _words(f"{self.kinds[0]}.all")
         document.text(
             _with(
-                "Mask AP between sides in pixels (of a square of the object's area), and the "
-                "change to {}; means over the seeds that both have. Looked at, not tested. "
-                "AI-TOD calls 8 to 16 pixels tiny and 16 to 32 small.",
+                f"{kind.capitalize()} AP between sides in pixels (of a square of the object's "
+                "area), and the change to {}; means over the seeds that both have. Looked at, not "
+                "tested. AI-TOD calls 8 to 16 pixels tiny and 16 to 32 small.",
                 self.base,
             )
         )
@@ -561,11 +619,11 @@ def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = 
     return Table([*header, "p", "Holm p", "Could have shown"], body, text=2, long=(0,), rules=rules)
 
 
-def seed_by_seed(results: Results, rows: Sequence[str], base: str) -> str:
+def seed_by_seed(results: Results, rows: Sequence[str], base: str, kind: str = "segm") -> str:
     """Which rows are above another in each of at least three seeds, which below; "" for none."""
     parts = []
     for size in (SIZES[0], SIZES[2]):
-        changes = {row: above(row, base, f"segm.{size}").difference(results) for row in rows}
+        changes = {row: above(row, base, f"{kind}.{size}").difference(results) for row in rows}
         sure = {row: d.values for row, d in changes.items() if d and len(d.values) >= FEWEST}
         for sign, word in ((1, "above"), (-1, "below")):
             if found := [row for row, each in sure.items() if all(sign * v > 0 for v in each)]:
@@ -584,9 +642,24 @@ def _with(text: str, row: str) -> Markup:
     return Markup(text).format("the baseline" if row == "baseline" else code(row))
 
 
-def _metric_name(metric: str) -> str:
+def _words(metric: str) -> tuple[str, str]:
+    """Of what an AP is, mask or box, and of objects of which size."""
     kind, size = metric.split(".")
-    return f"{'mask' if kind == 'segm' else 'box'}, {size}"
+    return "mask" if kind == "segm" else "box", size
+
+
+def _metric_name(metric: str) -> str:
+    return ", ".join(_words(metric))
+
+
+def _title(metric: str, *, capital: bool = True) -> str:
+    kind, size = _words(metric)
+    return f"{kind.capitalize() if capital else kind} AP of {size} objects"
+
+
+def _sign(ends: tuple[float, float]) -> int:
+    """On which side of zero an interval is; 0 if it holds zero or there is none."""
+    return int(ends[0] > 0) - int(ends[1] < 0)
 
 
 def _margin(claim: Claim, verdict: Verdict) -> list[str]:

@@ -100,16 +100,12 @@ class Results:
         return replace(self, runs={key: run for key, run in self.runs.items() if wanted(*key)})
 
 
-def distil(
-    scale: Scale, folder: Path, *, resamples: int = 0, bases: Sequence[str] = ("baseline",)
-) -> dict[str, Any]:
+def distil(scale: Scale, folder: Path) -> dict[str, Any]:
     """Everything worth keeping of the runs in a folder, for a results file.
 
     Args:
         scale: of the runs.
         folder: ``<out>/<scale>/<engine>`` of ``smallobj reproduce``.
-        resamples: of the validation images, for intervals over them; 0 leaves these out.
-        bases: the rows that these intervals are of differences to.
 
     Raises:
         SmallObjError: if no run is finished.
@@ -121,13 +117,10 @@ def distil(
     for run in _runs(folder):
         state, path = run.state(), run.folder
         if state is State.FAILED:
-            failed.append({"config": run.config, "seed": run.seed, "why": run.complaint()[:300]})
+            failed.append({**_key(run), "why": run.complaint()[:300]})
         if state is not State.FINISHED:
             continue
-        entry: dict[str, Any] = {"config": run.config, "seed": run.seed}
-        entry["seconds"] = round(run.seconds())
-        if run.dataset:
-            entry["dataset"] = run.dataset
+        entry = {**_key(run), "seconds": round(run.seconds())}
         with reading(path / "row.json"):
             row = json.loads((path / "row.json").read_bytes())
             name, counts = str(row["dataset"]), dict(row.get("ground_truth", {}))
@@ -172,8 +165,14 @@ def distil(
         "table2": _table2_of(scale.splits(folder.parent), requests),
         "failed": failed,
         "runs": runs,
-        "over_images": _over_images(folder, runs, resamples, bases, truth_of) if resamples else [],
+        "over_images": [],
     }
+
+
+def _key(run: Run) -> dict[str, Any]:
+    """What names a run or an evaluation in a results file."""
+    dataset = {"dataset": run.dataset} if run.dataset else {}
+    return {"config": run.config, "seed": run.seed, **dataset}
 
 
 def _by_size(path: Path, row: dict[str, Any], truth_of: Callable[[str], COCO]) -> dict[str, Any]:
@@ -187,42 +186,48 @@ def _by_size(path: Path, row: dict[str, Any], truth_of: Callable[[str], COCO]) -
     return by_size(truth_of(found.dataset), found.results, task, limits, found.detections)
 
 
-def _over_images(
-    folder: Path,
-    runs: Sequence[dict[str, Any]],
-    resamples: int,
-    bases: Sequence[str],
-    truth_of: Callable[[str], COCO],
+def over_images(
+    results: Results, folders: Sequence[Path], bases: Sequence[str], resamples: int
 ) -> list[dict[str, Any]]:
     """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
 
     The resamples are the same for all runs; a row counts if all seeds that it has in common with
     the base kept their detections.
+
+    Args:
+        results: the runs that count.
+        folders: where they are, each as `distil` takes it; of a run in several, the last.
+        bases: the rows that others are compared with.
+        resamples: of the validation images.
+
+    Returns:
+        What a results file has under ``over_images``.
     """
-    aps = {}
-    seeds: dict[str, set[int]] = {}
-    for run in runs:
-        if "dataset" in run:
+    truth_of = cache(ground_truth_of)
+
+    @cache
+    def resampled(row: str, seed: int) -> Any:
+        for folder in reversed(folders):
+            path = folder / row / f"seed{seed}"
+            if (path / "inference").is_dir():
+                name, found, counted = evaluated_run(path)
+                if not found or "segmentation" not in found[0]:
+                    return None
+                truth = truth_of(name)
+                counts = resampled_images(len(truth.imgs), resamples)
+                return resampled_ap(truth, found, counts, detections=counted)
+        return None
+
+    intervals = []
+    for base, row in product(bases, (row for row in results.rows if "@" not in row)):
+        seeds = results.seeds(base, row)
+        pairs = [(resampled(row, seed), resampled(base, seed)) for seed in seeds]
+        if row == base or not pairs or any(ap is None for pair in pairs for ap in pair):
             continue
-        seeds.setdefault(run["config"], set()).add(run["seed"])
-        path = folder / run["config"] / f"seed{run['seed']}"
-        if not (path / "inference").is_dir():
-            continue
-        name, results, counted = evaluated_run(path)
-        if results and "segmentation" in results[0]:
-            truth = truth_of(name)
-            counts = resampled_images(len(truth.imgs), resamples)
-            ap = resampled_ap(truth, results, counts, detections=counted)
-            aps[run["config"], run["seed"]] = ap
-    found = []
-    for base, row in product(bases, seeds):
-        common = sorted(seeds.get(base, set()) & seeds[row])
-        if row == base or not common or any((r, s) not in aps for r in (row, base) for s in common):
-            continue
-        change = np.mean([aps[row, s] - aps[base, s] for s in common], axis=0)
+        change = np.mean([mine - other for mine, other in pairs], axis=0)
         low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
-        found.append({"row": row, "base": base, "seeds": common, "low": low, "high": high})
-    return found
+        intervals.append({"row": row, "base": base, "seeds": seeds, "low": low, "high": high})
+    return intervals
 
 
 def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
@@ -257,6 +262,8 @@ def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
 def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """What `distil` gave at two times: of a run that is in both, the new numbers.
 
+    Intervals over images stay where none of their runs is new.
+
     Raises:
         SmallObjError: if they are of different experiments.
     """
@@ -278,8 +285,14 @@ def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     for section in about["settings"].keys() & before.get("settings", {}).keys():
         if not {*about["settings"][section]} & {*before["settings"][section]}:
             refuse(f"their settings under {section} are others")
-    runs = {(r["config"], r["seed"], r.get("dataset", "")): r for r in [*old["runs"], *new["runs"]]}
-    finished = {(config, seed) for config, seed, _ in runs}
+    runs = {_name(r): r for r in [*old["runs"], *new["runs"]]}
+    failed = {_name(f): f for f in [*old["failed"], *new["failed"]] if _name(f) not in runs}
+    again = {(r["config"], r["seed"]) for r in new["runs"]}
+    kept = [
+        interval
+        for interval in old.get("over_images", [])
+        if again.isdisjoint(product((interval["row"], interval["base"]), interval["seeds"]))
+    ]
     return {
         "about": {
             **about,
@@ -288,10 +301,15 @@ def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
             "ground_truth": {**before["ground_truth"], **about["ground_truth"]},
         },
         "table2": new["table2"] or old["table2"],
-        "failed": [f for f in new["failed"] if (f["config"], f["seed"]) not in finished],
+        "failed": [failed[key] for key in sorted(failed)],
         "runs": [runs[key] for key in sorted(runs)],
-        "over_images": new.get("over_images") or old.get("over_images", []),
+        "over_images": kept,
     }
+
+
+def _name(run: dict[str, Any]) -> tuple[str, int, str]:
+    """What tells runs and evaluations in results files apart."""
+    return run["config"], run["seed"], run.get("dataset", "")
 
 
 def _runs(folder: Path) -> list[Run]:
@@ -318,11 +336,14 @@ def _asked(requests: Sequence[Path]) -> tuple[dict[str, Any], dict[str, list[str
         with reading(path):
             request = yaml.safe_load(path.read_text())
             solver = request["SOLVER"]
-            schedule = schedule or {
-                "iterations": solver["MAX_ITER"],
-                "images": solver["IMS_PER_BATCH"],
-            }
-            for section in ("MODEL", "INPUT", "SOLVER"):
+            asked = {"iterations": solver["MAX_ITER"], "images": solver["IMS_PER_BATCH"]}
+            schedule = schedule or asked
+            if asked != schedule:
+                raise SmallObjError(
+                    f"{path} asks for {_text(asked)}, and the runs before it for "
+                    f"{_text(schedule)}; move it elsewhere."
+                )
+            for section in ("MODEL", "INPUT", "SOLVER", "TEST"):
                 text = json.dumps(request.get(section), sort_keys=True, default=str)
                 digest = hashlib.sha256(text.encode()).hexdigest()[:12]
                 settings.setdefault(section, set()).add(digest)

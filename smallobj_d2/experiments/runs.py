@@ -18,7 +18,7 @@ import yaml
 from smallobj_d2.config import flatten
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
-from smallobj_d2.files import is_locked, reading, write_json
+from smallobj_d2.files import is_locked, reading, write_json, writing
 
 
 class State(Enum):
@@ -123,7 +123,8 @@ class Run:
             self.folder / "attempts.json",
             [*self.attempts(), {"started": time.time(), "seconds": 0.0, "code": None, **about}],
         )
-        (self.folder / "request.yaml").write_text(yaml.safe_dump(self.request, sort_keys=False))
+        with writing(self.folder / "request.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(self.request, sort_keys=False))
 
     def end(self, code: int | None) -> None:
         """Note how the attempt ended; None if it was stopped, to be resumed later."""
@@ -181,7 +182,8 @@ def check_requests(runs: Iterable[Run]) -> None:
         if not path.is_file():
             continue
         asked = yaml.safe_dump(run.request)  # as `before` was written: tuples are lists
-        before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(), asked))
+        with reading(path):
+            before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(), asked))
         for key in sorted({*before, *now}):
             if key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
                 continue

@@ -6,17 +6,19 @@ data are synthetic scenes (``scenes``), a dataset that exists already (``existin
 the configs name. As a config does, a scale names another as its ``_BASE_``.
 """
 
+import json
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import load_cfg
-from smallobj_d2.datasets.coco import datasets_root
+from smallobj_d2.config import CONFIGS, load_cfg
+from smallobj_d2.datasets.coco import dataset_info, datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.export.augmented import augment_dataset
@@ -86,6 +88,29 @@ class Scale:
         merged["TEST"] = {**merged.get("TEST", {}), "EVAL_PERIOD": 0}  # row.json means: finished
         return merged
 
+    def missing(self, folder: Path) -> str:
+        """What of its data is not there, or nothing; scenes are made when they are needed.
+
+        Args:
+            folder: of the sweep.
+        """
+        if self.existing is None and self.scenes is None:
+            datasets = load_cfg(CONFIGS / "baseline.yaml").DATASETS
+            try:
+                for name in (*datasets.TRAIN, *datasets.TEST):
+                    dataset_info(name)
+            except SmallObjError as e:
+                return str(e)
+        for name, *paths in self.splits(folder) if self.existing else []:
+            for where in paths:
+                if not Path(where).exists():
+                    return (
+                        f"Scale {self.name} is on {name}, but there is no {where}. "
+                        "DETECTRON2_DATASETS must name the folder that holds it; it is "
+                        f"{datasets_root()} now."
+                    )
+        return ""
+
     def prepare(self, configs: Path, folder: Path, *, augmented_val: bool) -> None:
         """Make the datasets that the runs need, unless they are there.
 
@@ -95,25 +120,15 @@ class Scale:
             augmented_val: whether any run is evaluated on the augmented validation set.
 
         Raises:
-            SmallObjError: if a dataset that should be there is not.
+            SmallObjError: if a dataset that should be there is not, or the augmented validation set
+                is of another one.
         """
-        if self.existing is not None:
-            for name, json, images in self.splits(folder):
-                for what, where, there in (
-                    ("file", json, Path(json).is_file()),
-                    ("image folder", images, Path(images).is_dir()),
-                ):
-                    if not there:
-                        raise SmallObjError(
-                            f"Scale {self.name} is on {name}, but there is no {what} {where}. "
-                            "DETECTRON2_DATASETS must name the folder that holds it; it is "
-                            f"{datasets_root()} now."
-                        )
+        if words := self.missing(folder):
+            raise SmallObjError(words)
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
             make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
-        done = folder / AUGMENTED_VAL / "annotations.json"
-        if not augmented_val or done.is_file():
+        if not augmented_val:
             return
         request = self.request(configs / "aug.yaml", folder)
         request["DATASETS"]["TRAIN"] = request["DATASETS"]["TEST"]
@@ -121,7 +136,15 @@ class Scale:
         path = folder / "augmented_val.yaml"
         with writing(path) as temporary:
             temporary.write_text(yaml.safe_dump(request))
-        augment_dataset(load_cfg(path), done.parent)
+        splits, made = self.splits(folder), folder / AUGMENTED_VAL
+        source = (
+            Path(splits[1][1]) if splits else dataset_info(*request["DATASETS"]["TEST"]).json_file
+        )
+        if (made / "annotations.json").is_file():
+            recipe = json.loads((made / "recipe.json").read_bytes())
+            if recipe["source_sha256"] == sha256(source.read_bytes()).hexdigest():
+                return
+        augment_dataset(load_cfg(path), made)  # which refuses a copy of another validation set
 
 
 def _made(root: Path) -> list[str]:

@@ -76,16 +76,13 @@ class Difference:
     values: tuple[float, ...]
     """Of each seed."""
     seeds: tuple[int, ...]
+    planned: bool = False
     adjusted: float = math.nan
-    """Its p-value among those of its family; NaN for what was not planned."""
+    """If it was planned, its p-value among those of its family; NaN for one seed."""
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.values))
-
-    @property
-    def planned(self) -> bool:
-        return not math.isnan(self.adjusted)
 
     @property
     def decided(self) -> bool:

@@ -116,7 +116,12 @@ class Sweep:
         A run that fails is noted, and the others continue. On Ctrl-C the running ones are ended;
         the next call resumes them from their checkpoints.
         """
-        todo = [r for r in self.runs if r.state() is not State.FINISHED]
+        todo = []
+        for run in self.runs:
+            if run.state() is not State.FINISHED:
+                todo.append(run)
+            else:
+                run.drop_checkpoints()  # a sweep that was killed may have left them
         quiet = not sys.stderr.isatty()
         bar = tqdm(
             total=len(self.runs), bar_format="{percentage:3.0f}% |{bar}| {postfix}", disable=quiet
@@ -207,7 +212,9 @@ class Sweep:
 
     def _stop(self) -> None:
         """End what still runs: every process of it, and at last by force."""
-        for _, process in self._jobs.values():
+        codes = {}
+        for run, process in self._jobs.values():
+            codes[run.folder] = process.poll()  # it may have ended by itself just now
             _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
         for run, process in self._jobs.values():
@@ -215,7 +222,7 @@ class Sweep:
                 process.wait(max(0.0, deadline - time.monotonic()))
             _signal(process, signal.SIGKILL)  # what its own children left, too
             process.wait()
-            run.end(None)
+            run.end(codes[run.folder])
         self._jobs.clear()
 
 
