@@ -26,13 +26,18 @@ def case(tmp_path_factory):
     return json_file, truth, boxes_beside(truth, 1, (0.7, 1.4))
 
 
-def plain(data, results, low, high):
-    """pycocotools by itself, with one range of areas: AP, AP50 and AR."""
+def plain(data, results, low, high, relative=False):
+    """pycocotools by itself, with one range of areas, or of shares of the image: AP, AP50, AR."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = data
+        truth.dataset = json.loads(json.dumps(data))
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        found = truth.loadRes(results)
+        if relative:
+            for a in (*truth.anns.values(), *found.anns.values()):
+                image = truth.imgs[a["image_id"]]
+                a["area"] /= image["height"] * image["width"]
+        evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[low, high]], ["all"]
         evaluation.params.maxDets = [100]
         evaluation.evaluate()
@@ -49,6 +54,16 @@ def test_every_band_is_what_pycocotools_says_of_these_areas(case):
     assert sum(band["AP"] is not None for band in measured) > 3
     for band, low, high in zip(measured, ends, ends[1:], strict=False):
         expected = plain(truth.dataset, results, low**2, high**2 - 1e-6)
+        assert [band[k] for k in ("AP", "AP50", "AR")] == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_relative_band_is_what_pycocotools_says_of_these_shares(case):
+    _, truth, results = case
+    ends = [0, *RELATIVE_LIMITS, 2]
+    measured = by_size(truth, results, "bbox", LIMITS)["relative"]
+    assert sum(band["AP"] is not None for band in measured) > 3
+    for band, low, high in zip(measured, ends, ends[1:], strict=False):
+        expected = plain(truth.dataset, results, low**2, high**2 - 1e-9, relative=True)
         assert [band[k] for k in ("AP", "AP50", "AR")] == pytest.approx(expected, abs=1e-5)
 
 

@@ -550,7 +550,6 @@ def test_gains_on_pasted_objects_are_over_common_seeds(results):
 def test_sentences_on_all_seeds_are_true(results):
     results.runs["orig_aug", 1].ap["segm.small"] = 0.01
     said = seed_by_seed(results, results.rows, "baseline")
-    assert "orig_aug" not in said.partition(" below baseline")[0].partition("aug_over")[0]
     for part in said.split("; "):
         size, word, names = re.fullmatch(r"for (\w+) objects (\w+) baseline: (.*)", part).groups()
         for row in names.split(", "):

@@ -23,6 +23,7 @@ from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import Slot, Sweep, share_out
+from smallobj_d2.files import locked
 from tests.forks import fork
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,34 @@ def test_runs_what_is_missing_and_skips_what_is_finished(tool, tmp_path, capsys)
     assert json.loads((runs[4].folder / "row.json").read_text()) == {"seed": 1}
     assert not list(tmp_path.rglob("model_0*.pth"))
     assert (runs[0].folder / "model_final.pth").exists()
+
+
+def test_checkpoints_that_a_killed_sweep_left_are_dropped(tool, tmp_path):
+    runs = plan(tmp_path, rows=["baseline"], seeds=[0])
+    assert sweep(runs, tool).go()
+    left = runs[0].folder / "model_0000001.pth"
+    left.touch()
+    assert sweep(runs, tool).go()
+    assert not left.exists()
+
+
+def test_a_run_starts_while_others_look_whether_it_runs(tmp_path):
+    """Looking takes the lock for a moment."""
+    run = plan(tmp_path, rows=["baseline"], seeds=[0])[0]
+    run.begin()
+
+    def look() -> None:
+        while not (tmp_path / "enough").exists():
+            run.state()
+
+    process = fork(look)
+    try:
+        for _ in range(500):
+            with locked(run.folder, "busy"):
+                pass
+    finally:
+        (tmp_path / "enough").touch()
+        process.join(30)
 
 
 def test_a_failing_run_stops_nothing_and_is_tried_again(tool, tmp_path, capsys):
@@ -252,6 +281,9 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     stamp = made.stat().st_mtime_ns
     scale.prepare(CONFIGS, tmp_path, augmented_val=True)
     assert made.stat().st_mtime_ns == stamp
+    more = fake_scale(scenes={"num_train": 2, "num_val": 7, "seed": 0, "size": 128})
+    with pytest.raises(SmallObjError, match="holds the copy of another dataset"):
+        more.prepare(CONFIGS, tmp_path, augmented_val=True)
 
 
 def test_a_scale_can_be_on_a_dataset_that_is_there(tmp_path, monkeypatch):
