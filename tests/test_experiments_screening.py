@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 
@@ -34,7 +34,7 @@ def lines(file: Path) -> list[str]:
                 cells.append("-")
                 continue
             off = mean(v - o for v, o in zip(values, others, strict=True))
-            cells.append(f"{100 * mean(values):.1f} ({points(off)})")
+            cells.append(f"{100 * mean(values):.1f} ±{100 * stdev(values):.1f} ({points(off)})")
         shown = f"{seeds[0]}-{seeds[-1]}"
         assert len(seeds) == seeds[-1] - seeds[0] + 1
         scale = data["about"]["scale"]
