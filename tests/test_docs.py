@@ -222,12 +222,14 @@ def test_the_quick_start_runs(stand_ins, monkeypatch, capsys):
         if name == "bash"
         for words in command_lines(block)
     ]
-    (train,) = (words[2:] for words in lines if "my_train" in " ".join(words))
-    overrides = train_net.parser().parse_known_args(train)[1]
+    (train,) = (w[2:] for w in lines if w[:2] == ["smallobj", "train"] and "--val-json" in w)
+    args, overrides = train_net.parser().parse_known_args(train)
+    assert (args.json, args.val_json) == (Path("train.json"), Path("val.json"))
+    assert "MODEL.ROI_HEADS.NUM_CLASSES" in overrides
     (look,) = (words[2:] for words in lines if words[:2] == ["smallobj", "visualize"])
     small = ["SMALLOBJ.SMALL_AREA", "400.0", "INPUT.MIN_SIZE_TRAIN", "(96,)", "SEED", "0"]
     small += ["MODEL.ROI_HEADS.NUM_CLASSES", "6"]
-    assert visualize.main([*look, *overrides, *small, "--num", "1"]) == 0
+    assert visualize.main([*look, *small, "--num", "1"]) == 0
     assert (stand_ins / "sheet.png").is_file()
     (ask,) = (w[2:] for w in lines if w[:2] == ["smallobj", "analyze"] and "--augment" in w)
     assert analyze.main(ask) == 0

@@ -5,6 +5,7 @@ A fake `train_net.py` stands in for training; it takes the same arguments and le
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -311,12 +312,12 @@ def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, mon
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     scale = load_scale(SCALES / "nuclei_tiny.yaml")
     json_file = tmp_path / "dsb2018" / "annotations" / "train.json"
-    with pytest.raises(SmallObjError, match=f"there is no {json_file}.*DETECTRON2_DATASETS"):
-        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    folder = tmp_path / "out"
+    assert re.search(f"there is no {json_file}.*DETECTRON2_DATASETS", scale.missing(folder))
     json_file.parent.mkdir(parents=True)
     json_file.touch()
-    with pytest.raises(SmallObjError, match=r"there is no .*dsb2018/train\."):
-        scale.prepare(CONFIGS, tmp_path / "out", augmented_val=False)
+    assert re.search(r"there is no .*dsb2018/train\.", scale.missing(folder))
+    assert reproduce.main(["--scale", "nuclei_tiny", "--out", str(folder)]) == 2
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ NOT_CARRIED = {
     *("opencv-python-headless", "pyyaml", "jinja2", "hypothesis", "pytest", "psutil"),
     # What training does not need.
     *("ruff", "mypy", "import-linter", "submitit"),
+    *("albumentations", "datasets", "lightning", "transformers"),
 }
 OF_OTHERS = ("yacs", "termcolor", "tabulate", "portalocker")
 """What fvcore and iopath import."""

@@ -1,10 +1,10 @@
 """The report on what smallobj reproduce has run so far, as Markdown and HTML.
 
-smallobj report                                             # of what is in experiments/results
-smallobj report --runs output/reproduce/tiny/torchvision    # add the runs of this folder first
-smallobj report --runs output/reproduce/tiny/torchvision --add    # beside those added before
+smallobj report --runs output/reproduce/tiny/torchvision          # of these runs
+smallobj report --runs output/reproduce/tiny/torchvision --add    # beside those before
+smallobj report --results experiments/results                      # of what is kept in a folder
 
-Works on partial results: rows that are missing are named.
+Works on partial results: planned runs that are missing are counted, and rows of a table named.
 
 With --resamples N, intervals over the validation images stand beside those over seeds.
 
@@ -32,7 +32,6 @@ from smallobj_d2.experiments.results import (
 from smallobj_d2.experiments.scales import load_scale
 
 EXPERIMENTS = ROOT / "experiments"
-RESULTS = EXPERIMENTS / "results"  # in a checkout; an installed package has none
 
 
 @command
@@ -46,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = "bootstrap resamples of the validation images (2000 take some time per run)"
     parser.option("--resamples", words, 0, metavar="N")
     words = "folder of the result JSONs, one per scale and engine, and of the report"
-    folder = RESULTS if RESULTS.is_dir() else Path("output/report")
-    parser.option("--results", words, folder, metavar="FOLDER")
+    parser.option("--results", words, Path("output/report"), metavar="FOLDER")
     args = parser.parse_args(argv)
     own = args.results / "plan.yaml"
     plan = load_plan(own if own.is_file() else EXPERIMENTS / "plan.yaml")

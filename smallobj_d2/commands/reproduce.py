@@ -140,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
         absent = [scale.missing(data), missing_gpus(wanted)]
         print("\n".join(f"Missing here: {words}" for words in absent if words))
         return 0
+    if words := scale.missing(data):
+        raise SmallObjError(words)
     writable_folder(data)
     options = None if args.slurm is None else cluster.parse_options(args.slurm)
     scale.prepare(CONFIGS, data, augmented_val=any(r.dataset for r in runs))

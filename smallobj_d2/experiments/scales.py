@@ -112,7 +112,7 @@ class Scale:
         return ""
 
     def prepare(self, configs: Path, folder: Path, *, augmented_val: bool) -> None:
-        """Make the datasets that the runs need, unless they are there.
+        """Make the datasets that the runs need, if they are not there and can be made.
 
         Args:
             configs: the folder ``configs/``.
@@ -120,11 +120,8 @@ class Scale:
             augmented_val: whether any run is evaluated on the augmented validation set.
 
         Raises:
-            SmallObjError: if a dataset that should be there is not, or the augmented validation set
-                is of another one.
+            SmallObjError: if the augmented validation set is of another one.
         """
-        if words := self.missing(folder):
-            raise SmallObjError(words)
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
             make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
