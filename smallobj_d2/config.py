@@ -393,6 +393,13 @@ RULES: dict[str, Rule] = {
     "INPUT.MAX_SIZE_TRAIN": _SIZES,
     "INPUT.MIN_SIZE_TEST": _SIDE,
     "INPUT.MAX_SIZE_TEST": _SIZES,
+    "INPUT.FORMAT": _one_of("BGR", "RGB"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": _one_of("choice", "range"),
+    "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
+    "MODEL.DEVICE": Rule(
+        lambda value: isinstance(value, str) and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", value),
+        "must be cpu or cuda, or another kind of device that torch knows",
+    ),
     "MODEL.PIXEL_MEAN": _each(_NUMBER),
     "MODEL.PIXEL_STD": _each(_POSITIVE),
     "MODEL.BACKBONE.FREEZE_AT": _whole(0),
@@ -487,6 +494,12 @@ def check_cfg(cfg: CfgNode) -> None:
     for key, rule in RULES.items():
         if key in values and not rule.holds(values[key]):
             raise SmallObjError(f"{key} is {values[key]!r:.80}; it {rule.words}.")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (isinstance(sizes, int) or len(sizes) != 2):
+        raise SmallObjError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' it must "
+            "be two numbers, the lowest and the highest."
+        )
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
         raise SmallObjError("SOLVER.NESTEROV is True; it needs a SOLVER.MOMENTUM above 0.")
 

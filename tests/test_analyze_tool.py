@@ -165,7 +165,7 @@ def test_images_are_opened_by_as_many_threads_as_asked(analyze, scenes, monkeypa
     assert analyze([*words, "--workers", "1"]) in (0, 1)
     assert analyze([*words, "--workers", "0"]) == 2
     assert asked == [1]
-    assert "--workers must be 1 or more" in capsys.readouterr().err
+    assert "--workers is 0; it must be 1 or more" in capsys.readouterr().err
 
 
 def test_layouts_are_printed(analyze, write, capsys):
@@ -188,7 +188,10 @@ def test_a_name_from_a_config(analyze, write, tmp_path, capsys):
         (["nothing_like_it"], "There is no dataset 'nothing_like_it'"),
         (["--json", "nowhere.json"], "nowhere.json: the file cannot be read"),
         (["--json", "{json}", "--config", "nowhere.yaml"], "There is no config file nowhere.yaml"),
-        (["--json", "{json}", "--augment", AUGMENT, "--draws", "0"], "--draws must be 1 or more"),
+        (
+            ["--json", "{json}", "--augment", AUGMENT, "--draws", "0"],
+            "--draws is 0; it must be 1 or more",
+        ),
         (
             ["--json", "{json}", "--images", ".", "--show", "x.jpg"],
             "--show: there is no image x.jpg",

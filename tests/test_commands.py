@@ -268,3 +268,32 @@ def test_a_dry_run_says_what_is_missing(tmp_path, capsys, monkeypatch):
     assert "Missing here: a run is for 4 GPUs; there are 0." in out
     assert reproduce_tool.main([*words[:-1], "--out", str(tmp_path / "out")]) == 2
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("visualize --config aug --num -1", "--num is -1; it must be 1 or more"),
+        ("visualize --config aug --num 0", "--num is 0; it must be 1 or more"),
+        ("visualize --config aug --width 0", "--width is 0; it must be 1 or more"),
+        ("visualize --config aug --positions 4 -1", "--positions is -1; it must be 0 or more"),
+        ("detections --runs a --num -1", "--num is -1; it must be 1 or more"),
+        ("detections --runs a --seed -1", "--seed is -1; it must be 0 or more"),
+        ("detections --runs a --iou 2", "--iou is 2.0; it must be from 0 to 1"),
+        ("detections --runs a --score nan", "--score is nan; it must be from 0 to 1"),
+        (
+            "compare --runs a --limits 64 16",
+            "--limits must be a list of numbers above 0, ascending",
+        ),
+        ("compare --runs a --limits nan", "--limits must be a list of numbers above 0, ascending"),
+        ("reproduce --scale tiny --gpus-per-run -1", "--gpus-per-run is -1; it must be 0 or more"),
+        ("yolo to-coco data.yaml --out out", "data.yaml names no images: it has none of train"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("data.yaml").write_text("names: [a]\n")
+    name, *argv = words.split()
+    tool = import_module(f"smallobj_d2.commands.{COMMANDS[name][0]}")
+    assert tool.main(argv) == 2
+    assert f"error: {says}" in capsys.readouterr().err

@@ -53,7 +53,11 @@ def test_the_public_folders_give_the_files_used_here(tmp_path, monkeypatch, caps
             pictures = (Image.open(f / name / image["file_name"]) for f in (out, REAL))
             assert np.array_equal(*map(np.asarray, pictures))
 
-    shutil.rmtree(next(source.iterdir()))
+    folder = next(source.iterdir())
+    (folder / "images" / "twice.png").touch()
+    assert dsb2018.main([str(source), "--out", str(out)]) == 2
+    assert "has 2 PNGs, not one" in capsys.readouterr().err
+    shutil.rmtree(folder)
     assert dsb2018.main([str(source), "--out", str(out)]) == 2
     assert "lacks 1 of the" in capsys.readouterr().err
 

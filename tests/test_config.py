@@ -272,6 +272,21 @@ WRONG_VALUES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["INPUT.FORMAT", "rgb"], r"INPUT\.FORMAT is 'rgb'; it must be one of \('BGR', 'RGB'\)"),
+        (["INPUT.RANDOM_FLIP", "both"], r"INPUT\.RANDOM_FLIP is 'both'"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "chioce"], r"it must be one of \('choice', 'range'\)"),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "'range' it must be two numbers"),
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE is 'gpu'; it must be cpu or cuda"),
+    ],
+)
+def test_words_that_no_engine_knows_are_refused_when_a_config_is_read(engine, opts, message):
+    with pytest.raises(SmallObjError, match=message):
+        load_cfg(ROOT / "configs" / "baseline.yaml", opts)
+
+
 @given(data=st.data())
 @settings(max_examples=400)
 def test_any_value_of_any_key_is_refused_in_one_line_or_is_valid(data):

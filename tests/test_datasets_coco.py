@@ -306,7 +306,7 @@ def test_builtin_names_are_detectron2s(monkeypatch):
     from detectron2.data.datasets.builtin import _PREDEFINED_SPLITS_COCO
 
     theirs = _PREDEFINED_SPLITS_COCO["coco"]
-    assert {n: (theirs[n][1], theirs[n][0]) for n in coco._BUILTIN} == coco._BUILTIN
+    assert {n: (theirs[n][1], theirs[n][0]) for n in coco.BUILTIN} == coco.BUILTIN
 
 
 @pytest.mark.parametrize("missing", ["file", "image folder"])

@@ -35,7 +35,7 @@ from pycocotools import mask as coco_mask
 from smallobj_d2.augmentation import DrawAugmentation, draw_state
 from smallobj_d2.config import load_cfg
 from smallobj_d2.copy_paste import CopyPaste
-from smallobj_d2.datasets.coco import get_records, load_coco
+from smallobj_d2.datasets.coco import get_records, load_coco, register_dataset
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import detectron2
 from smallobj_d2.engines.detectron2 import (
@@ -45,6 +45,7 @@ from smallobj_d2.engines.detectron2 import (
     Trainer,
     build_train_loader,
     oversampling_sampler,
+    register_datasets,
     sampler_from_config,
     with_areas,
 )
@@ -353,6 +354,33 @@ def test_in_the_stock_loader_the_share_holds_by_chance(scenes, reading):
     assert 65 < augmented < 135
 
 
+def test_a_name_of_detectron2s_catalog_is_not_taken_again(tmp_path, forget_datasets):
+    """It would be trained on by our reading, and evaluated by Detectron2's."""
+    path = make_dataset(tmp_path, "scenes", 2, seed=4, size=96, progress=False)
+    for name, words in (("coco_2017_val_100", "is taken by another dataset"), ("new_scenes", "")):
+        register_dataset(name, path, path.parent / "images")
+        if words:
+            with pytest.raises(SmallObjError, match=words):
+                register_datasets([name])
+            continue
+        register_datasets([name])
+        register_datasets([name])  # it is the same
+        assert MetadataCatalog.get(name).json_file == str(path)
+
+
+def test_a_dataset_of_a_function_is_evaluated_wherever_its_images_are(tmp_path, scenes):
+    """Detectron2 writes its annotations to a file of its own, with absolute paths."""
+    name = "scenes_of_a_function"
+    records = [{k: v for k, v in r.items() if k != "draw"} for r in scenes[:3]]
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=[f"class{i}" for i in range(6)])
+    cfg = config("demo", "DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(tmp_path))
+    evaluator = Trainer.build_evaluator(cfg, name)
+    written = evaluator._coco_api
+    assert os.path.isabs(next(iter(written.imgs.values()))["file_name"])
+    assert len(written.anns) == sum(len(r["annotations"]) for r in records)
+
+
 @pytest.fixture
 def registered(tmp_path, forget_datasets) -> str:
     """Scenes as `register_coco_instances` registers them: without `area`."""
@@ -538,6 +566,7 @@ def test_mixed_precisions_scale_goes_through_a_resume():
         parts = (model, [], torch.optim.SGD(model.parameters(), lr=0.1))
         made = Trainer.__new__(Trainer)
         made._hooks, made.iter = [], 4
+        made.scheduler = torch.optim.lr_scheduler.LambdaLR(parts[2], lambda _: 1.0)
         made._trainer = SimpleTrainer(*parts)
         if scaler:
             made._trainer = AMPTrainer(*parts, grad_scaler=torch.amp.GradScaler("cpu", **scaler))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,6 +235,49 @@ def test_images_are_found_in_folders_and_by_patterns(images, tmp_path):
             find_images([nothing])
 
 
+def test_a_file_is_one_file_however_it_is_spelled(images, tmp_path, monkeypatch):
+    """And no picture leads out of the folder of pictures."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    name = first(images).name
+    mine = tmp_path / "here" / "mine.png"
+    Image.open(first(images)).save(mine)
+    found = find_images([f"../images/{name}", images / name, "mine.png", "../here/mine.png"])
+    assert [r["name"] for r in found.records] == [f"images/{name}", "here/mine.png"]
+    assert all(
+        ".." not in predictions.picture_of(r["name"], Path("out")).parts for r in found.records
+    )
+    (images / "out").mkdir()
+    Image.open(first(images)).save(images / "out" / "old.png")
+    found = find_images([images], not_in=Path("../images/out"))  # in other words than the images
+    assert "out/old.png" not in [r["name"] for r in found.records]
+    assert len(find_images([images], not_in=tmp_path).records) == len(found.records) + 1
+
+
+def test_an_id_of_a_json_is_given_once(images, tmp_path):
+    """Two files of one name cannot both be the image that the JSON has under it."""
+    (images / "a").mkdir()
+    Image.open(first(images)).save(images / "a" / first(images).name)
+    entry = {"id": 7, "file_name": first(images).name, "height": 9, "width": 9}
+    other = {"id": 8, "file_name": "x/other.png", "height": 9, "width": 9}
+    content = {
+        "images": [entry, other],
+        "categories": [{"id": 5, "name": "five"}, {"id": 3, "name": "3"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found, categories = predictions.with_ids_of(find_images([images]), tmp_path / "a.json")
+    assert [(r["name"], r["image_id"]) for r in found.records] == [(first(images).name, 7)]
+    assert [*categories.items()] == [(3, "3"), (5, "five")]  # as classes are numbered
+    only = find_images([images / "a" / first(images).name, first(images).parent / "a"])
+    assert [
+        r["image_id"] for r in predictions.with_ids_of(only, tmp_path / "a.json")[0].records
+    ] == [7]
+    for damage in ({"file_name": "x.png"}, {**entry, "height": None}):
+        (tmp_path / "a.json").write_text(json.dumps({"images": [damage]}))
+        with pytest.raises(SmallObjError, match=r"a\.json is damaged"):
+            predictions.with_ids_of(only, tmp_path / "a.json")
+
+
 def test_ids_come_by_name_and_images_of_another_size_are_skipped(scenes, images, tmp_path):
     data = json.loads(scenes.read_text())
     data["images"][0]["width"] += 1
@@ -265,7 +309,9 @@ def test_nothing_is_written_over_in_silence(images, tmp_path, capsys):
     assert "not the folder" in capsys.readouterr().err  # all is well but the run
     assert predict(tmp_path, *words, "--overwrite", "--pictures", images) == 2
     assert "there is no image" in capsys.readouterr().err
-    assert predict(tmp_path, first(images), "--overwrite", "--pictures", images) == 2
+    words = [first(images), "--out", out]
+    assert predict(tmp_path, *words, "--overwrite", "--pictures", images) == 2
+    assert "is one of the images" in capsys.readouterr().err
 
 
 def test_overrides_are_told_from_images(images, tmp_path, monkeypatch):
@@ -285,7 +331,7 @@ def test_slices_without_sahi_say_what_to_install(images, tmp_path, capsys):
     ("words", "says"),
     [
         ([], "Name the images"),
-        (["a.png", "--batch", "0"], "--batch must be"),
+        (["a.png", "--batch", "0"], "--batch is 0; it must be 1 or more"),
         (["nowhere.png"], "there is no image"),
         (["a.png", "--out", "p.txt"], "must end in .json"),
     ],

@@ -23,7 +23,7 @@ from smallobj_d2.commands import train_net, visualize
 from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.engines import load_engine
-from smallobj_d2.engines.folder import record_run
+from smallobj_d2.engines.folder import record_run, start_anew
 from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.files import locked
@@ -252,6 +252,54 @@ def test_libraries_that_changed_are_named_at_resume(tmp_path, scenes, caplog):
         record_run(cfg, "torchvision", resume=True)
     (line,) = [r.getMessage() for r in caplog.records]
     assert line.startswith("pillow was 0.1 when this run began, and is ")
+
+
+@each_engine
+def test_a_resumed_run_takes_the_settings_it_is_given_and_says_so(
+    tmp_path, scenes, engine, forget_datasets
+):
+    """As it must, to heed the advice to lower the learning rate when a loss is not finite."""
+    slow = ["SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", "()"]
+    opts = options(scenes, tmp_path / "out", "DATASETS.TEST", "()", *slow, iterations=3)
+    train(engine, [*opts, "SOLVER.BASE_LR", "0.02"])
+    forget_datasets()
+    more = ["SOLVER.BASE_LR", "0.004", "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.MAX_ITER", "6"]
+    train(engine, [*opts, *more], resume=True)
+    lines = [json.loads(x) for x in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert [x["lr"] for x in lines if "lr" in x] == pytest.approx([0.02, 0.004])
+    state = read_file(tmp_path / "out" / "model_final.pth")
+    optimizer = state["optimizer"] if engine == "torchvision" else state["trainer"]["_trainer"]
+    groups = optimizer.get("optimizer", optimizer)["param_groups"]
+    assert 0.5 in {group["weight_decay"] for group in groups}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "BASE_LR: 0.02" in record["earlier"][0]["config"]
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "SOLVER.BASE_LR was 0.02 before, and is 0.004 from here on." in log
+    assert "OUTPUT_DIR was" not in log
+
+
+@each_engine
+def test_an_evaluation_needs_no_training_annotations(tmp_path, scenes, engine, forget_datasets):
+    opts = options(scenes, tmp_path / "out", iterations=1)
+    train(engine, opts)
+    forget_datasets()
+    gone = ["DATASETS.TRAIN", "('gone',)", "SMALLOBJ.DATASETS"]
+    gone.append(
+        repr([["gone", "gone.json", "gone"], *load_cfg(CONFIG, opts).SMALLOBJ.DATASETS[1:]])
+    )
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "out" / "model_final.pth")]
+    assert train(engine, [*opts, *gone, *weights], eval_only=True)
+
+
+def test_a_run_that_starts_again_leaves_no_detections_of_the_one_before(tmp_path):
+    """Else AP by size could be of the older run."""
+    both = [tmp_path / "inference", tmp_path / "inference" / "scenes_val"]
+    for folder in both:
+        folder.mkdir()
+        (folder / "coco_instances_results.json").write_text("[]")
+    (tmp_path / "inference" / "mine.txt").touch()
+    start_anew(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*.*")] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("batch", [0, -2])

@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation import ap
 from smallobj_d2.evaluation.ap import (
@@ -78,6 +79,37 @@ def truth(tmp_path):
         )
     )
     return load_ground_truth(path)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, "medium"), (96, "large")])
+def test_an_object_at_a_limit_is_of_the_larger_size_alone(side, size):
+    """COCO's ranges have both ends; Detectron2 and the counts beside AP have one."""
+    data = {
+        "images": [{"id": 1, "height": 300, "width": 400, "file_name": "a.png"}],
+        "annotations": [annotation(1, side, 10, 10)],
+        "categories": [{"id": 7, "name": "seven"}],
+    }
+    truth = indexed(data)
+    row = row_of(
+        {t: coco_metrics(truth, [result(side, 10, 10)], t) for t in ("bbox", "segm")},
+        count_objects(truth),
+    )
+    for kind in ("bbox", "segm"):
+        assert {s for s in SIZES if row[kind][s] is not None} == {size, "all"}
+
+
+def test_boxes_are_evaluated_as_they_are_trained_on(tmp_path):
+    """A box that does not hold its mask is the mask's, in both."""
+    wrong = annotation(1, 20, 30, 40) | {"bbox": [200.0, 100.0, 5.0, 5.0]}
+    data = {
+        "images": [{"id": 1, "height": 300, "width": 400, "file_name": "a.png"}],
+        "annotations": [wrong],
+        "categories": [{"id": 7, "name": "seven"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (box,) = (a["bbox"] for a in load_ground_truth(tmp_path / "a.json").anns.values())
+    (record,) = load_coco(tmp_path / "a.json", tmp_path).records
+    assert box == record["annotations"][0]["bbox"] == [30.0, 40.0, 20.0, 20.0]
 
 
 def test_counts_leave_crowds_out(truth):

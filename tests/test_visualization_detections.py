@@ -1,6 +1,7 @@
 """Pictures of what runs found: who is matched with whom, and what a person gets to see."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.evaluation.matches import match_detections
+from smallobj_d2.evaluation.run_folder import results_of_run
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.detections import detection_sheet, prediction_view
 from smallobj_d2.visualization.sheets import (
@@ -195,6 +197,36 @@ def test_images_are_chosen_by_seed_or_by_id(scenes, truth, tmp_path):
     detection_sheet(run, images=[image], width=100)
     with pytest.raises(SmallObjError, match="no image 987654"):
         detection_sheet(run, images=[987654], width=100)
+
+
+def test_ids_may_be_words(scenes, tmp_path):
+    data = json.loads(scenes.read_text())
+    for image in data["images"]:
+        image["id"] = f"n{image['id']:03}"
+    for a in data["annotations"]:
+        a["image_id"] = f"n{a['image_id']:03}"
+    json_file = scenes.parent / "words.json"
+    json_file.write_text(json.dumps(data))
+    run_folder(tmp_path / "run", json_file, [], name="worded_scenes")
+    runs = {"run": tmp_path / "run"}
+    detection_sheet(runs, num=2, width=64)
+    detection_sheet(runs, images=["n003"], width=64)
+    with pytest.raises(SmallObjError, match="There is no image n999"):
+        detection_sheet(runs, images=["n999"])
+
+
+def test_the_newest_detections_of_a_run_are_meant(scenes, truth, tmp_path):
+    """Runs of several test sets write them elsewhere than runs of one."""
+    new = [result(i, 1, np.ones((9, 9), np.uint8), 0.5) for i in list(truth.imgs)[:1]]
+    run_folder(tmp_path, scenes, new, name="found_scenes")
+    other = tmp_path / "inference" / "found_scenes" / "coco_instances_results.json"
+    other.parent.mkdir()
+    other.write_text("[]")
+    newest = tmp_path / "inference" / "coco_instances_results.json"
+    os.utime(other, ns=(1, 1))
+    assert len(results_of_run(tmp_path, "found_scenes")) == 1
+    os.utime(newest, ns=(0, 0))
+    assert results_of_run(tmp_path, "found_scenes") == []
 
 
 def test_runs_must_share_their_test_set(scenes, tmp_path):

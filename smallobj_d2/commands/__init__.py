@@ -4,6 +4,7 @@ The files under ``tools/`` call them, too.
 """
 
 import argparse
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,16 +74,25 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def require_positive(args: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below 1; an option that was not given may be None.
+def require(
+    args: argparse.Namespace, *names: str, least: float = 1, most: float | None = None
+) -> None:
+    """Refuse numbers that mean nothing; an option that was not given may be None.
+
+    Args:
+        args: of the command.
+        names: of options, each with one number or several.
+        least, most: what they may be.
 
     Raises:
         SmallObjError: naming the option.
     """
+    words = f"must be {least:g} or more" if most is None else f"must be from {least:g} to {most:g}"
     for name in names:
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise SmallObjError(f"--{name} must be 1 or more.")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not least <= number <= (most or math.inf):
+                raise SmallObjError(f"--{name.replace('_', '-')} is {number}; it {words}.")
 
 
 @contextmanager

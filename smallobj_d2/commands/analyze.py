@@ -15,7 +15,7 @@ from smallobj_d2.analysis.analyze import PROTOCOLS, analyze
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.report import figure5_images, write_report
 from smallobj_d2.analysis.table2 import layouts
-from smallobj_d2.commands import CommandLine, path, require_positive, writable_folder
+from smallobj_d2.commands import CommandLine, path, require, writable_folder
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_positive(args, "epochs", "draws", "workers")
+    require(args, "epochs", "draws", "workers")
     if not args.json and not args.words:
         raise SmallObjError("Name a registered dataset, or give --json FILE.")
     opts = args.words if args.json else args.words[1:]

@@ -16,7 +16,7 @@ from smallobj_d2.commands import (
     config_from,
     parse,
     path,
-    require_positive,
+    require,
     resumable,
 )
 from smallobj_d2.errors import command, printable
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--out", required=True, type=path, metavar="FOLDER")
     parser.option("--workers", "number of threads (default: one per core)", type=int)
     args = parse(parser, argv)
-    require_positive(args, "workers")
+    require(args, "workers")
     with resumable():
         cfg = config_from(args)
         print_summary(augment_dataset(cfg, args.out, workers=args.workers), cfg.SEED)

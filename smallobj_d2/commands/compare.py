@@ -12,8 +12,8 @@ from pathlib import Path
 
 from smallobj_d2.commands import CommandLine, writable
 from smallobj_d2.commands.detections import add_runs, named_runs
-from smallobj_d2.config import get_cfg
-from smallobj_d2.errors import command
+from smallobj_d2.config import RULES, get_cfg
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.sizes import compare
 
 
@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--limits", words, limits, type=float, nargs="+", metavar="SIDE")
     parser.option("--out", default=Path("output/sizes.png"), metavar="PNG|SVG")
     args = parser.parse_args(argv)
+    rule = RULES["SMALLOBJ.SIZE_LIMITS"]
+    if not rule.holds(args.limits):
+        raise SmallObjError(f"--limits {rule.words}.")
     runs = named_runs(args)
     out = writable(args.out, (".png", ".svg"))
     half = "bbox" if args.boxes else "segm"

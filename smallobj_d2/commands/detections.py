@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import CommandLine, path, writable
+from smallobj_d2.commands import CommandLine, path, require, writable
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.detections import detection_sheet
 
@@ -20,7 +20,7 @@ from smallobj_d2.visualization.detections import detection_sheet
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     add_runs(parser)
-    parser.add_argument("--images", type=int, nargs="+", default=[], metavar="ID")
+    parser.option("--images", "ids of the images to show", nargs="+", metavar="ID")
     parser.option("--num", "number of images with small objects, chosen at random", 4)
     parser.option("--seed", "seed of that choice", 0)
     parser.option("--score", "lowest score of a detection to show", 0.5)
@@ -28,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--width", "width of each picture in pixels", 480)
     parser.option("--out", default=Path("output/detections.png"), metavar="PNG")
     args = parser.parse_args(argv)
+    require(args, "num", "width")
+    require(args, "seed", least=0)
+    require(args, "score", "iou", least=0, most=1)
     runs = named_runs(args)
     out = writable(args.out)
-    names = ("images", "num", "seed", "score", "iou", "width")
-    sheet, text = detection_sheet(runs, **{name: getattr(args, name) for name in names})
+    names = ("num", "seed", "score", "iou", "width")
+    how = {name: getattr(args, name) for name in names}
+    sheet, text = detection_sheet(runs, images=args.images or (), **how)
     sheet.save(out)
     print(f"{text}\n{out}")
 

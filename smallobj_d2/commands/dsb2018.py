@@ -72,8 +72,10 @@ def convert(source: Path, out: Path, split: str, names: list[str]) -> dict[str, 
     }
     bar = tqdm(sorted(names), desc=split, unit="img", disable=not sys.stderr.isatty())
     for number, name in enumerate(bar, 1):
-        (file,) = sorted((folders[name] / "images").glob("*.png"))
-        image = _open(file).convert("RGB")
+        files = sorted((folders[name] / "images").glob("*.png"))
+        if len(files) != 1:
+            raise UnreadableImage(f"{folders[name]}/images has {len(files)} PNGs, not one.")
+        image = _open(files[0]).convert("RGB")
         image.save(out / split / f"{name}.png")
         size = {"height": image.height, "width": image.width}
         data["images"].append({"id": number, "file_name": f"{name}.png", **size})

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smallobj_d2.commands import CommandLine, parse, path, writable, writable_folder
+from smallobj_d2.commands import CommandLine, parse, path, require, writable, writable_folder
 from smallobj_d2.datasets.categories import require_same_categories
 from smallobj_d2.errors import SmallObjError, command, printable
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs, opts = _apart([*args.inputs, *args.opts])
     if not inputs:
         raise SmallObjError("Name the images: files, folders, or patterns such as 'images/*.png'.")
-    if args.batch < 1 or not 0 <= args.score <= 1:
-        raise SmallObjError("--batch must be 1 or more, and --score from 0 to 1.")
+    require(args, "batch")
+    require(args, "score", least=0, most=1)
     # Loads torch, which takes seconds.
     from smallobj_d2.engines import predictions
 

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = args.results / f"{scale.name}_{folder.name}.json"
         found = distil(scale, folder.absolute())
         if (args.add and result.is_file()) or result in folders:
+            load_results(result)  # which names a damaged file
             found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
         folders.setdefault(result, []).append(folder)

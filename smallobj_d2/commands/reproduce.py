@@ -20,7 +20,7 @@ from pathlib import Path
 from smallobj_d2.commands import (
     PROGRAM,
     CommandLine,
-    require_positive,
+    require,
     resumable,
     scale_file,
     writable_folder,
@@ -118,10 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_positive(args, "seeds", "jobs")
-    for option, value in (("first-seed", args.first_seed), ("gpus-per-run", args.gpus_per_run)):
-        if value is not None and value < 0:
-            raise SmallObjError(f"--{option} must be 0 or more.")
+    require(args, "seeds", "jobs")
+    require(args, "first_seed", "gpus_per_run", least=0)
     engine = choose_engine(args.engine)
     scale = load_scale(scale_file(args.scale))
     own = scale_file(args.scale).absolute()

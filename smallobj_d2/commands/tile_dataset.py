@@ -14,7 +14,7 @@ from smallobj_d2.commands import (
     CommandLine,
     add_dataset_options,
     path,
-    require_positive,
+    require,
     resumable,
 )
 from smallobj_d2.datasets.coco import dataset_info
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = [args.json, args.images]
     if bool(args.dataset) == any(files) or any(files) != all(files):
         raise SmallObjError("Give either --dataset, or --json and --images.")
-    require_positive(args, "workers")
+    require(args, "workers")
     if args.dataset:
         info = dataset_info(args.dataset)
         files = [info.json_file, info.image_root]

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         if not speaks:
             sys.exit(130)
-        raise KeyboardInterrupt(how_to_continue(output)) from None
+        raise KeyboardInterrupt("" if args.eval_only else how_to_continue(output)) from None
     if speaks:
         print(f"The run is in {output}: {', '.join(_results(output))}.")
 

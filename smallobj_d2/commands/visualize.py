@@ -18,6 +18,7 @@ from smallobj_d2.commands import (
     add_dataset_options,
     config_from,
     parse,
+    require,
     writable,
 )
 from smallobj_d2.config import changed
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--width", "width of each picture in pixels", 480)
     parser.option("--out", default=Path("output/contact_sheet.png"), metavar="PNG")
     args = parse(parser, argv)
+    require(args, "num", "width")
+    require(args, "positions", least=0)
     cfg = config_from(args)
     engine = load_engine(args.engine)
     out = writable(args.out)

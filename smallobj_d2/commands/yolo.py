@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smallobj_d2.adapters.yolo import SPLITS, read_yaml, to_coco, to_yolo
 from smallobj_d2.commands import CommandLine, add_dataset_options, path, writable_folder
-from smallobj_d2.errors import command
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.files import write_json
 
 
@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _to_coco(file: Path, out: Path) -> None:
     datasets = []
-    for split in (s for s in SPLITS if read_yaml(file).get(s)):
+    splits = [split for split in SPLITS if read_yaml(file).get(split)]
+    if not splits:
+        raise SmallObjError(f"{file} names no images: it has none of {', '.join(SPLITS)}.")
+    for split in splits:
         data, root = to_coco(file, split)
         write_json(out / f"{split}.json", data)
         datasets.append(f'["my_{split}", "{out / split}.json", "{root}"]')

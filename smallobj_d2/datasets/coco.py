@@ -56,7 +56,7 @@ class CocoDataset:
 
 
 # As Detectron2 lays them out under DETECTRON2_DATASETS.
-_BUILTIN = {
+BUILTIN = {
     f"coco_{year}_{split}": (
         f"coco/annotations/instances_{split}{year}.json",
         f"coco/{split}{year}",
@@ -83,7 +83,7 @@ def register_dataset(name: str, json_file: str | Path, image_root: str | Path) -
         image_root: folder that the JSON's ``file_name`` are relative to.
     """
     info = DatasetInfo(name, Path(json_file), Path(image_root))
-    if name in _BUILTIN or _registered.get(name, info) != info:
+    if name in BUILTIN or _registered.get(name, info) != info:
         raise SmallObjError(f"The name {name!r} is taken by another dataset; choose a new one.")
     _registered[name] = info
 
@@ -111,7 +111,7 @@ def with_paths(cfg: Any, json_file: str | Path, image_root: str | Path, key: str
     taken = known | named
     stem = Path(json_file).stem
     names = chain([stem], (f"{stem}_{i}" for i in count(2)))
-    name = next(n for n in names if n not in _BUILTIN and taken.get(n, paths) == paths)
+    name = next(n for n in names if n not in BUILTIN and taken.get(n, paths) == paths)
     new = [] if name in named else [[name, *paths]]
     return changed(
         cfg,
@@ -125,8 +125,8 @@ def is_registered(name: str) -> bool:
 
 
 def _find(name: str) -> DatasetInfo | None:
-    if name in _BUILTIN:
-        return DatasetInfo(name, *(datasets_root() / file for file in _BUILTIN[name]))
+    if name in BUILTIN:
+        return DatasetInfo(name, *(datasets_root() / file for file in BUILTIN[name]))
     return _registered.get(name)
 
 
@@ -138,13 +138,13 @@ def dataset_info(name: str) -> DatasetInfo:
     """
     info = _find(name)
     if info is None:
-        known = ", ".join([*_BUILTIN, *_registered])
+        known = ", ".join([*BUILTIN, *_registered])
         raise SmallObjError(
             f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
     remedy = "Correct its entry in SMALLOBJ.DATASETS."
-    if name in _BUILTIN:
+    if name in BUILTIN:
         remedy = (
             "DETECTRON2_DATASETS must name the folder that holds coco/; it is "
             f"{datasets_root()} now."
@@ -203,14 +203,18 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
         return dataset_of(read_coco(json_file), str(image_root))
 
 
-def read_coco(json_file: str | Path) -> Checked:
+def read_coco(json_file: str | Path, *, images: bool = True) -> Checked:
     """Read and check a COCO instance JSON; the log says what is harmless.
+
+    Args:
+        json_file: the file.
+        images: whether its image files are meant, too, so that their names must mean something.
 
     Raises:
         SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
     """
     checked = Checked(json_file)
-    stop_on_errors(checked.findings)
+    stop_on_errors(f for f in checked.findings if images or not f.kind.startswith("file-"))
     if (state := _state(checked.path)) not in _read:
         categories = sorted(checked.categories, key=lambda c: c["id"])
         _read[state] = {c["id"]: c["name"] for c in categories}
@@ -218,17 +222,22 @@ def read_coco(json_file: str | Path) -> Checked:
     return checked
 
 
-def repaired(checked: Checked) -> Iterator[tuple[int, dict[str, Any]]]:
+def repaired(checked: Checked) -> Iterator[dict[str, Any]]:
     """The annotations of a JSON without errors, as all that trains and evaluates takes them.
 
     Those that have nothing left of their mask are left out. ``iscrowd`` and ``area`` are there.
-    Masks are compressed RLE of whole numbers, or polygons of three points and more, of floats.
+    Masks are compressed RLE of whole numbers, or polygons of three points and more, of floats. A
+    box that does not hold its mask is the mask's.
 
     Yields:
-        An annotation's number among all of the JSON, and its copy.
+        Copies.
     """
     sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in checked.images}
     lost = np.isnan(checked.measured.masks.bounds[:, 0]).tolist()
+    not_held = np.flatnonzero(checked.measured.not_held)
+    x0, y0, x1, y1 = checked.measured.masks.bounds[not_held].T
+    of_masks = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
+    boxes = dict(zip(not_held.tolist(), of_masks, strict=True))
     for number, annotation in enumerate(checked.annotations):
         new = {"iscrowd": 0, **annotation}
         mask, size = new.pop("segmentation", None), sizes[annotation["image_id"]]
@@ -246,7 +255,9 @@ def repaired(checked: Checked) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         if not new.get("area"):
             new["area"] = mask_area(new, *size)
-        yield number, new
+        if number in boxes:
+            new["bbox"] = boxes[number]
+        yield new
 
 
 def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
@@ -263,19 +274,15 @@ def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
         }
         for image in checked.images
     }
-    not_held = np.flatnonzero(checked.measured.not_held)
-    x0, y0, x1, y1 = checked.measured.masks.bounds[not_held].T
-    of_masks = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
-    boxes = dict(zip(not_held.tolist(), of_masks, strict=True))
     kept = 0
-    for number, annotation in repaired(checked):
+    for annotation in repaired(checked):
         kept += 1
         record = images[annotation.pop("image_id")]
         record["annotations"].append(annotation)
         annotation["category_id"] = contiguous[annotation["category_id"]]
         annotation["bbox_mode"] = XYWH
         # Detectron2 moves boxes in the type they have, and would round whole numbers.
-        annotation["bbox"] = boxes.get(number) or [float(v) for v in annotation["bbox"]]
+        annotation["bbox"] = [float(v) for v in annotation["bbox"]]
         if annotation.get("keypoints"):
             annotation["keypoints"] = [
                 k if i % 3 == 2 else k + 0.5 for i, k in enumerate(annotation["keypoints"])
@@ -289,7 +296,7 @@ def dataset_of(checked: Checked, image_root: str) -> CocoDataset:
             "no iscrowd": found["iscrowd-missing"],
             "no area": found["area-missing"],
             "no valid polygon": len(checked.annotations) - kept,
-            "box does not hold mask": len(boxes),
+            "box does not hold mask": int(checked.measured.not_held.sum()),
         },
     )
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from smallobj_d2.config import flatten
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors, write_json, writing
@@ -87,15 +89,18 @@ def start_anew(output: Path, *, overwrite: bool = False) -> None:
         )
     with disk_errors(output):
         (output / "last_checkpoint").unlink(missing_ok=True)
+        detections = (output / "inference").rglob("coco_instances_results.json")
         for name in ("skipped", "metrics", "row", "categories"):
             (output / f"{name}.json").unlink(missing_ok=True)
+        for path in [*detections]:
+            path.unlink()
 
 
 def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool = False) -> None:
     """Write what runs to run.json (eval.json for evaluation alone), and the config to config.yaml.
 
     What run.json said before a resume is kept under ``earlier``. Libraries whose versions have
-    changed since are named in a warning.
+    changed since are named in a warning, and so are keys of the config.
     """
     if processes.rank() != 0:
         return
@@ -123,11 +128,27 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
                     "pixels, and the same seed other weights.",
                     *(library, was, now),
                 )
-        earlier = before.pop("earlier")
-        record["earlier"] = [*earlier, {k: v for k, v in before.items() if k != "config"}]
+        _warn_of_changes(before.get("config"), cfg)
+        record["earlier"] = [*before.pop("earlier"), before]
     write_json(output / "run.json", {**record, "config": cfg.dump()})
     with writing(output / "config.yaml") as temporary:
         temporary.write_text(cfg.dump())
+
+
+_MAY_CHANGE = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.")
+"""Keys, or beginnings of keys, that do not change what is trained."""
+
+
+def _warn_of_changes(before: object, cfg: Any) -> None:
+    """Name the keys that a resumed run has other values for, given the config's text before."""
+    try:
+        old = flatten(yaml.safe_load(str(before)))
+    except (yaml.YAMLError, AttributeError):
+        return  # what is damaged there keeps nobody from training on
+    new = flatten(yaml.safe_load(cfg.dump()))
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] != new[key] and not key.startswith(_MAY_CHANGE):
+            logger.warning("%s was %s before, and is %s from here on.", key, old[key], new[key])
 
 
 def read_record(output: Path) -> dict[str, Any]:

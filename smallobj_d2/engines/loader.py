@@ -137,7 +137,7 @@ class TrainLoader:
         rank, world_size: which process this is, of how many.
         num_workers: loader processes.
         aspect_ratio_grouping: keep wide and tall images in batches apart.
-        start_iter: the iteration to start at; earlier batches are left out, unread.
+        start_iter: see `start_at`.
         skip_unreadable: replace unreadable images instead of stopping.
         stitch: see `DrawDataset`.
 
@@ -180,16 +180,19 @@ class TrainLoader:
         self.positions: list[int] = []
         self.skipped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
+        self._batches = BatchSampler(stream, images_per_batch, wide, rank, world_size, start_iter)
         self._loader = DataLoader(
             self.dataset,
-            batch_sampler=BatchSampler(
-                stream, images_per_batch, wide, rank, world_size, start_iter
-            ),
+            batch_sampler=self._batches,
             num_workers=num_workers,
             collate_fn=list,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
+
+    def start_at(self, iteration: int) -> None:
+        """Begin with the batch of an iteration; earlier ones are left out, unread."""
+        self._batches.start = iteration
 
     def __iter__(self) -> Iterator[list[Sample]]:
         for batch in self._loader:

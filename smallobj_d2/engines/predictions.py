@@ -7,6 +7,7 @@ matter; only their names are kept.
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ def load_run(
             "training run."
         )
     path = Path(weights) if weights else last_checkpoint(folder)
+    if path is not None and not path.is_file():
+        raise SmallObjError(f"There is no file {path}.")
     if path is None:
         raise SmallObjError(f"{folder} has no checkpoint yet. Train on, or give --weights FILE.")
     cfg = settle_device(load_cfg(folder / "config.yaml", opts))
@@ -156,67 +159,85 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
 
     Args:
         inputs: files, folders and patterns.
-        not_in: a folder to leave out: that of the pictures.
+        not_in: a folder to leave out of folders that it is in: that of the pictures.
 
     Raises:
         SmallObjError: for an input that leads to no image.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, str] = {}  # by where they are, so that one named twice is there once
     roots = []
+    out = _place(not_in) if not_in else None
     for text in map(os.path.expanduser, map(str, inputs)):
         path = Path(text)
         found = [path] if path.exists() else [Path(p) for p in glob.glob(text, recursive=True)]
-        listed = [f for p in sorted(found) for f in (_images_in(p) if p.is_dir() else [p])]
-        kept = [f for f in listed if not_in is None or not_in not in f.parents]
+        kept = {_place(f): str(f) for p in sorted(found) for f in _images_in(p, out)}
         if not kept:
             raise SmallObjError(f"{text}: there is no image ({', '.join(SUFFIXES)}).")
-        roots += [p if p.is_dir() else p.parent for p in found]
-        files.update(dict.fromkeys(kept))
-    root = Path(os.path.commonpath([r.absolute() for r in roots]))
+        roots += [_place(p if p.is_dir() else p.parent) for p in found]
+        files |= {place: name for place, name in kept.items() if place not in files}
+    root = Path(os.path.commonpath(roots))
     records = [
-        {
-            "file_name": str(file),
-            "name": file.absolute().relative_to(root).as_posix(),
-            "image_id": number,
-        }
-        for number, file in enumerate(files, start=1)
+        {"file_name": name, "name": place.relative_to(root).as_posix(), "image_id": number}
+        for number, (place, name) in enumerate(files.items(), start=1)
     ]
     return Images(records)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    found = folder.rglob("*")
+def _place(path: Path) -> Path:
+    """The one way to write where a file is: absolute, without ``..``."""
+    return Path(os.path.abspath(path))
+
+
+def _images_in(path: Path, out: Path | None) -> list[Path]:
+    """A file, or the images of a folder, without those of a folder below it."""
+    if not path.is_dir():
+        return [path]
+    here = _place(path)
+    out = out if out is not None and here in (out, *out.parents) else None
     return sorted(
-        f for f in found if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()
+        f
+        for f in path.rglob("*")
+        if f.suffix.lower() in SUFFIXES
+        and f.name[0] != "."
+        and f.is_file()
+        and out not in _place(f).parents
     )
 
 
 def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]]:
     """The images with the ids of a COCO JSON, and its categories.
 
-    An image is found in the JSON by its ``name``, or else by the name of the file alone, where the
-    JSON has it but once.
+    An image is found in the JSON by its ``name``, or else by the name of the file alone, where both
+    the JSON and the images have that but once.
     """
     with reading(json_file):
         data = read_json(json_file)
-        known = {i["file_name"]: i for i in data["images"]}
-        alone: dict[str, Any] = {}
-        for name, entry in known.items():
-            base = name.rpartition("/")[2]
-            alone[base] = None if base in alone else entry
+        known = {i["file_name"]: _known_of(i) for i in data["images"]}
         categories = {c["id"]: str(c["name"]) for c in data.get("categories", [])}
+        categories = {i: categories[i] for i in sorted(categories)}  # as classes are numbered
+    names = Counter(_base(name) for name in known)
+    ours = Counter(_base(record["name"]) for record in images.records)
+    alone = {b: entry for n, entry in known.items() if names[b := _base(n)] == ours[b] == 1}
     records, unknown = [], []
     for record in images.records:
-        name = record["name"]
-        entry = known.get(name) or alone.get(name.rpartition("/")[2])
+        entry = known.get(record["name"]) or alone.get(_base(record["name"]))
         if entry is None:
             unknown.append(record["file_name"])
             continue
-        size = {k: int(entry[k]) for k in ("height", "width") if k in entry}
-        records.append({**record, "image_id": entry["id"], **size})
+        records.append({**record, **entry})
     if not records:
         raise SmallObjError(f"None of the {len(unknown)} images is in {json_file}.")
     return Images(records, unknown), categories
+
+
+def _known_of(image: Mapping[str, Any]) -> dict[str, Any]:
+    """What a COCO JSON says of an image, as a record has it."""
+    size = {k: int(image[k]) for k in ("height", "width") if k in image}
+    return {"image_id": image["id"], **size}
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 # --- Looking at all of them

@@ -57,9 +57,9 @@ def load_ground_truth(json_file: str | Path) -> COCO:
     Raises:
         SmallObjError: as `smallobj_d2.datasets.coco.load_coco`, which reads and checks it as well.
     """
-    checked = read_coco(json_file)
+    checked = read_coco(json_file, images=False)
     images = [{**i, "height": int(i["height"]), "width": int(i["width"])} for i in checked.images]
-    kept = [{**a, "id": i} for i, (_, a) in enumerate(repaired(checked), 1)]
+    kept = [{**a, "id": i} for i, a in enumerate(repaired(checked), 1)]
     return indexed({**checked.data, "images": images, "annotations": kept})
 
 
@@ -114,7 +114,8 @@ def coco_metrics(
     found = accumulated(ground_truth, results, iou_type, detections)
     if found is None:
         return {name: 0.0 if counts[size] else None for name, (_, size) in _STATS.items()}
-    return {name: _ap(found, *what) for name, what in _STATS.items()}
+    # COCO's ranges have both ends, so an object of 32 x 32 pixels would be small there, too.
+    return {name: _ap(found, *what) if counts[what[1]] else None for name, what in _STATS.items()}
 
 
 def _ap(found: COCOeval, iou: float | None, size: str) -> float | None:

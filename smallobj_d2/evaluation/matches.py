@@ -26,7 +26,7 @@ class Outcome:
 
 def match_detections(
     truth: COCO, results: Sequence[Mapping[str, Any]], *, score: float, iou: float, detections: int
-) -> dict[int, Outcome]:
+) -> dict[Any, Outcome]:
     """Match detections with annotations of their category, the surest first.
 
     Args:
@@ -40,7 +40,7 @@ def match_detections(
         By image id.
     """
     kept = [r for r in results if r["score"] >= score]
-    outcomes: dict[int, Outcome] = {i: Outcome([], [], []) for i in truth.getImgIds()}
+    outcomes: dict[Any, Outcome] = {i: Outcome([], [], []) for i in truth.getImgIds()}
     seen: set[int] = set()
     if kept:
         masks = all("segmentation" in r for r in kept)

@@ -1,6 +1,7 @@
 """What an evaluated run has left in its folder: its config, its test set, its detections.
 
-The detections lie in ``inference/coco_instances_results.json``, whatever the engine.
+The detections lie in ``inference/coco_instances_results.json``, whatever the engine, or of several
+test sets in a folder there for each.
 """
 
 import json
@@ -65,7 +66,8 @@ def results_of_run(folder: Path, dataset: str) -> list[Result]:
     """
     name = "coco_instances_results.json"
     places = [folder / "inference" / dataset / name, folder / "inference" / name]
-    path = next(filter(Path.is_file, places), None)
+    # A run of one test set writes to the latter, of several to the former; the newest is meant.
+    path = max(filter(Path.is_file, places), key=lambda p: p.stat().st_mtime_ns, default=None)
     if path is None:
         raise SmallObjError(f"{folder} has no inference/{name}: evaluate it with --eval-only.")
     with reading(path):

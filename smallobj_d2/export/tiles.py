@@ -103,7 +103,7 @@ def tile_dataset(
         "drop_empty": drop_empty,
     }
     by_image: dict[Any, list[Entry]] = {image["id"]: [] for image in checked.images}
-    for _, annotation in repaired(checked):
+    for annotation in repaired(checked):
         by_image[annotation["image_id"]].append(annotation)
 
     def work(image: Entry) -> list[_Tile]:

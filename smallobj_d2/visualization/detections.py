@@ -34,7 +34,7 @@ from smallobj_d2.visualization.sheets import (
 def detection_sheet(
     folders: Mapping[str, Path],
     *,
-    images: Sequence[int] = (),
+    images: Sequence[Any] = (),
     num: int = 4,
     seed: int = 0,
     score: float = 0.5,
@@ -47,7 +47,8 @@ def detection_sheet(
 
     Args:
         folders: ``OUTPUT_DIR`` of each run by what to call it; all with the same test set.
-        images: ids of the images; none for `num` images with small objects, chosen at random.
+        images: ids of the images, or these as text; none for `num` images with small objects,
+            chosen at random.
         num, seed: see `images`.
         score: leave out detections below.
         iou: for a match.
@@ -67,11 +68,13 @@ def detection_sheet(
     }
     names = {c: str(cat["name"]) for c, cat in truth.cats.items()} if len(truth.cats) > 1 else {}
     records = {r["image_id"]: r for r in load_dataset(dataset).records}
+    by_text = {str(image): image for image in records}
     for image in images:
-        if image not in records:
+        if str(image) not in by_text:
             raise SmallObjError(f"There is no image {image} in {dataset}.")
+    chosen = [by_text[str(image)] for image in images]
     rows = []
-    for image in images or _some_with_small_objects(truth, num, seed):
+    for image in chosen or _some_with_small_objects(truth, num, seed):
         pixels = read_rgb(records[image])
         own = [truth.anns[i] for i in truth.getAnnIds(imgIds=[image], iscrowd=0)]
         annotated = _view(pixels, {ORIGINAL: own}, names)
@@ -89,12 +92,12 @@ def detection_sheet(
     return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
 
 
-def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[int]:
+def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[Any]:
     having = sorted({a["image_id"] for a in truth.anns.values() if is_small(a)})
-    return [int(i) for i in np.random.default_rng(seed).permutation(having)[:num]]
+    return [having[i] for i in np.random.default_rng(seed).permutation(len(having))[:num]]
 
 
-def _summary(truth: COCO, runs: Mapping[str, dict[int, Outcome]], images: Sequence[int]) -> str:
+def _summary(truth: COCO, runs: Mapping[str, dict[Any, Outcome]], images: Sequence[Any]) -> str:
     """How many small objects there are in some images; how many were found, how many invented."""
     total = sum(is_small(truth.anns[i]) for i in truth.getAnnIds(imgIds=images))
     said = []

@@ -85,7 +85,7 @@ class _Run(run.Run):
         if comm.get_world_size() > 1:
             comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_words)
-        register_datasets(cfg)
+        register_datasets(cfg.DATASETS.TEST)
         self.datasets = DatasetCatalog.list()
 
     def categories_of(self, name: str) -> Categories | None:
@@ -100,6 +100,7 @@ class _Run(run.Run):
         return self._rows(Trainer.test(self.cfg, model))
 
     def build(self, checkpoint: Path | None, weights: Path | None) -> None:
+        register_datasets(self.cfg.DATASETS.TRAIN)
         local = {} if checkpoint else {"MODEL.WEIGHTS": str(weights or "")}
         self.trainer = Trainer(changed(self.cfg, local))
         self.trainer.resume_or_load(checkpoint is not None)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from smallobj_d2.datasets.categories import Categories, require_same_categories
 from smallobj_d2.datasets.coco import (
+    BUILTIN,
     categories_of,
     dataset_info,
     is_registered,
@@ -22,17 +23,29 @@ from smallobj_d2.datasets.coco import (
     mask_area,
 )
 from smallobj_d2.datasets.images import opened, require_size
+from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import factors_from_config, repeat_factors
 from smallobj_d2.sizes import SMALL_AREA
 from smallobj_d2.training_set import Records
 
 
-def register_datasets(cfg: CfgNode) -> None:
-    """Make the datasets of a config known to Detectron2's catalogs."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in DatasetCatalog or not is_registered(name):
+def register_datasets(names: Iterable[str]) -> None:
+    """Make named datasets known to Detectron2's catalogs.
+
+    Raises:
+        SmallObjError: if one has the name of another that is there already.
+    """
+    for name in names:
+        if not is_registered(name) or (name in BUILTIN and name in DatasetCatalog):
             continue
         info = dataset_info(name)
+        if name in DatasetCatalog:
+            if MetadataCatalog.get(name).get("json_file") != str(info.json_file):
+                raise SmallObjError(
+                    f"The name {name!r} is taken by another dataset in Detectron2's catalog; "
+                    "choose a new one."
+                )
+            continue
         dataset = load_dataset(name)
         DatasetCatalog.register(name, lambda name=name: load_dataset(name).records)
         MetadataCatalog.get(name).set(

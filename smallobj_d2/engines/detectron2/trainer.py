@@ -94,17 +94,22 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter and last != "model_final.pth":
             # Killed between the last periodic checkpoint and the final one.
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
-        if self.start_iter:
-            self._trainer.reset_data_loader(
-                lambda: build_train_loader(self.cfg, start_iter=self.start_iter)
-            )
+        self._trainer.data_loader.start_at(self.start_iter)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the stock method; a run that began without mixed precision may go over to it."""
+        """As the stock method; a run that began without mixed precision may go over to it.
+
+        Learning rate, momentum and decay are the config's, not the checkpoint's.
+        """
         inner = state_dict["_trainer"]
         if isinstance(self._trainer, AMPTrainer) and "grad_scaler" not in inner:
             inner = {**inner, "grad_scaler": self._trainer.grad_scaler.state_dict()}
+        asked = [{**group} for group in self.optimizer.param_groups]
         super().load_state_dict({**state_dict, "_trainer": inner})
+        self.scheduler.base_lrs = [group["initial_lr"] for group in asked]
+        for group, now in zip(self.optimizer.param_groups, asked, strict=True):
+            rate = group["lr"] * (now["initial_lr"] / group["initial_lr"])
+            group.update(now, params=group["params"], lr=rate)
 
     def run_step(self) -> None:
         """One iteration; a loss that is not finite names the draws it came from.

@@ -16,7 +16,6 @@ from pycocotools import mask as coco_mask
 
 from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_state
 from smallobj_d2.datasets.images import nearest_pixels, read_rgb, resize
-from smallobj_d2.errors import SmallObjError
 from smallobj_d2.masks.shapes import Bitmap, Window
 from smallobj_d2.registry import Registry
 from smallobj_d2.stitch import read_stitched
@@ -76,20 +75,6 @@ class SmallObjectMapper:
     with_masks: bool = True
     augmentation: DrawAugmentation | None = None
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key, value, choices in (
-            ("INPUT.FORMAT", self.image_format, ("BGR", "RGB")),
-            ("INPUT.MIN_SIZE_TRAIN_SAMPLING", self.sampling, ("choice", "range")),
-            ("INPUT.RANDOM_FLIP", self.flip, ("horizontal", "vertical", "none")),
-        ):
-            if value not in choices:
-                raise SmallObjError(f"{key} is {value!r}; it must be one of {choices}.")
-        if self.sampling == "range" and len(self.min_size) != 2:
-            raise SmallObjError(
-                f"INPUT.MIN_SIZE_TRAIN is {self.min_size}; with INPUT.MIN_SIZE_TRAIN_SAMPLING "
-                "'range' it must be two numbers, the lowest and the highest."
-            )
 
     @classmethod
     def from_config(

@@ -253,7 +253,10 @@ class Trainer:
             raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
         try:
             self.model.load_state_dict(state["model"])
+            asked = [{**g, "params": None} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, now in zip(self.optimizer.param_groups, asked, strict=True):
+                group.update(now, params=group["params"])  # rates and decay are the config's
             if state["scaler"]:  # empty after a run without mixed precision, or on a CPU
                 self.scaler.load_state_dict(state["scaler"])
             self.next_iteration = int(state["iteration"]) + 1
