@@ -672,7 +672,7 @@ def test_a_missing_file_of_nearly_that_name_is_pointed_out(tmp_path, there):
 
 
 def many(masks: str = "polygon") -> dict[str, Any]:
-    """Twelve instances of many sizes in three images that are not square."""
+    """Twenty-four instances of many sizes in three images that are not square."""
     rng = np.random.default_rng(5)
     sizes = {1: (300, 400), 2: (200, 500), 3: (640, 330)}
     data: dict[str, Any] = {

@@ -143,7 +143,7 @@ def dataset_info(name: str) -> DatasetInfo:
             f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
             'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
         )
-    remedy = "Correct its entry in SMALLOBJ.DATASETS."
+    remedy = "Correct its entry in SMALLOBJ.DATASETS, or what --json and --images name."
     if name in BUILTIN:
         remedy = (
             "DETECTRON2_DATASETS must name the folder that holds coco/; it is "

@@ -1,7 +1,7 @@
 """A dataset dict to a model input: read, copy-paste, resize, flip, targets.
 
 The image bytes and the boxes are those of Detectron2's DatasetMapper for the same draw, bit for
-bit; a test compares the two.
+bit, but that instances without a pixel are left out; a test compares the two.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
