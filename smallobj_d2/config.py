@@ -346,7 +346,8 @@ def _whole(least: int, most: float = 2**31) -> Rule:
     def holds(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
-    return Rule(holds, f"must be a whole number, {least} or more")
+    words = f"{least} or more" if most >= 1 << 16 else f"from {least} to {most:g}"
+    return Rule(holds, f"must be a whole number, {words}")
 
 
 def _from(least: float, most: float = 1e30, words: str = "") -> Rule:

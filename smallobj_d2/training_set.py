@@ -34,6 +34,7 @@ def training_data(
         )
     if not cfg.DATASETS.TRAIN:
         raise SmallObjError("DATASETS.TRAIN is empty; name a dataset to train on.")
+    _require_once(cfg, "TRAIN")
     records = read(cfg.DATASETS.TRAIN)
     names = ", ".join(cfg.DATASETS.TRAIN)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -52,6 +53,12 @@ def training_data(
     return records, factors_from_config(records, cfg)
 
 
+def _require_once(cfg: Any, which: str) -> None:
+    names = cfg.DATASETS[which]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise SmallObjError(f"DATASETS.{which} names {twice[0]} twice; name each dataset once.")
+
+
 def check_test_data(cfg: Any, known: Container[str] = ()) -> None:
     """Look at the test sets before training, not when it has ended.
 
@@ -63,10 +70,8 @@ def check_test_data(cfg: Any, known: Container[str] = ()) -> None:
         SmallObjError: if one cannot be read to the end of its last image, is named twice, has no
             image, or no masks to compare with.
     """
-    names = cfg.DATASETS.TEST
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise SmallObjError(f"DATASETS.TEST names {twice[0]} twice; name each dataset once.")
-    for name in names:
+    _require_once(cfg, "TEST")
+    for name in cfg.DATASETS.TEST:
         if not is_registered(name) and name in known:
             continue
         records = load_dataset(name).records

@@ -10,6 +10,7 @@ from PIL import Image
 
 from smallobj_d2 import CopyPaste, SameImage, SmallObjError, SourceRule
 from smallobj_d2.adapters.huggingface import CopyPasteTransform
+from smallobj_d2.copy_paste.bank import Cutout, ObjectBank
 
 COPY = CopyPaste(copies=3)
 
@@ -60,6 +61,13 @@ def test_a_sample_is_what_the_core_makes_of_the_same_annotations(form):
     for a, want in zip(target["annotations"], labels, strict=True):
         assert set(a) == {"area", "bbox", "category_id", "segmentation", "iscrowd"}
         assert all(a[k] == want[k] for k in ("area", "bbox", "segmentation"))
+
+
+def test_a_bank_is_refused():
+    """Its labels are numbers of their own."""
+    cutout = Cutout(np.zeros((5, 5, 3), np.uint8), {}, {}, (0, 0))
+    with pytest.raises(SmallObjError, match="objects of the image itself"):
+        CopyPasteTransform(CopyPaste(sources=ObjectBank([[cutout]])), collected)
 
 
 def test_copies_overlap_nothing():

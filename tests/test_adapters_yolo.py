@@ -121,6 +121,18 @@ def test_coco_polygons_come_back(scenes, tmp_path):
             assert np.allclose(a["bbox"], b["bbox"], atol=1)
 
 
+def test_a_crowd_without_a_mask_makes_no_boxes_of_the_others(scenes, tmp_path):
+    """It is left out itself."""
+    data = json.loads(scenes.read_bytes())
+    crowd = {**data["annotations"][0], "id": 10**6, "iscrowd": 1}
+    del crowd["segmentation"]
+    data["annotations"].append(crowd)
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    done = to_yolo(tmp_path / "a.json", scenes.parent / "images", tmp_path / "out", "val")
+    assert done.masks
+    assert done.left_out["crowds"] >= 1
+
+
 def test_boxes_come_back(scenes, tmp_path):
     done = to_yolo(scenes, scenes.parent / "images", tmp_path, "val", boxes=True)
     assert not done.masks

@@ -195,7 +195,10 @@ WRONG_FILES = [
     ("SOLVER: {IMS_PER_BATCH: 0}", "IMS_PER_BATCH is 0; it must be a whole number, 1 or more"),
     ("SOLVER: {IMS_PER_BATCH: -2}", "IMS_PER_BATCH is -2; it must be a whole number, 1 or more"),
     ("SOLVER: {CHECKPOINT_PERIOD: 0}", "CHECKPOINT_PERIOD is 0; it must be a whole number, 1 or"),
-    ("DATALOADER: {NUM_WORKERS: -1}", "NUM_WORKERS is -1; it must be a whole number, 0 or more"),
+    (
+        "DATALOADER: {NUM_WORKERS: -1}",
+        "NUM_WORKERS is -1; it must be a whole number, from 0 to 1024",
+    ),
     ("INPUT: {MIN_SIZE_TRAIN: []}", "INPUT.MIN_SIZE_TRAIN is (); it must be whole numbers"),
     ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan; it must be a number"),
     ("SOLVER: {NESTEROV: True, MOMENTUM: 0.0}", "it needs a SOLVER.MOMENTUM above 0"),

@@ -38,8 +38,9 @@ def random_records(rng, count, **options):
     return [a_record(*scene, number=100 + i) for i, scene in enumerate(scenes)]
 
 
-def bank_of(records, rule, *, images=1000, seed=0, read=lambda r: r["image"]):
-    return build_bank(records, rule, read, np.random.default_rng(seed), images=images)
+def bank_of(records, rule, *, images=1000, seed=0, read=lambda r: r["image"], factors=None):
+    rng = np.random.default_rng(seed)
+    return build_bank(records, rule, read, rng, images=images, factors=factors)
 
 
 def pasting(bank, **options):
@@ -255,11 +256,12 @@ def named(records):
     return [{**r, "file_name": f"{r['image_id']}.png"} for r in records]
 
 
-def test_an_image_is_never_given_its_own_objects():
+@pytest.mark.parametrize("factors", [None, (1.0, 1.2, 1.1, 0.9)])
+def test_an_image_is_never_given_its_own_objects(factors):
     rng = np.random.default_rng(7)
     image = rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)
     records = named(a_record(image, [rectangle(5, 20, 9, 9)], i) for i in range(4))
-    copy_paste = pasting(bank_of(records, ANY))
+    copy_paste = pasting(bank_of(records, ANY, factors=factors))
     for name, others in (("2.png", {0, 1, 3}), ("9.png", {0, 1, 2, 3}), (None, {0, 1, 2, 3})):
         plans = [copy_paste.plan([], 100, 100, seed, name) for seed in range(400)]
         chosen = Counter(a["copy_paste"]["image"] for p in plans for a in p.annotations)
@@ -267,6 +269,18 @@ def test_an_image_is_never_given_its_own_objects():
         assert min(chosen.values()) > 0.6 * 400 / len(others)
     alone = pasting(bank_of(records[:1], ANY))
     assert alone.plan([], 100, 100, 0, "0.png").tried == 0
+
+
+def test_an_image_that_is_never_drawn_gives_nothing():
+    """And where one alone is drawn, it gets nothing; it would be looked for forever."""
+    rng = np.random.default_rng(7)
+    image = rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    records = named(a_record(image, [rectangle(5, 20, 9, 9)], i) for i in range(4))
+    alone = pasting(bank_of(records, ANY, factors=(0, 0, 1, 0)))
+    assert alone.plan([], 100, 100, 0, "2.png").tried == 0
+    assert {a["copy_paste"]["image"] for a in alone.plan([], 100, 100, 0, "0.png").annotations} == {
+        2
+    }
 
 
 def test_the_matrix_maps_from_the_image_that_the_object_comes_from():

@@ -398,6 +398,21 @@ def first_samples(loader: Any, batches: int = 5) -> list[dict[str, Any]]:
     return [s for batch in islice(iter(loader), batches) for s in batch]
 
 
+def test_in_its_own_loader_each_image_has_its_own_one_copy(registered, monkeypatch):
+    options = ["SMALLOBJ.ONE_COPY_PER_IMAGE", "True", "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0"]
+    mapper = SmallObjectMapper(config("aug", *FOR_STOCK, *options), True)
+    made, plans = mapper.augmentation.plan, []
+    monkeypatch.setattr(mapper.augmentation, "plan", lambda r: plans.append(made(r)) or plans[-1])
+    copies: dict[str, list[str]] = {}
+    for record in get_detection_dataset_dicts((registered,)) * 3:
+        mapper(copy.deepcopy(record))
+        pasted = [a["bbox"] for a in plans[-1].annotations if "copy_paste" in a] if plans[-1] else 0
+        copies.setdefault(record["file_name"], []).append(str(pasted))
+    assert all(len(set(each)) == 1 for each in copies.values())  # the same in every draw
+    others = {each[0] for each in copies.values() if each[0] not in ("0", "[]")}
+    assert len(others) == sum(each[0] not in ("0", "[]") for each in copies.values()) > 3
+
+
 @pytest.mark.parametrize("name", ["aug", "beyond/bank"])
 def test_datasets_of_detectron2_are_augmented_in_its_own_loader(registered, name):
     cfg = config(name, *FOR_STOCK)

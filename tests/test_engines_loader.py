@@ -418,6 +418,15 @@ def test_an_unreadable_image_stops_the_run_with_its_name(num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_takes_its_place_is_a_draw_of_its_own_record(num_workers):
+    """So that it has the one copy that there is of it, with ONE_COPY_PER_IMAGE."""
+    loader = plain_loader(Unreadable(3, 4), num_workers=num_workers, skip_unreadable=True)
+    samples = [s for batch in islice(loader, 30) for s in batch]
+    assert all(s["draw"].index == s["index"] for s in samples)
+    assert loader.skipped
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_or_is_skipped_and_counted(num_workers):
     loader = plain_loader(Unreadable(3, 4), num_workers=num_workers, skip_unreadable=True)
     stream = Stream(np.ones(10), 0)

@@ -291,6 +291,17 @@ def test_an_evaluation_needs_no_training_annotations(tmp_path, scenes, engine, f
     assert train(engine, [*opts, *gone, *weights], eval_only=True)
 
 
+@pytest.mark.parametrize(
+    "wrong", [("SMALLOBJ.COPIES", "0"), ("SMALLOBJ.STRATEGY", "x"), ("SMALLOBJ.SAMPLER", "x")]
+)
+def test_senseless_values_are_refused_before_a_run_is_taken_away(tmp_path, scenes, wrong):
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(SmallObjError, match=wrong[0].replace(".", r"\.")):
+        train("torchvision", options(scenes, tmp_path, *wrong), overwrite=True)
+    assert {p.name for p in tmp_path.iterdir()} >= {"last_checkpoint", "metrics.json"}
+
+
 def test_a_run_that_starts_again_leaves_no_detections_of_the_one_before(tmp_path):
     """Else AP by size could be of the older run."""
     both = [tmp_path / "inference", tmp_path / "inference" / "scenes_val"]

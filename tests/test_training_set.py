@@ -14,7 +14,7 @@ from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.datasets.images import opened, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import load_ground_truth
-from smallobj_d2.training_set import check_test_data
+from smallobj_d2.training_set import check_test_data, training_data
 from tests.detections import ap_row
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
@@ -58,6 +58,13 @@ def test_a_test_set_named_twice(tmp_path):
     cfg.DATASETS.TEST = ("it", "it")
     with pytest.raises(SmallObjError, match="it twice"):
         check_test_data(cfg)
+
+
+def test_a_training_set_named_twice(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    cfg.SEED, cfg.DATASETS.TRAIN = 0, ("it", "it")
+    with pytest.raises(SmallObjError, match=r"DATASETS\.TRAIN names it twice"):
+        training_data(cfg)
 
 
 def test_a_test_set_without_images(tmp_path):

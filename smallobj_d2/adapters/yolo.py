@@ -258,7 +258,7 @@ def to_yolo(
     folders = [out / kind / split for kind in ("images", "labels")]
     if taken := next((f for f in folders if f.exists()), None):
         raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
-    instances = [a for r in dataset.records for a in r["annotations"]]
+    instances = [a for r in dataset.records for a in r["annotations"] if not a["iscrowd"]]
     done = Summary(masks=not boxes and all(map(has_mask, instances)))
     written: dict[Path, str] = {}
     for record in tqdm(dataset.records, desc=split, unit="img", disable=None):

@@ -73,12 +73,14 @@ def find_sources(
         under_others += not candidates and bool(replace(rule, max_covered=1).candidates(scene))
         copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies if candidates else 0
         wanted.append(min(copies, copy_paste.max_pastes))
+    if cfg.SMALLOBJ.SOURCES == "bank":  # which has no image without objects
+        wanted = [copies for copies, n in zip(wanted, found, strict=True) if n]
     return Sources(
         small_images=len(small),
         examined=len(chosen),
         with_source=sum(n > 0 for n in found),
         candidates=sum(found) / max(len(chosen), 1),
-        wanted=sum(wanted) / max(len(chosen), 1),
+        wanted=sum(wanted) / max(len(wanted), 1),
         under_others=under_others,
     )
 

@@ -61,8 +61,7 @@ def presented(
     """Go through the draws of training with a config, annotations only.
 
     The draws, and what is pasted in each, are those of a training run with the same ``SEED`` (0
-    where it is negative) on the same dataset; but how the share of augmented draws changes over a
-    run is left out.
+    where it is negative) on the same dataset.
 
     Args:
         records: M dataset dicts.

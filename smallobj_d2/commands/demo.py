@@ -27,8 +27,8 @@ TRAIN, VAL, SIZE, SEED = 800, 100, 192, 0
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandLine(__doc__, engine=True)
-    words = "folder of the pictures and the run; the scenes are in output/demo/scenes"
-    parser.option("--out", words, Path("output/demo"))
+    where = "folder of the pictures and the run; the scenes are in output/demo/scenes"
+    parser.option("--out", where, Path("output/demo"))
     parser.option("--num", "number of draws on the contact sheet", 6)
     parser.flag("--pictures-only", "make the pictures, do not train")
     args = parse(parser, argv)

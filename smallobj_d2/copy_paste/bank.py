@@ -173,6 +173,8 @@ def build_bank(
         for index in rng.permutation(len(records)).tolist():
             if len(donors) == images:
                 break
+            if factors is not None and not factors[index]:
+                continue  # it is never drawn, and so gives nothing
             record = records[index]
             scene = Scene(record["annotations"], record["height"], record["width"])
             chosen = list(rule.candidates(scene))

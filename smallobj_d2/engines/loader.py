@@ -81,7 +81,7 @@ class DrawDataset(Dataset[Sample]):
                     raise
                 skipped.append(str(e))
                 substitute = (draw.index + len(skipped)) % len(self.records)
-                record = {**self.records[substitute], "draw": draw}
+                record = {**self.records[substitute], "draw": draw._replace(index=substitute)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from smallobj_d2.config import changed
+from smallobj_d2.copy_paste import CopyPaste
 from smallobj_d2.datasets.categories import Categories, check_categories
 from smallobj_d2.datasets.coco import categories_of, dataset_info, register_from_config
 from smallobj_d2.engines import processes
@@ -30,6 +31,7 @@ from smallobj_d2.evaluation.ap import TITLES, Row, counted_detections, load_grou
 from smallobj_d2.evaluation.by_size import by_size, size_table
 from smallobj_d2.evaluation.run_folder import results_of_run
 from smallobj_d2.files import full_disk, locked, remove_leftovers, write_json
+from smallobj_d2.sampling import REPEAT_FACTORS
 from smallobj_d2.training_set import check_test_data
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,9 @@ def carry_out(
         processes, and where DATASETS.TEST is empty.
     """
     register_from_config(cfg)
+    # What makes no sense is refused before anything is taken away.
+    CopyPaste.from_config(cfg)
+    assert callable(REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER])
     if processes.restarts():
         resume, overwrite = resume or not eval_only, False
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}

@@ -1,6 +1,7 @@
 """Detectron2's mapper with copy-paste, and the loader that it is made for."""
 
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -127,7 +128,9 @@ class SmallObjectMapper(DatasetMapper):
 
         if self.augmentation is not None and "annotations" in record:
             if "draw" not in record:
-                record["draw"] = Draw(int(np.random.randint(1 << 62)), 0, 0)
+                # Of each image its own copy, where there is to be one for each.
+                index = zlib.crc32(record.get("file_name", "").encode())
+                record["draw"] = Draw(int(np.random.randint(1 << 62)), index, 0)
             if not image.flags.writeable:
                 image = image.copy()
             record["height"], record["width"] = image.shape[:2]
@@ -205,6 +208,11 @@ def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation 
             "smallobj_d2.engines.detectron2.build_train_loader, or in Detectron2's own loader with "
             "dataset=dicts, sampler=sampler_from_config(cfg, dicts).",
             s.OVERSAMPLING_FACTOR,
+        )
+    if s.COPY_PASTE and s.AUGMENTATION_READING == "paired":
+        logger.warning(
+            "SMALLOBJ.AUGMENTATION_READING 'paired' counts the draws of an image, which only "
+            "smallobj_d2.engines.detectron2.build_train_loader knows: here each is by chance."
         )
     records, read = None, None
     if s.COPY_PASTE and s.SOURCES == "bank":
