@@ -1,13 +1,12 @@
 """The shape of an instance: an outline (polygons) or a bitmap (RLE).
 
-Both know which pixels they own and which they touch, can be looked at through a small window, and
-can be copied under an affine map. Nothing here makes a bitmap of the whole image.
+Both know which pixels they own, can mark those that they cover, can be looked at through a small
+window, and can be copied under an affine map. Nothing here makes a bitmap of the whole image.
 
 Coordinates are COCO's: pixel ``(i, j)`` is the square from ``(i, j)`` to ``(i + 1, j + 1)``.
 
-A shape *owns* the pixels that COCO's own tools give it. It *touches* those whose inside it meets,
-be it with a corner: every pixel that it owns, and every one that any other way of turning outlines
-into pixels might give it. Shapes that touch no common pixel are apart for everybody.
+A shape *owns* the pixels that COCO's own tools give it. It *covers* those that OpenCV fills, its
+edges included; see `Shape.cover` for how far others may be from these.
 """
 
 from collections.abc import Mapping, Sequence
