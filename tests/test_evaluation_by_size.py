@@ -47,23 +47,17 @@ def plain(data, results, low, high, relative=False):
     return [x[x > -1].mean() if (x > -1).any() else None for x in (precision, precision[0], recall)]
 
 
-def test_every_band_is_what_pycocotools_says_of_these_areas(case):
+@pytest.mark.parametrize(
+    ("kind", "ends", "less"),
+    [("pixels", [0, *LIMITS, 1e5], 1e-6), ("relative", [0, *RELATIVE_LIMITS, 2], 1e-9)],
+)
+def test_every_band_is_what_pycocotools_says_of_these_areas(case, kind, ends, less):
     _, truth, results = case
-    ends = [0, *LIMITS, 1e5]
-    measured = by_size(truth, results, "bbox", LIMITS)["pixels"]
+    measured = by_size(truth, results, "bbox", LIMITS)[kind]
     assert sum(band["AP"] is not None for band in measured) > 3
     for band, low, high in zip(measured, ends, ends[1:], strict=False):
-        expected = plain(truth.dataset, results, low**2, high**2 - 1e-6)
-        assert [band[k] for k in ("AP", "AP50", "AR")] == pytest.approx(expected, abs=1e-5)
-
-
-def test_every_relative_band_is_what_pycocotools_says_of_these_shares(case):
-    _, truth, results = case
-    ends = [0, *RELATIVE_LIMITS, 2]
-    measured = by_size(truth, results, "bbox", LIMITS)["relative"]
-    assert sum(band["AP"] is not None for band in measured) > 3
-    for band, low, high in zip(measured, ends, ends[1:], strict=False):
-        expected = plain(truth.dataset, results, low**2, high**2 - 1e-9, relative=True)
+        areas = low**2, high**2 - less
+        expected = plain(truth.dataset, results, *areas, relative=kind == "relative")
         assert [band[k] for k in ("AP", "AP50", "AR")] == pytest.approx(expected, abs=1e-5)
 
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from smallobj_d2.adapters.instances import no_masks, require_same_image
+from smallobj_d2.adapters.instances import allows_boxes, no_masks, require_same_image
 from smallobj_d2.adapters.randomness import Randomness
 from smallobj_d2.copy_paste import CopyPaste
-from smallobj_d2.copy_paste.sources import SameImage
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.masks.shapes import has_mask
 
@@ -37,8 +36,6 @@ class CopyPasteTransform:
         seed: int | None = None,
     ) -> None:
         self.copy_paste, self.processor = require_same_image(copy_paste), processor
-        assert isinstance(copy_paste.sources, SameImage)
-        self.boxes = copy_paste.sources.rule.boxes
         self.randomness = Randomness(p, seed)
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +51,7 @@ class CopyPasteTransform:
             pixels, instances = np.array(image.convert("RGB")), _instances(objects)
             rng = self.randomness.generator(image_id)
             if rng is not None and instances:
-                if not self.boxes and not any(map(has_mask, instances)):
+                if not allows_boxes(self.copy_paste) and not any(map(has_mask, instances)):
                     raise no_masks()
                 pixels, instances = self.copy_paste(pixels, instances, rng)
             images.append(pixels)

@@ -41,6 +41,12 @@ def require_same_image(copy_paste: CopyPaste) -> CopyPaste:
     return copy_paste
 
 
+def allows_boxes(copy_paste: CopyPaste) -> bool:
+    """Whether one from `require_same_image` pastes rectangles where there are no masks."""
+    allowed: bool = copy_paste.sources.rule.boxes  # type: ignore[attr-defined]
+    return allowed
+
+
 def no_masks() -> SmallObjError:
     """What to say where there are boxes alone, and the rule for sources does not allow them."""
     return SmallObjError(
@@ -86,7 +92,7 @@ def paste(
         counted = [float(np.count_nonzero(s.mask)) for s in shapes]
     elif boxes is not None:
         counted = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1).tolist()
-    if boxes is None or (masks is None and not copy_paste.sources.rule.boxes):  # type: ignore[attr-defined]
+    if boxes is None or (masks is None and not allows_boxes(copy_paste)):
         raise no_masks()
     annotations = [
         {

@@ -75,7 +75,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def require(
-    args: argparse.Namespace, *names: str, least: float = 1, most: float | None = None
+    args: argparse.Namespace, *names: str, least: float = 1, most: float = math.inf
 ) -> None:
     """Refuse numbers that mean nothing; an option that was not given may be None.
 
@@ -87,12 +87,13 @@ def require(
     Raises:
         SmallObjError: naming the option.
     """
-    words = f"must be {least:g} or more" if most is None else f"must be from {least:g} to {most:g}"
+    words = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
     for name in names:
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and not least <= number <= (most or math.inf):
-                raise SmallObjError(f"--{name.replace('_', '-')} is {number}; it {words}.")
+            if number is not None and not least <= number <= most:
+                option = name.replace("_", "-")
+                raise SmallObjError(f"--{option} is {number}; it must be {words}.")
 
 
 @contextmanager

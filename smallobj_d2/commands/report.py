@@ -26,10 +26,12 @@ from smallobj_d2.experiments.results import (
     distil,
     load_results,
     over_images,
+    parse_results,
     together,
     write_results,
 )
 from smallobj_d2.experiments.scales import load_scale
+from smallobj_d2.files import reading
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = args.results / f"{scale.name}_{folder.name}.json"
         found = distil(scale, folder.absolute())
         if (args.add and result.is_file()) or result in folders:
-            load_results(result)  # which names a damaged file
-            found = together(found, json.loads(result.read_bytes()))
+            with reading(result):
+                found = together(found, json.loads(result.read_bytes()))
         write_results(result, found)
         folders.setdefault(result, []).append(folder)
         print(result)
@@ -74,10 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _add_intervals(result: Path, folders: Sequence[Path], plan: Plan, resamples: int) -> None:
     """Put intervals over images into a results file, in place of those that it has of the same."""
-    found = load_results(result)
-    planned = plan.get(found.about["scale"], Planned())
-    counted = planned.only(found) if planned.fits(found) else found
-    new = over_images(counted, folders, planned.bases, resamples)
     content = json.loads(result.read_bytes())
+    found = parse_results(content)
+    planned = plan.get(found.about["scale"], Planned())
+    counted = planned.fitting(found).only(found)
+    new = over_images(counted, folders, planned.bases, resamples)
     every = {(i["row"], i["base"], *i["seeds"]): i for i in [*content["over_images"], *new]}
     write_results(result, content | {"over_images": [*every.values()]})

@@ -89,10 +89,9 @@ def start_anew(output: Path, *, overwrite: bool = False) -> None:
         )
     with disk_errors(output):
         (output / "last_checkpoint").unlink(missing_ok=True)
-        detections = (output / "inference").rglob("coco_instances_results.json")
         for name in ("skipped", "metrics", "row", "categories"):
             (output / f"{name}.json").unlink(missing_ok=True)
-        for path in [*detections]:
+        for path in [*(output / "inference").rglob("coco_instances_results.json")]:
             path.unlink()
 
 

@@ -213,8 +213,8 @@ def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]
     with reading(json_file):
         data = read_json(json_file)
         known = {i["file_name"]: _known_of(i) for i in data["images"]}
-        categories = {c["id"]: str(c["name"]) for c in data.get("categories", [])}
-        categories = {i: categories[i] for i in sorted(categories)}  # as classes are numbered
+        classes = sorted(data.get("categories", []), key=lambda c: c["id"])  # as they are numbered
+        categories = {c["id"]: str(c["name"]) for c in classes}
     names = Counter(_base(name) for name in known)
     ours = Counter(_base(record["name"]) for record in images.records)
     alone = {b: entry for n, entry in known.items() if names[b := _base(n)] == ours[b] == 1}

@@ -104,7 +104,7 @@ def carry_out(
     register_from_config(cfg)
     # What makes no sense is refused before anything is taken away.
     CopyPaste.from_config(cfg)
-    assert callable(REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER])
+    _ = REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER]
     if processes.restarts():
         resume, overwrite = resume or not eval_only, False
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}

@@ -112,12 +112,12 @@ class Planned:
         each = (s.rows[1] for family in self.families for s in family.statements)
         return tuple(dict.fromkeys(["baseline", *each]))
 
-    def fits(self, results: Results) -> bool:
-        """Whether any run is one that was planned, as far as runs tell their commit."""
+    def fitting(self, results: Results) -> "Planned":
+        """Itself, or an empty plan where its rows have been run, and on no planned seed."""
         dated = {
             seed for (row, seed), run in results.runs.items() if run.commit and row in self.rows
         }
-        return not dated or bool(dated & {*self.seeds, *self.more_seeds})
+        return self if not dated or dated & {*self.seeds, *self.more_seeds} else Planned()
 
     def only(self, results: Results) -> Results:
         """Without the runs of planned rows that were not planned: other seeds, and older runs.

@@ -63,8 +63,7 @@ def build_report(
         least = 1 if kept == found else 2  # what was left out must leave something to compare
         if len(kept.rows) < least:
             continue
-        planned = (plan or {}).get(found.about["scale"], Planned())
-        planned = planned if planned.fits(kept) else Planned()
+        planned = (plan or {}).get(found.about["scale"], Planned()).fitting(kept)
         left = planned.only(kept)
         each.append(_Experiment(paper, left, planned, sorted(kept.runs.keys() - left.runs.keys())))
     if each and all(one.own for one in each):
@@ -149,9 +148,17 @@ class _Experiment:
                 found[statement] = max(before, change, key=lambda d: d.adjusted)
         return found
 
-    def difference(self, statement: Statement) -> Difference | None:
-        """What is measured of a statement; with its family's correction if it was planned."""
-        return self.planned.get(statement) or statement.difference(self.results)
+    def difference(
+        self, statement: Statement, judged: Mapping[Statement, Difference] | None = None
+    ) -> Difference | None:
+        """What is measured of a statement; with its family's correction if it was planned.
+
+        Args:
+            statement: what is to be measured.
+            judged: what one family says; None for all of them.
+        """
+        judged = self.planned if judged is None else judged
+        return judged.get(statement) or statement.difference(self.results)
 
     @cached_property
     def verdicts(self) -> list[tuple[Claim, dict[str, Verdict]]]:
@@ -326,10 +333,8 @@ class _Experiment:
         family decides.
         """
         published = table > 0
-        planned = self.planned
-        for family in self.plan.families:
-            if family.name == f"table {table}":
-                planned = family.judged(self.results)
+        own = (f.judged(self.results) for f in self.plan.families if f.name == f"table {table}")
+        judged = next(own, None)
         sets: dict[tuple[int, ...], list[str]] = {}
         for row in names:
             seeds = tuple(self.results.seeds(row, base))
@@ -348,7 +353,7 @@ class _Experiment:
                 for size in SIZES:
                     if published:
                         cells.append(self._published(row, base, f"{kind}.{size}"))
-                    cells.append(self._measured(row, base, f"{kind}.{size}", seeds, planned))
+                    cells.append(self._measured(row, base, f"{kind}.{size}", seeds, judged))
                 body.append(cells)
         document.add(Table(header, body, text=2, rules=starts if len(sets) > 1 else ()))
 
@@ -364,7 +369,7 @@ class _Experiment:
         base: str,
         metric: str,
         seeds: Sequence[int],
-        planned: Mapping[Statement, Difference],
+        judged: Mapping[Statement, Difference] | None,
     ) -> str:
         values = self.results.values(row, metric, seeds)
         if not values:
@@ -372,8 +377,7 @@ class _Experiment:
         text = _unsigned(float(np.mean(values)))
         if len(values) > 1:
             text += f" ±{_unsigned(spread(values))}"
-        one = above(row, base, metric)
-        change = planned.get(one) or one.difference(self.results)
+        change = self.difference(above(row, base, metric), judged)
         if row == base or change is None:
             return text
         bracket = f"({_signed(change.mean)})"
