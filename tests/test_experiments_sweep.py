@@ -336,7 +336,10 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--scale", "huge"], "facade_tiny, nuclei, nuclei_boxes, nuclei_tiny, paper, small, tiny"),
+        (
+            ["--scale", "huge"],
+            "facade_tiny, facade_tiny_gpu, nuclei, nuclei_boxes, nuclei_tiny, pa",
+        ),
         (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
         (["--scale", "tiny", "--rows", "nothing"], "no config"),
         (["--scale", "tiny", "--seeds", "0"], "--seeds"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,22 @@ from smallobj_d2.experiments.paper import load_paper
 
 BASELINE = ROOT / "configs" / "baseline.yaml"
 
-VARIANTS: tuple[tuple[str, str, dict[str, object], tuple[str, ...]], ...] = (
+Variant = tuple[str, str, dict[str, object], tuple[str, ...]]
+"""Config, precision, overrides and arguments of `train`."""
+
+PLAIN: tuple[Variant, ...] = (
     ("baseline", "fp32", {}, ()),
     ("orig_aug_multi3x", "fp32", {}, ()),
     ("baseline", "fp16", {}, ()),
     ("orig_aug_multi3x", "fp16", {}, ()),
+)
+MORE: tuple[Variant, ...] = (
     ("orig_aug_multi3x", "bf16", {}, ()),
     ("orig_aug_multi3x", "fp16", {"SMALLOBJ.FAST_RESIZE": True}, ()),
     ("orig_aug_multi3x", "fp16", {"DATALOADER.NUM_WORKERS": 12}, ()),
     ("orig_aug_multi3x", "fp16", {}, ("--channels-last",)),
     ("orig_aug_multi3x", "fp16", {"CUDNN_BENCHMARK": True}, ()),
 )
-"""Config, precision, overrides and arguments of `train`."""
-
 
 SMALL: dict[str, object] = {
     **NARROW,
@@ -64,15 +68,20 @@ def speed(job: Job) -> None:
         return
     if not job.gpu:
         job.note("the CPU", why="a narrow network on small images, so the figures mean nothing")
-    for variant in VARIANTS:
+    _measure_all(job, PLAIN)
+    for engine in job.engines:  # before the others, as the step `cost` needs it
+        if (seconds := seconds_an_image(job, engine)) is not None:
+            job.note(f"{engine}: evaluation", engine=engine, seconds_an_image=round(seconds, 4))
+    _measure_all(job, MORE)
+    for engine in job.engines:
+        _where_the_time_goes(job, engine)
+
+
+def _measure_all(job: Job, variants: Iterable[Variant]) -> None:
+    for variant in variants:
         for engine in job.engines:
             if variant[1] in job.precisions(engine):
                 _measure(job, engine, *variant)
-    for engine in job.engines:
-        if (seconds := seconds_an_image(job, engine)) is not None:
-            job.note(f"{engine}: evaluation", engine=engine, seconds_an_image=round(seconds, 4))
-    for engine in job.engines:
-        _where_the_time_goes(job, engine)
 
 
 def _measure(
