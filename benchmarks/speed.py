@@ -36,7 +36,6 @@ from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Draw, Stream, repeat_factors
 from smallobj_d2.sizes import has_small
-from smallobj_d2.stitch import Stitch
 
 MULTI3X, DEMO, BANK = (
     Path(__file__).resolve().parents[1] / "configs" / name
@@ -113,17 +112,10 @@ def mapper(repeats: int) -> list[Row]:
     fast.defrost()
     fast.SMALLOBJ.FAST_RESIZE = True
 
-    stitch = Stitch(probability=1.0, seed=0)
-
-    def over(
-        mapping: Callable[[dict[str, Any]], object], *, stitched: bool = False
-    ) -> Callable[[], None]:
+    def over(mapping: Callable[[dict[str, Any]], object]) -> Callable[[], None]:
         def run() -> None:
             for i in range(len(packed)):
-                record = {**packed[i], "draw": Draw(i, i, 0)}
-                if stitched:
-                    stitch.add_to(record, packed)
-                mapping(record)
+                mapping({**packed[i], "draw": Draw(i, i, 0)})
 
         return run
 
@@ -133,7 +125,6 @@ def mapper(repeats: int) -> list[Row]:
             "off": over(SmallObjectMapper(off, True)),
             "pasting": over(SmallObjectMapper(cfg, True)),
             "bank": over(SmallObjectMapper(bank, True, augmentation=from_bank)),
-            "stitched": over(SmallObjectMapper(off, True), stitched=True),
             "fast": over(SmallObjectMapper(fast, True)),
         },
         repeats,
@@ -144,7 +135,6 @@ def mapper(repeats: int) -> list[Row]:
         row("ours, copy-paste off, ms an image", per_image["off"], "stock mapper", stock),
         row("ours, orig_aug_multi3x, all augmented", per_image["pasting"], "stock mapper", stock),
         row("ours, beyond/bank, all augmented", per_image["bank"], "stock mapper", stock),
-        row("four images stitched into one", per_image["stitched"], "stock mapper", stock),
         row("multi3x with SMALLOBJ.FAST_RESIZE", per_image["fast"], "stock mapper", stock),
     ]
 

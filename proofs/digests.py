@@ -279,8 +279,6 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     plain = {**record, "file_name": Path(record["file_name"]).name}
     if "draw" in record:
         plain["draw"] = record["draw"]._asdict()
-    if "stitched" in record:
-        plain["stitched"] = [_plain(part) for part in record["stitched"]]
     return plain
 
 

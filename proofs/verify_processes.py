@@ -62,7 +62,7 @@ class Run(NamedTuple):
     def processes(self) -> list[dict[str, Any]]:
         """What each process recorded, in order."""
         paths = [f"{self._record}.{r}.pt" for r in range(self.layout.size)]
-        return [torch.load(path, weights_only=True) for path in paths]
+        return [torch.load(path, map_location="cpu", weights_only=True) for path in paths]
 
     def draws(self) -> dict[int, list[tuple[int, int]]]:
         """Iteration to position and checksum of all draws, over all processes."""
@@ -182,10 +182,12 @@ def gradient_error(run: Run) -> float:
     else:
         from smallobj_d2.engines.torchvision.trainer import build_optimizer
 
-        model = engine.build_model(cfg)
+        device = cfg.MODEL.DEVICE
+        model = engine.build_model(cfg).to(device)
 
         def forward(model: Any, batch: list[Any]) -> dict[str, Any]:
-            return model([s["image"].float() for s in batch], [s["target"] for s in batch])
+            targets = [{k: v.to(device) for k, v in s["target"].items()} for s in batch]
+            return model([s["image"].to(device).float() for s in batch], targets)
 
     optimizer = build_optimizer(cfg, model.train())
     for rank in range(run.layout.size):
@@ -194,7 +196,7 @@ def gradient_error(run: Run) -> float:
             seed_step(cfg.SEED, 0)
             losses = forward(model, batch)
         (sum(losses.values()) / run.layout.size).backward()
-    expected = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    expected = [p.grad.cpu() for group in optimizer.param_groups for p in group["params"]]
     worst = 0.0
     for recorded in run.processes():
         assert len(recorded["gradients"]) == len(expected)

@@ -84,11 +84,11 @@ class DrawAugmentation:
 
         Args:
             record: a dataset dict with ``annotations``, ``height``, ``width`` and ``draw``, and
-                perhaps ``file_name``. Where it has ``stitched``, nothing is pasted.
+                perhaps ``file_name``.
         """
         draw: Draw = record["draw"]
         annotations = record["annotations"]
-        if record.get("stitched") or not self.may_augment(annotations):
+        if not self.may_augment(annotations):
             return None
         rng = np.random.default_rng((self.seed, _PASTES, draw.position))
         # The chance is taken in both readings, so that they paste the same where they agree.

@@ -115,11 +115,6 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
 
-    # This share of the draws shows, in place of one image, STITCH_GRID x STITCH_GRID of them shrunk
-    # into one; nothing is pasted there.
-    s.STITCH_PROBABILITY = 0.0
-    s.STITCH_GRID = 2
-
     # --- Speed
     # Resize with OpenCV instead of Pillow where an image is enlarged: much faster, and no pixel
     # differs by more than 2 of 255.
@@ -471,8 +466,6 @@ RULES: dict[str, Rule] = {
     "SMALLOBJ.SOURCES": _one_of("image", "bank"),
     "SMALLOBJ.BANK_IMAGES": _whole(1),
     "SMALLOBJ.AUGMENTED_IMAGES": _one_of("small", "all"),
-    "SMALLOBJ.STITCH_PROBABILITY": _SHARE,
-    "SMALLOBJ.STITCH_GRID": _whole(2, 8),
     "SMALLOBJ.UNREADABLE_IMAGES": _one_of("stop", "skip"),
 }
 """What is checked when a config is read. Copy-paste checks the numbers of its keys itself."""

@@ -87,7 +87,6 @@ BEYOND = {
     "SOURCES",
     "BANK_IMAGES",
     "AUGMENTED_IMAGES",
-    "STITCH_PROBABILITY",
 }
 
 

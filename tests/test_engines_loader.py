@@ -189,7 +189,6 @@ def test_the_law_holds_with_objects_of_a_bank(engine, cfg, start):
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     beyond = ("SOURCES", "bank", "AUGMENTED_IMAGES", "all", "STRATEGY", "all")
     cfg = changed(cfg, *(f"SMALLOBJ.{w}" if w.isupper() else w for w in beyond))
-    cfg = changed(cfg, "SMALLOBJ.STITCH_PROBABILITY", 0.3)
     build = load_engine(engine).build_train_loader
     runs = []
     for workers, start_iter in ((0, 0), (2, start)):

@@ -12,7 +12,6 @@ from smallobj_d2.analysis.objects import Objects, objects_of
 from smallobj_d2.augmentation import build_augmentation
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Stream, factors_from_config
-from smallobj_d2.stitch import Stitch, read_stitched
 
 _COPIES = {
     "copies_wanted": "tried",
@@ -80,7 +79,6 @@ def presented(
     factors = factors_from_config(records, cfg)
     stream = Stream(factors, seed)
     augmentation = build_augmentation(cfg, seed, records, _blank, factors, progress=progress)
-    stitch = Stitch.from_config(cfg, seed)
     whole = stream.epoch_start(epochs)
     count = min(whole, draws or whole)
     counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
@@ -89,10 +87,6 @@ def presented(
         for position in tqdm(range(count), desc="draws", unit="img", disable=not progress):
             draw = stream[position]
             record = {**records[draw.index], "draw": draw}
-            if stitch is not None:
-                stitch.add_to(record, records)
-                if "stitched" in record:
-                    read_stitched(record, _blank)
             plan = augmentation.plan(record) if augmentation else None
             if plan is not None:
                 record["annotations"] = plan.annotations

@@ -55,8 +55,7 @@ def sheet_of_draws(
     engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
 ) -> Image.Image:
     """The draws of a config, with its engine; see `training_sheet`."""
-    off = {"SMALLOBJ.COPY_PASTE": False, "SMALLOBJ.STITCH_PROBABILITY": 0.0}
-    plain = changed(cfg, off)
+    plain = changed(cfg, {"SMALLOBJ.COPY_PASTE": False})
     originals = engine.build_train_loader(plain).dataset
     view = partial(engine.view, cfg=cfg)
     return training_sheet(dataset, originals, view, positions, width=width)

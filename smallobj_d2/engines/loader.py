@@ -28,7 +28,6 @@ from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sampling import Stream
-from smallobj_d2.stitch import Stitch
 from smallobj_d2.training_set import Records, training_data
 
 logger = logging.getLogger(__name__)
@@ -49,14 +48,12 @@ class DrawDataset(Dataset[Sample]):
         mapper: dataset dict to sample.
         skip_unreadable: take the next record in place of one whose image cannot be read, and
             say so in the sample's ``skipped``.
-        stitch: which draws show several images; those have their dicts as ``stitched``.
     """
 
     records: Sequence[dict[str, Any]] | PackedRecords
     stream: Stream
     mapper: Mapper
     skip_unreadable: bool = False
-    stitch: Stitch | None = None
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -64,10 +61,7 @@ class DrawDataset(Dataset[Sample]):
     def record(self, position: int) -> dict[str, Any]:
         """The dataset dict at a position, with its ``draw``."""
         draw = self.stream[position]
-        record = {**self.records[draw.index], "draw": draw}
-        if self.stitch is not None:
-            self.stitch.add_to(record, self.records)
-        return record
+        return {**self.records[draw.index], "draw": draw}
 
     def __getitem__(self, position: int) -> Sample:
         record = self.record(position)
@@ -139,7 +133,6 @@ class TrainLoader:
         aspect_ratio_grouping: keep wide and tall images in batches apart.
         start_iter: see `start_at`.
         skip_unreadable: replace unreadable images instead of stopping.
-        stitch: see `DrawDataset`.
 
     Attributes:
         positions: positions of the draws in the batch that was handed out last.
@@ -161,7 +154,6 @@ class TrainLoader:
         aspect_ratio_grouping: bool = True,
         start_iter: int = 0,
         skip_unreadable: bool = False,
-        stitch: Stitch | None = None,
     ) -> None:
         if images_per_batch < 1:
             raise SmallObjError(
@@ -176,7 +168,7 @@ class TrainLoader:
         wide = None
         if aspect_ratio_grouping:
             wide = np.array([r["width"] > r["height"] for r in records])
-        self.dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable, stitch)
+        self.dataset = DrawDataset(PackedRecords(records), stream, mapper, skip_unreadable)
         self.positions: list[int] = []
         self.skipped: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -245,7 +237,6 @@ def loader_from_config(
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         start_iter=start_iter,
         skip_unreadable=cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip",
-        stitch=Stitch.from_config(cfg, cfg.SEED),
     )
 
 

@@ -33,7 +33,6 @@ from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export
 from smallobj_d2.files import link, writing
 from smallobj_d2.sampling import Draw, Stream
-from smallobj_d2.stitch import warn_of_no_stitching
 from smallobj_d2.training_set import training_data
 
 _FORMAT = 1  # raise it whenever the same recipe would give other files
@@ -105,7 +104,6 @@ def augment_dataset(
     folder = Path(out)
     summary = Summary(folder / "annotations.json", folder / "images")
     with export(summary, recipe, checked.data) as (images, annotations):
-        warn_of_no_stitching(cfg, "an augmented copy on disk")
         augmentation = build_augmentation(
             cfg, cfg.SEED, records, read_rgb, factors, progress=progress
         )

@@ -36,8 +36,6 @@ def training_sheet(
         pairs = zip(after.outlines, after.styles, strict=True)
         copies = [outlines for outlines, style in pairs if style == PASTED]
         what = f"{len(copies)} pasted" if copies else "nothing pasted in this draw"
-        if shown := dataset.record(position).get("stitched"):
-            what = f"{len(after.outlines)} in {len(shown)} images stitched"
         caption = f"draw {position}, image {sample['image_id']}: {len(before.outlines)} instances"
         rows.append(([before, *zoom(after, copies or after.outlines)], f"{caption}, {what}"))
     titles = ["original", "as the model sees it (copies in pink)", "enlarged (white frame)"]
@@ -45,7 +43,7 @@ def training_sheet(
 
 
 def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> list[int]:
-    """The first positions of a stream whose draws are pasted into or stitched, ``count`` at most.
+    """The first positions of a stream whose draws are pasted into, ``count`` at most.
 
     Args:
         dataset: see `training_sheet`.
@@ -57,8 +55,7 @@ def augmented_positions(dataset: Any, count: int, *, look_at: int = 2000) -> lis
         return list(range(count))
 
     def changes(position: int) -> bool:
-        record = dataset.record(position)
-        plan = augmentation.plan(record)
-        return "stitched" in record or bool(plan and plan.pasted)
+        plan = augmentation.plan(dataset.record(position))
+        return bool(plan and plan.pasted)
 
     return list(islice(filter(changes, range(look_at)), count))

@@ -26,7 +26,6 @@ from smallobj_d2.engines.loader import TrainLoader, loader_from_config
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import Registry, import_modules
 from smallobj_d2.sampling import Draw
-from smallobj_d2.stitch import read_stitched, warn_of_no_stitching
 from smallobj_d2.training_set import Records
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class SmallObjectMapper(DatasetMapper):
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict to a model input; see DatasetMapper."""
         record = dict(dataset_dict)
-        image = read_stitched(record, partial(read_image, image_format=self.image_format))
+        image = read_image(record, image_format=self.image_format)
         record.pop("pixels", None)
         if not self.is_train:
             record.pop("annotations", None)
@@ -136,7 +135,6 @@ class SmallObjectMapper(DatasetMapper):
             record["height"], record["width"] = image.shape[:2]
             self._add_areas(record)
             self.augmentation(image, record)
-        record.pop("stitched", None)
 
         aug_input = T.AugInput(image, sem_seg=sem_seg)
         with _numpy_seeded_for(self.seed, dataset_dict.get("draw")):
@@ -201,7 +199,6 @@ class SmallObjectMapper(DatasetMapper):
 def _augmentation_for_stock_loader(cfg: CfgNode, seed: int) -> DrawAugmentation | None:
     """The augmentation of a config, for a mapper that this project's loader has not built."""
     s = cfg.SMALLOBJ
-    warn_of_no_stitching(cfg, "a loader that is not smallobj_d2's own build_train_loader")
     if s.OVERSAMPLING_FACTOR != 1:
         logger.warning(
             "A mapper draws no images: SMALLOBJ.OVERSAMPLING_FACTOR %g takes effect in "

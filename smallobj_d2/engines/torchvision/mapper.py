@@ -6,7 +6,6 @@ bit, but that instances without a pixel are left out; a test compares the two.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from smallobj_d2.augmentation import DrawAugmentation, build_augmentation, draw_
 from smallobj_d2.datasets.images import nearest_pixels, read_rgb, resize
 from smallobj_d2.masks.shapes import Bitmap, Window
 from smallobj_d2.registry import Registry
-from smallobj_d2.stitch import read_stitched
 
 MAPPERS: Registry[Any] = Registry("torchvision mapper", "SMALLOBJ.MAPPER")
 """Mappers by name; ``SMALLOBJ.MAPPER`` chooses.
@@ -126,7 +124,7 @@ class SmallObjectMapper:
             UnreadableImage: if the file cannot be read, or is not of the size that the dict says.
         """
         sample = dict(record)
-        image = read_stitched(sample, partial(read_image, image_format=self.image_format))
+        image = read_image(sample, image_format=self.image_format)
         if not self.is_train:
             sample.pop("annotations", None)
             sample.pop("pixels", None)
@@ -137,7 +135,6 @@ class SmallObjectMapper:
 
         if self.augmentation is not None:
             self.augmentation(image, sample)
-        sample.pop("stitched", None)
         height, width = image.shape[:2]
         state = draw_state(self.seed, sample["draw"].position)
         if self.sampling == "range":
