@@ -681,13 +681,18 @@ def _margin(claim: Claim, verdict: Verdict) -> list[str]:
 
 def _unsigned(ap: float) -> str:
     """In points."""
-    return cell(100 * ap, "{:.1f}")
+    return cell(100 * ap, "{:.2f}" if 0.005 <= 100 * ap < 0.05 else "{:.1f}")
 
 
 def _signed(ap: float) -> str:
-    """A difference in points with its sign, which zero does not have."""
+    """A difference in points with its sign, which zero does not have.
+
+    What one decimal would round to zero has two: some data have a small AP, and smaller differences.
+    """
     text = f"{100 * ap:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+    if float(text) == 0:
+        text = f"{100 * ap:+.2f}"
+    return "0.0" if float(text) == 0 else text
 
 
 def _interval(ends: tuple[float, float]) -> str:
