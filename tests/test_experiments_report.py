@@ -17,6 +17,7 @@ from smallobj_d2.commands import report
 from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
+from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Why, decide, judge
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import load_plan
@@ -133,11 +134,20 @@ def test_ap_by_size_stands_beside_the_baseline(runs):
             measured = json.loads(path.read_text())
             measured["by_size"] = {"segm": sizes(ap + seed / 100)}
             path.write_text(json.dumps(measured))
-    text = markdown_of(parse_results(distil(SCALE, runs)))
+    results = parse_results(distil(SCALE, runs))
+    text = markdown_of(results)
     section = text.split("By size of the objects")[1]
     assert "| | Seeds | below 16 | from 16 | small: AP50 | small: recall |" in section
     assert "| `baseline` | 0-1 | 10.5 | - | 10.5 | 10.5 |" in section
     assert "| `orig_aug` | 0-1 | 15.5 (+5.0) | - | 15.5 (+5.0) | 15.5 (+5.0) |" in section
+    assert "_sizes.svg)" in text
+    gains = figures.gains_by_size(results, "orig_aug", "baseline")
+    np.testing.assert_allclose(gains, [[5, math.nan], [5, math.nan]])
+    assert len(figures.gains_by_size(results, "aug", "baseline")) == 0  # it kept none
+    picture = figures.gain_by_size(results, ["orig_aug", "aug"], "baseline").decode()
+    assert "below 16" in picture
+    assert "orig_aug" in picture
+    assert "<!-- aug -->" not in picture
 
 
 def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):

@@ -1,13 +1,15 @@
-"""Two figures of an experiment, each with the paper's numbers beside the measured ones."""
+"""The figures of an experiment; where it has the same rows, the paper's numbers stand beside."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from smallobj_d2.evaluation.by_size import side
 from smallobj_d2.experiments.paper import Paper
 from smallobj_d2.experiments.plan import above
 from smallobj_d2.experiments.results import Results
@@ -15,6 +17,7 @@ from smallobj_d2.experiments.statistics import spread
 from smallobj_d2.visualization.plots import (
     BLACK,
     BLUE,
+    COLOURS,
     GREEN,
     GREY,
     ORANGE,
@@ -144,6 +147,55 @@ def copies(paper: Paper, results: Results, *, beside: bool) -> bytes:
         axis.set_xticks(range(1, 6))
         axis.set_xlim(0.7, 5.3)
     return _finished(figure, shown)
+
+
+MOST_ROWS = len(COLOURS) - 1
+"""That `gain_by_size` can tell apart."""
+
+
+@styled
+def gain_by_size(results: Results, rows: Sequence[str], base: str) -> bytes:
+    """Change in AP against a row by octaves of size, with standard errors over seeds, as SVG.
+
+    Args:
+        results: what to show; of each run that kept its AP by size.
+        rows: which rows, `MOST_ROWS` at most.
+        base: the row that they are compared with.
+    """
+    figure, ((axis,),) = panels(9.6, 4.4, columns=1)
+    bands = next(run.by_size["pixels"] for run in results.runs.values() if run.by_size)
+    apart = 0.6 / len(rows)
+    for k, (row, colour) in enumerate(zip(rows, COLOURS[1:], strict=False)):
+        gains = gains_by_size(results, row, base)
+        if not len(gains):
+            continue
+        error = gains.std(axis=0, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
+        at = np.arange(len(bands)) + (k - (len(rows) - 1) / 2) * apart
+        style = {"color": colour, "ms": 5, "elinewidth": 1, "lw": 0.8, "label": plain(row)}
+        axis.errorbar(at, gains.mean(axis=0), error, marker="o", **style)
+    axis.axhline(0, color=GREY, lw=0.8, ls=":")
+    axis.set_xticks(range(len(bands)), [f"{side(b)}\n{b['objects']:,} objects" for b in bands])
+    axis.set_xlabel("side in pixels, square root of the area")
+    axis.set_ylabel(f"AP in points, against {base}")
+    figure.legend(loc="outside lower center", ncols=4)
+    return file_of(figure, "svg")
+
+
+def gains_by_size(results: Results, row: str, base: str) -> NDArray[np.float64]:
+    """AP of a row by octaves of size less that of another, in points.
+
+    Returns:
+        (seeds, octaves), over the seeds of which both kept it; NaN where there are no objects.
+    """
+    pairs = [
+        [results.runs[r, seed].by_size for r in (row, base)] for seed in results.seeds(row, base)
+    ]
+    kept = [[sizes["pixels"] for sizes in pair] for pair in pairs if all(pair)]
+    aps = [
+        [[math.nan if b["AP"] is None else b["AP"] for b in run] for run in pair] for pair in kept
+    ]
+    found = 100 * np.array(aps, dtype=np.float64)
+    return found[:, 0] - found[:, 1] if len(found) else found
 
 
 def _plot(axis: Axes, row: str, *points: Any, **style: Any) -> str:

@@ -503,6 +503,12 @@ class _Experiment:
         for what, figure in shown.items():
             svg = figure(self.paper, self.results, beside=not self.own)
             document.add(Picture(f"{name}_{what}", svg, "svg", *_TEXTS(what)))
+        rows = [r for r in self.rows[1:] if len(figures.gains_by_size(self.results, r, self.base))]
+        if len(rows) > figures.MOST_ROWS:
+            rows = [r for r in rows if r in _SHOWN or r not in self.paper.numbers]
+        if rows:
+            svg = figures.gain_by_size(self.results, rows[: figures.MOST_ROWS], self.base)
+            document.add(Picture(f"{name}_sizes", svg, "svg", *_TEXTS("sizes")))
 
     # --- Tables of the paper
 
@@ -594,6 +600,9 @@ class _Experiment:
         named = [replace(t, data=f"{data}, {t.protocol} protocol") for t in tables]
         document.add(comparison([PUBLISHED, *named]))
 
+
+_SHOWN = ("oversample_3x", "aug", "orig_aug", "orig_aug_multi3x", "orig_aug_overlap")
+"""The paper's rows in the picture by size, where there are more than can be told apart."""
 
 _CONCLUSIONS = ["Section", "Conclusion", "AP", "In the paper's tables", "Here", "Margin"]
 _CONCLUSIONS += ["Could have shown", "Seeds"]
@@ -687,7 +696,7 @@ def _unsigned(ap: float) -> str:
 def _signed(ap: float) -> str:
     """A difference in points with its sign, which zero does not have.
 
-    What one decimal would round to zero has two: some data have a small AP, and smaller differences.
+    What one decimal would round to zero has two: some AP is small, and differences smaller.
     """
     text = f"{100 * ap:+.1f}"
     if float(text) == 0:
