@@ -304,6 +304,8 @@ def test_training_protocol_is_read_from_the_config():
     opts = ["MODEL.RPN.IOU_THRESHOLDS", "[0.2, 0.6]", "INPUT.MIN_SIZE_TRAIN", "(640, 800, 672)"]
     changed = training_protocol(load_cfg(CONFIGS / "base.yaml", opts))
     assert (changed.threshold, changed.short_edge) == (0.6, 672)
+    opts = ["INPUT.MIN_SIZE_TRAIN", "(600, 800)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"]
+    assert training_protocol(load_cfg(CONFIGS / "base.yaml", opts)).short_edge == 700
 
 
 @needs_detectron2

@@ -106,8 +106,8 @@ PAPER = Protocol("paper", (Level(32, (32.0, 64.0, 128.0, 256.0, 512.0)),))
 def training_protocol(cfg: Any) -> Protocol:
     """What the region proposal network of a config sees.
 
-    Where ``INPUT.MIN_SIZE_TRAIN`` holds several sizes it is the one in the middle. Flips and crops
-    are left out.
+    Where ``INPUT.MIN_SIZE_TRAIN`` holds several sizes, or the ends of a range, it is at the one in
+    the middle. Flips and crops are left out.
 
     Raises:
         SmallObjError: for a network whose anchors do not follow from these keys alone.
@@ -121,6 +121,7 @@ def training_protocol(cfg: Any) -> Protocol:
     sizes = _per_level(generator.SIZES, len(names), "SIZES")
     ratios = _per_level(generator.ASPECT_RATIOS, len(names), "ASPECT_RATIOS")
     edges = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
+    a_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
     fpn = len(cfg.MODEL.FPN.IN_FEATURES) > 0
     return Protocol(
         "training",
@@ -131,7 +132,7 @@ def training_protocol(cfg: Any) -> Protocol:
         offset=float(generator.OFFSET),
         threshold=float(rpn.IOU_THRESHOLDS[-1]),
         as_detectron2=True,
-        short_edge=int(edges[len(edges) // 2]),
+        short_edge=int(sum(edges) // 2 if a_range else edges[len(edges) // 2]),
         max_size=int(cfg.INPUT.MAX_SIZE_TRAIN),
         # An FPN adds maps of neighbouring strides, so it pads to its coarsest convolutional one.
         divisibility=_stride(cfg.MODEL.FPN.IN_FEATURES[-1], dilated) if fpn else 1,
