@@ -7,7 +7,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from smallobj_d2.__main__ import COMMANDS
 from smallobj_d2.commands import CommandLine, parse, scale_file, writable
@@ -17,6 +19,7 @@ from smallobj_d2.config import ROOT, load_cfg
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.scales import load_scale
+from smallobj_d2.visualization.sheets import PASTED
 
 
 def failing(error: BaseException):
@@ -159,7 +162,9 @@ def test_every_command_that_reads_a_dataset_takes_its_files(data, tmp_path, caps
     out = str(tmp_path / "sheet.png")
     words = [*files(data, "train"), *demo, "--num", "1", "--width", "64", "--out", out]
     assert import_module("smallobj_d2.commands.visualize").main(words) == 0
-    assert Path(out).is_file()
+    sheet = np.asarray(Image.open(out))
+    pink = np.nonzero((sheet == PASTED.colour).all(axis=2))[1]
+    assert {*(pink // 72)} == {1}  # the first column has no copies, the enlarged one no outlines
 
     words = [*files(data, "val"), *demo[:-2], "--out", str(tmp_path / "copies"), "--workers", "1"]
     assert import_module("smallobj_d2.commands.augment_dataset").main(words) == 0

@@ -323,6 +323,14 @@ def augmentation(*opts):
     return build_augmentation(cfg, 3, two_images(), lambda r: r["image"])
 
 
+def test_the_config_says_of_how_many_images_the_bank_keeps_objects_at_most():
+    records = [{**two_images()[0], "image_id": i} for i in range(4)]
+    for most, kept in ((3, 3), (9, 4)):
+        cfg = load_cfg(BANK, ["SMALLOBJ.BANK_IMAGES", str(most)])
+        bank = build_augmentation(cfg, 3, records, lambda r: r["image"]).copy_paste.sources
+        assert len({bank[i].origin["image"] for i in range(len(bank))}) == kept
+
+
 def test_images_without_small_objects_are_augmented_too():
     aug = augmentation()
     large = two_images()[1]

@@ -16,6 +16,7 @@ from proofs.copy_paste_laws import check
 from proofs.random_scenes import random_options, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SameImage, SmallObjError, SourceRule, get_cfg, load_coco
 from smallobj_d2.copy_paste.paste import _warn_of_cap
+from smallobj_d2.sizes import is_small
 
 DATASETS = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 REAL = {
@@ -368,6 +369,18 @@ def test_copies_that_own_no_pixel_are_counted_apart():
     assert plan.empty >= 1
     assert (plan.tried, plan.given_up) == (5, 0)
     assert plan.empty + plan.pasted == 5
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rle"])
+def test_a_copy_that_jitter_makes_larger_than_small_stays_as_a_medium_object(kind):
+    source = rectangle(20, 20, 30, 30)
+    if kind == "rle":
+        source["segmentation"] = rle_of(raster(source["segmentation"], 200, 200))
+    copy_paste = CopyPaste(copies=2, jitter=Jitter((1.2, 1.2), (0, 0)))
+    plan = copy_paste.plan([source], 200, 200, 0)
+    assert plan.pasted == plan.tried == 2
+    assert [is_small(a) for a in plan.annotations] == [True, False, False]
+    assert [a["area"] for a in plan.annotations[1:]] == pytest.approx([36 * 36] * 2)
 
 
 @pytest.mark.parametrize("kind", ["polygon", "rle"])

@@ -9,9 +9,11 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from smallobj_d2.config import has_detectron2, load_cfg
 from smallobj_d2.datasets import coco
 from smallobj_d2.engines import load_engine
 from smallobj_d2.engines.folder import record_run, start_anew
+from smallobj_d2.engines.run import report_losses
 from smallobj_d2.engines.weights import read_file
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.files import locked
@@ -368,6 +371,12 @@ def test_or_is_skipped_counted_and_listed(tmp_path, damaged, caplog, engine):
     assert count > 1
     lines = [r.getMessage() for r in caplog.records if image.name in r.getMessage()]
     assert [line.split(":")[0] for line in lines] == ["Skipped", f"Skipped {count} times"]
+
+
+def test_what_was_skipped_before_a_resume_is_added_to(tmp_path):
+    for skipped in ({"a.png": 2}, {"a.png": 1, "b.png": 4}, {}):
+        report_losses(tmp_path, SimpleNamespace(skipped=skipped, left_out=Counter()))
+    assert json.loads((tmp_path / "skipped.json").read_text()) == {"a.png": 3, "b.png": 4}
 
 
 @each_engine

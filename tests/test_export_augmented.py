@@ -351,8 +351,9 @@ def test_says_what_is_wrong_with_an_image(scenes, tmp_path, workers):
 
 
 def test_refuses_what_it_cannot_do(scenes, made, tmp_path):
-    with pytest.raises(SmallObjError, match="another dataset, config or seed"):
-        augment_dataset(config(scenes, "aug"), made.json_file.parent, progress=False)
+    for other in (["aug"], ["orig_aug_multi3x", "SMALLOBJ.COPIES", "2"]):
+        with pytest.raises(SmallObjError, match="another dataset, config or seed"):
+            augment_dataset(config(scenes, *other), made.json_file.parent, progress=False)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SmallObjError, match="not empty"):
         augment_dataset(config(scenes), tmp_path, progress=False)

@@ -233,8 +233,16 @@ def test_each_image_is_read_once_and_not_at_all_when_resumed(both_kinds, tmp_pat
     tile_dataset(*both_kinds, tmp_path / "out", size=64, progress=False)
     assert len(reads) == 1
     assert done.json_file.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "other", [{"size": 32}, {"overlap": 0.3}, {"min_share": 0.2}, {"drop_empty": True}]
+)
+def test_a_folder_of_tiles_that_were_made_otherwise_is_refused(both_kinds, tmp_path, other):
+    how = {"size": 64, "progress": False}
+    tile_dataset(*both_kinds, tmp_path / "out", **how)
     with pytest.raises(SmallObjError, match="holds the copy of another"):
-        tile_dataset(*both_kinds, tmp_path / "out", size=32, progress=False)
+        tile_dataset(*both_kinds, tmp_path / "out", **{**how, **other})
 
 
 def test_jpegs_stay_jpegs_and_small_images_are_linked(tmp_path):

@@ -162,7 +162,11 @@ def test_a_sheet_of_two_runs(scenes, truth, noisy, tmp_path):
     small = sum(map(is_small, truth.anns.values()))
     assert sheet.width > 3 * 200
     assert f"{small} small objects; good found {small}, 0 wrong; bad found " in text
-    assert {WRONG.colour, MISSED.colour} & colours(sheet)
+    columns = [sheet.crop((208 * i + 8, 0, 208 * i + 208, sheet.height)) for i in range(4)]
+    _, _, right, wrong = map(colours, columns)
+    assert FOUND.colour in right
+    assert not {WRONG.colour, MISSED.colour} & right
+    assert {WRONG.colour, MISSED.colour} & wrong
     alone, _ = detection_sheet({"good": good}, num=2, width=200)
     assert FOUND.colour in colours(alone)
     assert not {WRONG.colour, MISSED.colour} & colours(alone)
