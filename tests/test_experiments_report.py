@@ -218,10 +218,12 @@ def test_schedules_are_not_mixed(runs):
         distil(SCALE, runs)
 
 
-def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path):
-    """What that plans is tested and may be in bold, and nothing else is."""
+@pytest.mark.parametrize("code", [{"commit": "c" * 40}, {"commit": None}])
+def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path, code):
+    """What that plans is tested and may be in bold, and nothing else is; installed, too."""
+    code = {"versions": {"torch": "2.11.0", "smallobj-d2": "0.1.0"}, **code}
     for path in runs.rglob("run.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c" * 40}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | code))
     for seed in range(3):
         path = runs / "orig_aug" / f"seed{seed}" / "row.json"
         path.write_text(json.dumps(row_of("orig_aug", 0.11 + 1e-4 * seed)))

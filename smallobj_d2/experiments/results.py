@@ -42,7 +42,7 @@ class Measured:
     iteration: float | None = None
     """Median seconds of an iteration, where it was kept."""
     commit: str = ""
-    """Of its code, where it was kept."""
+    """Of its code, where it was kept; of an installed package the version."""
     by_size: dict[str, Any] = field(default_factory=dict)
     """``pixels`` and ``small`` of `smallobj_d2.evaluation.by_size.by_size`, of masks or else of
     boxes."""
@@ -145,8 +145,9 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
                 about = json.loads(record.read_bytes())
                 devices.add(str(about["device"]))
                 versions.append({k: str(v) for k, v in about["versions"].items()})
-                if about.get("commit"):
-                    entry["commit"] = about["commit"]
+                if "commit" in about:  # None where it is installed: its version says what ran
+                    version = about["versions"].get("smallobj-d2", "")
+                    entry["commit"] = about["commit"] or version
     if not runs:
         raise SmallObjError(f"No run in {folder} is finished.")
     schedule, settings = _asked(requests)
