@@ -102,19 +102,22 @@ def test_each_run_of_a_table_tells_its_commit():
 # --- Finals
 
 
-def against(results, row: str, base: str, sizes=SIZES) -> list[str]:
+MASKS = tuple(f"segm.{size}" for size in SIZES)
+
+
+def against(results, row: str, base: str, metrics=MASKS) -> list[str]:
     """AP of a row, mean and deviation over its seeds, with the difference to another row."""
     digits = digits_of(results.about["scale"])
     seeds = results.seeds(row)
     cells = []
-    for metric in (f"segm.{size}" for size in sizes):
+    for metric in metrics:
         values = results.values(row, metric, seeds)
         if not values:
             cells.append("-")
             continue
         cell = f"{100 * mean(values):.{digits}f} ±{100 * stdev(values):.{digits}f}"
         if row != base:
-            assert seeds == results.seeds(base)
+            assert seeds == results.seeds(row, base)
             off = mean(values) - mean(results.values(base, metric, seeds))
             cell += f" ({points(off, digits)})"
         cells.append(cell)
@@ -164,18 +167,54 @@ def test_what_is_said_of_the_finals_on_photographs_is_true():
             assert 0.2 <= round(100 * change.mean, 1) <= 0.4
 
 
-# --- README
+# --- Tables of README and docs
+
+
+def rows_under(page: str, header: str) -> list[list[str]]:
+    """The cells of a table's rows, the first without its code marks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (table,) = (part for part in text.split("\n\n") if part.startswith(header))
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    return [[first.strip(" `"), *(cell.strip() for cell in cells)] for first, *cells in rows]
 
 
 def test_the_readme_has_the_figures_of_the_results():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition("## Results so far")[2].partition("\n```")[0]
     results = None
-    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    rows = rows_under("README.md", "| | data | AP_S |")
     assert len(rows) > 8
     for row, data, *cells in rows:
         if scale := re.search(r"`--scale (\w+)`, (\d) seeds", data):
             results = load_results(EXPERIMENTS / "results" / f"{scale[1]}_torchvision.json")
             assert len(results.seeds("baseline")) == int(scale[2])
-        measured = against(results, row.strip(" `"), "baseline", SIZES[:3])
-        assert [cell.strip() for cell in cells] == measured
+        assert cells == against(results, row, "baseline", MASKS[:3])
+
+
+TABLES = {
+    "| synthetic scenes | seeds |": (
+        "docs/beyond.md",
+        "tiny",
+        (*MASKS[:3], "bbox.small", "bbox.large"),
+    ),
+    "| dsb2018 | seeds |": (
+        "docs/beyond.md",
+        "nuclei_tiny",
+        (*MASKS[:2], "bbox.small", "bbox.medium"),
+    ),
+    "| config | mask AP small | medium | all | box AP small |": (
+        "docs/recipe.md",
+        "nuclei_tiny",
+        [f"{kind}.{size}" for kind in ("segm", "bbox") for size in ("small", "medium", "all")],
+    ),
+}
+
+
+@pytest.mark.parametrize("header", TABLES)
+def test_tables_in_docs_have_the_figures_of_the_results(header):
+    page, scale, metrics = TABLES[header]
+    results = load_results(EXPERIMENTS / "results" / f"{scale}_torchvision.json")
+    rows = rows_under(page, header)
+    assert rows[0][0] == "baseline"
+    for row, *cells in rows:
+        if "seeds" in header:
+            assert int(cells.pop(0)) == len(results.seeds(row))
+        assert cells == against(results, row, "baseline", metrics)
