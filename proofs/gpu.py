@@ -39,7 +39,6 @@ STEPS: dict[str, tuple[Callable[[Job], None], float]] = {
     "processes": (works.processes, 240),
     "numbers": (works.numbers, 120),
     "training": (works.training, 480),
-    "tests": (works.tests, 560),
     "speed": (speed.speed, 560),
     "stock": (speed.stock, 240),
     "cost": (speed.cost, 60),

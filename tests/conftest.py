@@ -1,5 +1,6 @@
-"""What all tests share: the same examples at every run, no deadline, and one thread."""
+"""What all tests share: the same examples at every run, no deadline, no GPU, and one thread."""
 
+import os
 import signal
 import sys
 
@@ -11,6 +12,9 @@ from smallobj_d2.datasets import coco
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+# What is equal to the last bit is so on the CPU. For GPUs there is `python -m proofs.gpu`.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A shell that starts the suite in the background has Ctrl-C ignored, here and in what is started.
 signal.signal(signal.SIGINT, signal.default_int_handler)

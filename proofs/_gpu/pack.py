@@ -15,7 +15,7 @@ NOT_CARRIED = {
     *("torch", "torchvision", "numpy", "matplotlib", "pillow", "scipy", "tensorboard", "tqdm"),
     *("opencv-python-headless", "pyyaml", "jinja2", "hypothesis", "pytest", "psutil"),
     # What training does not need.
-    *("ruff", "mypy", "import-linter", "submitit"),
+    *("ruff", "mypy", "import-linter", "submitit", "pytest-xdist", "types-pyyaml", "shapely"),
     *("albumentations", "datasets", "lightning", "transformers"),
 }
 OF_OTHERS = ("yacs", "termcolor", "tabulate", "portalocker")

@@ -1,4 +1,4 @@
-"""Does it work? Operators, numbers, training, processes, tests."""
+"""Does it work? Operators, numbers, training, processes."""
 
 import contextlib
 import copy
@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -369,18 +368,3 @@ def processes(job: Job) -> None:
             wrong=wrong,
             gradients_off=f"{error:.0e}",
         )
-
-
-def tests(job: Job) -> None:
-    """The test suite, with the GPU visible."""
-    command: list[object] = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    if not job.gpu:
-        command += ["tests/test_sampling.py"]  # the others are what CI runs
-    elif find_spec("xdist"):
-        command += ["-n", str(min(8, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
-    log = job.folder / "pytest.txt"
-    ended = job.call(command, log, OMP_NUM_THREADS="1")
-    failed = [
-        x for x in log.read_text(errors="replace").splitlines() if x.startswith(("FAILED", "ERROR"))
-    ]
-    job.note("pytest", ended, said=last_line(log), failed=failed)
