@@ -150,6 +150,27 @@ def test_ap_by_size_stands_beside_the_baseline(runs):
     assert "<!-- aug -->" not in picture
 
 
+def test_several_data_stand_side_by_side(results):
+    def section(*each, plan=None):
+        text = build_report(PAPER, each, plan).markdown("")
+        return text.partition("## Side by side")[2].partition("\n## ")[0]
+
+    assert not section(results)  # one has nothing beside it
+    nuclei = replace(results, about={**results.about, "validation": "nuclei_val"})
+    found = nuclei.keep(lambda row, _: row in ("baseline", "orig_aug"))
+    table = section(results, found)
+    base, change = (
+        float(np.mean([results.runs[row, seed].ap["segm.small"] for seed in range(3)]))
+        for row in ("baseline", "orig_aug")
+    )
+    gain = f"{100 * (change - base):+.1f} ({100 * (change / base - 1):+.0f} %)"
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+    assert ["", "The paper (COCO)", "scenes_val", "nuclei_val"] in cells
+    assert ["`orig_aug`", "+1.1 (+10 %)", gain, gain] in cells
+    assert "oversample_2x" not in table  # which the other has not
+    assert "scenes_val, fake, torchvision" in section(results, results)
+
+
 def test_later_runs_stand_beside_earlier_ones(runs, tmp_path):
     first = distil(SCALE, runs)
     shutil.rmtree(runs / "orig_aug")

@@ -73,9 +73,37 @@ def build_report(
         document = Document("The paper's tables, rerun")
     document.items([line for one in each for line in one.answer()], answer=True)
     document.text(_HOW_TO_READ)
+    _side_by_side(document, paper, each)
     for one in each:
         one.write(document)
     return document
+
+
+def _side_by_side(document: Document, paper: Paper, each: Sequence["_Experiment"]) -> None:
+    """The rows that several data have in common, in AP of small objects against the baseline."""
+    shown = [one for one in each if one.base == "baseline" and one.measure == PRIMARY]
+    number = Counter(row for one in shown for row in one.rows)
+    rows = [row for row in dict.fromkeys([*paper.configs(), *number]) if number[row] > 1]
+    if len(rows) < 2:
+        return
+    document.heading("Side by side")
+    document.text(
+        f"{_title(PRIMARY)} of the baseline; of the other rows the difference to it, also as a "
+        "share of it, over common seeds."
+    )
+    body = [[code(row), _beside(paper, row), *(one.beside(row) for one in shown)] for row in rows]
+    names = [one.data for one in shown]
+    if len({*names}) < len(names):
+        names = [f"{one.data}, {one.scale}, {one.results.about['engine']}" for one in shown]
+    document.add(Table(["", "The paper (COCO)", *names], body))
+
+
+def _beside(paper: Paper, row: str) -> str:
+    """What `_Experiment.beside` says, of the paper's numbers."""
+    if row not in paper.numbers:
+        return "-"
+    base, ap = (paper.ap(r, PRIMARY) for r in ("baseline", row))
+    return _unsigned(ap) if row == "baseline" else _gained(ap - base, base)
 
 
 _HOW_TO_READ = Markup(
@@ -177,6 +205,18 @@ class _Experiment:
         enough = min(FEWEST, max((len(d.values) for d in found.values()), default=0))
         sure = [(row, d) for row, d in found.items() if len(d.values) >= enough]
         return max(sure, key=lambda item: item[1].mean, default=None)
+
+    def beside(self, row: str) -> str:
+        """The AP of small objects of the baseline, or what another row gains on it."""
+        change = self.difference(above(row, self.base))
+        seeds = self.results.seeds(row) if change is None else change.seeds
+        base = self.results.values(self.base, PRIMARY, seeds)
+        if row == self.base:
+            return f"{_unsigned(float(np.mean(base)))} ±{_unsigned(spread(base))}"
+        if change is None:
+            return "-"
+        text = _gained(change.mean, float(np.mean(base)))
+        return strong(text) if change.decided else text
 
     # --- The answer
 
@@ -702,6 +742,11 @@ def _signed(ap: float) -> str:
     if float(text) == 0:
         text = f"{100 * ap:+.2f}"
     return "0.0" if float(text) == 0 else text
+
+
+def _gained(change: float, base: float) -> str:
+    """A difference in points, and as a share of what it is a difference to."""
+    return f"{_signed(change)} ({cell(100 * change / base if base else math.nan, '{:+.0f} %')})"
 
 
 def _interval(ends: tuple[float, float]) -> str:
