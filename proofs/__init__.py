@@ -6,7 +6,9 @@ no test.
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout."""
@@ -30,6 +32,18 @@ def datasets_of(folder: Path) -> str:
     return json.dumps(
         [[n, str(folder / n / "annotations.json"), str(folder / n / "images")] for n in names]
     )
+
+
+def losses_of(engine: str, model: Any, batch: list[Any]) -> dict[str, Any]:
+    """The losses of a batch, by name, of an engine's model that trains, on its device."""
+    if engine == "detectron2":
+        from detectron2.utils.events import EventStorage
+
+        with EventStorage():
+            return dict(model([copy(s) for s in batch]))
+    device = next(model.parameters()).device
+    targets = [{k: v.to(device) for k, v in s["target"].items()} for s in batch]
+    return dict(model([s["image"].to(device).float() for s in batch], targets))
 
 
 def words_of(opts: Mapping[str, object]) -> list[str]:

@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from proofs import DEMO, ROOT
+from proofs import DEMO, ROOT, losses_of
 from proofs.kill_resume import make_scenes
 from proofs.kill_resume import options as small_options
 from proofs.recording import COMMAND, RECORD, checksums, drawn
@@ -172,29 +172,18 @@ def gradient_error(run: Run) -> float:
     seed_step(cfg.SEED, -1)
     if run.engine == "detectron2":
         from detectron2.solver import build_optimizer
-        from detectron2.utils.events import EventStorage
 
         model = engine.Trainer.build_model(cfg)
-
-        def forward(model: Any, batch: list[Any]) -> dict[str, Any]:
-            with EventStorage():
-                return model(batch)
     else:
         from smallobj_d2.engines.torchvision.trainer import build_optimizer
 
-        device = cfg.MODEL.DEVICE
-        model = engine.build_model(cfg).to(device)
-
-        def forward(model: Any, batch: list[Any]) -> dict[str, Any]:
-            targets = [{k: v.to(device) for k, v in s["target"].items()} for s in batch]
-            return model([s["image"].to(device).float() for s in batch], targets)
-
+        model = engine.build_model(cfg).to(cfg.MODEL.DEVICE)
     optimizer = build_optimizer(cfg, model.train())
     for rank in range(run.layout.size):
         with process(rank, run.layout.size):
             batch = next(iter(engine.build_train_loader(cfg)))
             seed_step(cfg.SEED, 0)
-            losses = forward(model, batch)
+            losses = losses_of(run.engine, model, batch)
         (sum(losses.values()) / run.layout.size).backward()
     expected = [p.grad.cpu() for group in optimizer.param_groups for p in group["params"]]
     worst = 0.0

@@ -17,7 +17,6 @@ from smallobj_d2.commands import report
 from smallobj_d2.datasets.synthetic import make_dataset, make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
-from smallobj_d2.experiments import figures
 from smallobj_d2.experiments.claims import Status, Why, decide, judge
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import load_plan
@@ -141,13 +140,16 @@ def test_ap_by_size_stands_beside_the_baseline(runs):
     assert "| `baseline` | 0-1 | 10.5 | - | 10.5 | 10.5 |" in section
     assert "| `orig_aug` | 0-1 | 15.5 (+5.0) | - | 15.5 (+5.0) | 15.5 (+5.0) |" in section
     assert "_sizes.svg)" in text
-    gains = figures.gains_by_size(results, "orig_aug", "baseline")
-    np.testing.assert_allclose(gains, [[5, math.nan], [5, math.nan]])
-    assert len(figures.gains_by_size(results, "aug", "baseline")) == 0  # it kept none
-    picture = figures.gain_by_size(results, ["orig_aug", "aug"], "baseline").decode()
-    assert "below 16" in picture
-    assert "orig_aug" in picture
-    assert "<!-- aug -->" not in picture
+    seeds, measured = results.by_size("orig_aug", "baseline")
+    assert seeds == [0, 1]
+    gains = 100 * (measured[:, 0] - measured[:, 1])
+    np.testing.assert_allclose(gains, [[5, math.nan, 5, 5], [5, math.nan, 5, 5]])
+    assert results.by_size("oversample_2x", "baseline")[0] == []  # it kept none
+    blocks = build_report(PAPER, [results]).blocks
+    pictures = {block.name: block.data.decode() for kind, block in blocks if kind == "picture"}
+    assert "below 16" in pictures["fake_torchvision_sizes"]
+    assert "<!-- orig_aug -->" in pictures["fake_torchvision_sizes"]
+    assert "<!-- oversample_2x -->" not in pictures["fake_torchvision_sizes"]
 
 
 def test_several_data_stand_side_by_side(results):

@@ -274,9 +274,12 @@ def test_intervals_that_do_not_agree_are_named():
 # --- The committed report, recomputed from its JSON by other code
 
 
-def test_the_committed_report_is_made_of_the_committed_results():
-    folder = ROOT / "experiments" / "results"
-    plan = load_plan(ROOT / "experiments" / "plan.yaml")
+@pytest.mark.parametrize(
+    ("folder", "plan"), [("results", "plan.yaml"), ("finals", "finals/plan.yaml")]
+)
+def test_the_committed_report_is_made_of_the_committed_results(folder, plan):
+    folder = ROOT / "experiments" / folder
+    plan = load_plan(ROOT / "experiments" / plan)
     each = [load_results(path) for path in sorted(folder.glob("*.json"))]
     document = build_report(PAPER, each, plan, config_names())
     assert document.markdown("report_files") == (folder / "report.md").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """Does it work? Operators, numbers, training, processes."""
 
 import contextlib
-import copy
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proofs import DEMO, ROOT, datasets_of, words_of
+from proofs import DEMO, ROOT, datasets_of, losses_of, words_of
 from proofs._gpu.job import PRECISIONS, Job, last_line, metrics, scenes
 
 TRAINING = {"num_train": 64, "num_val": 16, "seed": 3, "size": 224}
@@ -96,13 +95,13 @@ def numbers(job: Job) -> None:
         batch = next(iter(engine.build_train_loader(cfg)))
         torch.manual_seed(0)
         state = build(name, cfg, "cpu").state_dict()
-        truth = losses_of(name, build(name, cfg, "cpu", state), batch, "cpu", None)
+        truth = measured(name, build(name, cfg, "cpu", state), batch, "cpu", None)
         for precision in PRECISIONS:
             if precision == "fp16" and not job.gpu:
                 continue  # the CPU's is no reference for anything
             kind = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
             model = build(name, cfg, job.args.device, state)
-            losses, gradient = losses_of(name, model, batch, job.args.device, kind)
+            losses, gradient = measured(name, model, batch, job.args.device, kind)
             off = max(abs(losses[k] - v) / max(abs(v), 1e-3) for k, v in truth[0].items())
             gradient_off = float((gradient - truth[1]).norm() / truth[1].norm())
             limit = 1e-2 if precision == "fp32" else 0.5
@@ -129,21 +128,14 @@ def build(engine: str, cfg: Any, device: str, state: Any = None) -> Any:
     return model
 
 
-def losses_of(
+def measured(
     engine: str, model: Any, batch: list[Any], device: str, autocast: Any
 ) -> tuple[dict[str, float], Any]:
     """Losses by name, and all gradients as one vector, on the CPU."""
     import torch
 
     with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
-        if engine == "detectron2":
-            from detectron2.utils.events import EventStorage
-
-            with EventStorage():
-                losses = model([copy.copy(s) for s in batch])
-        else:
-            targets = [{k: v.to(device) for k, v in s["target"].items()} for s in batch]
-            losses = model([s["image"].to(device).float() for s in batch], targets)
+        losses = losses_of(engine, model, batch)
     sum(losses.values()).backward()
     gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.requires_grad])
     return {k: v.item() for k, v in losses.items()}, gradient

@@ -121,7 +121,9 @@ def training_protocol(cfg: Any) -> Protocol:
     sizes = _per_level(generator.SIZES, len(names), "SIZES")
     ratios = _per_level(generator.ASPECT_RATIOS, len(names), "ASPECT_RATIOS")
     edges = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    a_range = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range"
+    middle = edges[len(edges) // 2]
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        middle = sum(edges) // 2
     fpn = len(cfg.MODEL.FPN.IN_FEATURES) > 0
     return Protocol(
         "training",
@@ -132,7 +134,7 @@ def training_protocol(cfg: Any) -> Protocol:
         offset=float(generator.OFFSET),
         threshold=float(rpn.IOU_THRESHOLDS[-1]),
         as_detectron2=True,
-        short_edge=int(sum(edges) // 2 if a_range else edges[len(edges) // 2]),
+        short_edge=int(middle),
         max_size=int(cfg.INPUT.MAX_SIZE_TRAIN),
         # An FPN adds maps of neighbouring strides, so it pads to its coarsest convolutional one.
         divisibility=_stride(cfg.MODEL.FPN.IN_FEATURES[-1], dilated) if fpn else 1,

@@ -1,13 +1,12 @@
 """The figures of an experiment; where it has the same rows, the paper's numbers stand beside."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from smallobj_d2.evaluation.by_size import side
 from smallobj_d2.experiments.paper import Paper
@@ -154,21 +153,22 @@ MOST_ROWS = len(COLOURS) - 1
 
 
 @styled
-def gain_by_size(results: Results, rows: Sequence[str], base: str) -> bytes:
+def gain_by_size(
+    results: Results, rows: Sequence[str], base: str, bands: Sequence[Mapping[str, Any]]
+) -> bytes:
     """Change in AP against a row by octaves of size, with standard errors over seeds, as SVG.
 
     Args:
-        results: what to show; of each run that kept its AP by size.
-        rows: which rows, `MOST_ROWS` at most.
+        results: what to show.
+        rows: which rows, `MOST_ROWS` at most, with runs that kept their AP by size.
         base: the row that they are compared with.
+        bands: the octaves, as `smallobj_d2.evaluation.by_size.by_size` gives them.
     """
     figure, ((axis,),) = panels(9.6, 4.4, columns=1)
-    bands = next(run.by_size["pixels"] for run in results.runs.values() if run.by_size)
     apart = 0.6 / len(rows)
     for k, (row, colour) in enumerate(zip(rows, COLOURS[1:], strict=False)):
-        gains = gains_by_size(results, row, base)
-        if not len(gains):
-            continue
+        _, measured = results.by_size(row, base)
+        gains = 100 * (measured[:, 0] - measured[:, 1])[:, : len(bands)]
         error = gains.std(axis=0, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
         at = np.arange(len(bands)) + (k - (len(rows) - 1) / 2) * apart
         style = {"color": colour, "ms": 5, "elinewidth": 1, "lw": 0.8, "label": plain(row)}
@@ -179,23 +179,6 @@ def gain_by_size(results: Results, rows: Sequence[str], base: str) -> bytes:
     axis.set_ylabel(f"AP in points, against {base}")
     figure.legend(loc="outside lower center", ncols=4)
     return file_of(figure, "svg")
-
-
-def gains_by_size(results: Results, row: str, base: str) -> NDArray[np.float64]:
-    """AP of a row by octaves of size less that of another, in points.
-
-    Returns:
-        (seeds, octaves), over the seeds of which both kept it; NaN where there are no objects.
-    """
-    pairs = [
-        [results.runs[r, seed].by_size for r in (row, base)] for seed in results.seeds(row, base)
-    ]
-    kept = [[sizes["pixels"] for sizes in pair] for pair in pairs if all(pair)]
-    aps = [
-        [[math.nan if b["AP"] is None else b["AP"] for b in run] for run in pair] for pair in kept
-    ]
-    found = 100 * np.array(aps, dtype=np.float64)
-    return found[:, 0] - found[:, 1] if len(found) else found
 
 
 def _plot(axis: Axes, row: str, *points: Any, **style: Any) -> str:

@@ -208,14 +208,13 @@ class _Experiment:
 
     def beside(self, row: str) -> str:
         """The AP of small objects of the baseline, or what another row gains on it."""
-        change = self.difference(above(row, self.base))
-        seeds = self.results.seeds(row) if change is None else change.seeds
-        base = self.results.values(self.base, PRIMARY, seeds)
         if row == self.base:
-            return f"{_unsigned(float(np.mean(base)))} ±{_unsigned(spread(base))}"
+            return self._measured(row, row, PRIMARY, self.results.seeds(row), None)
+        change = self.difference(above(row, self.base))
         if change is None:
             return "-"
-        text = _gained(change.mean, float(np.mean(base)))
+        base = float(np.mean(self.results.values(self.base, PRIMARY, change.seeds)))
+        text = _gained(change.mean, base)
         return strong(text) if change.decided else text
 
     # --- The answer
@@ -543,11 +542,13 @@ class _Experiment:
         for what, figure in shown.items():
             svg = figure(self.paper, self.results, beside=not self.own)
             document.add(Picture(f"{name}_{what}", svg, "svg", *_TEXTS(what)))
-        rows = [r for r in self.rows[1:] if len(figures.gains_by_size(self.results, r, self.base))]
+        rows = [row for row in self.rows[1:] if self.results.by_size(row, self.base)[0]]
         if len(rows) > figures.MOST_ROWS:
             rows = [r for r in rows if r in _SHOWN or r not in self.paper.numbers]
         if rows:
-            svg = figures.gain_by_size(self.results, rows[: figures.MOST_ROWS], self.base)
+            svg = figures.gain_by_size(
+                self.results, rows[: figures.MOST_ROWS], self.base, self._bands()["pixels"]
+            )
             document.add(Picture(f"{name}_sizes", svg, "svg", *_TEXTS("sizes")))
 
     # --- Tables of the paper
@@ -593,11 +594,15 @@ class _Experiment:
             )
         )
 
+    def _bands(self) -> dict[str, Any]:
+        """AP by size of a run of the baseline, for the sizes and their objects; empty without."""
+        every = (run.by_size for (row, _), run in self.results.runs.items() if row == self.base)
+        return next(filter(None, every), {})
+
     def _sizes(self, document: Document) -> None:
         """AP of each row by octaves of size, and the change to the baseline."""
-        kept = {key: run.by_size for key, run in self.results.runs.items() if run.by_size}
-        of_base = [sizes for (row, _), sizes in kept.items() if row == self.base]
-        if not of_base:
+        sizes = self._bands()
+        if not sizes:
             return
         document.heading("By size of the objects", 3)
         kind, _ = _words(f"{self.kinds[0]}.all")
@@ -609,16 +614,13 @@ class _Experiment:
                 self.base,
             )
         )
-        bands, small = of_base[0]["pixels"], of_base[0]["small"]
+        bands, small = sizes["pixels"], sizes["small"]
         body = [["objects", "", *(f"{b['objects']:,}" for b in (*bands, small, small))]]
         for row in self.rows:
-            common = self.results.seeds(row, self.base)
-            seeds = [s for s in common if (row, s) in kept and (self.base, s) in kept]
+            seeds, measured = self.results.by_size(row, self.base)
             if not seeds:
                 continue
-            own, base = (
-                np.mean([_measures(kept[r, s]) for s in seeds], axis=0) for r in (row, self.base)
-            )
+            own, base = measured.mean(axis=0)
             cells = [_unsigned(ap) for ap in own]
             if row != self.base:
                 cells = [
@@ -684,12 +686,6 @@ def seed_by_seed(results: Results, rows: Sequence[str], base: str, kind: str = "
     return "; ".join(parts)
 
 
-def _measures(sizes: Mapping[str, Any]) -> list[float]:
-    """AP of each band, AP50 and recall of small objects; NaN where there are no objects."""
-    aps = [*(b["AP"] for b in sizes["pixels"]), sizes["small"]["AP50"], sizes["small"]["AR"]]
-    return [math.nan if ap is None else ap for ap in aps]
-
-
 def _with(text: str, row: str) -> Markup:
     """A sentence with the name of a row."""
     return Markup(text).format("the baseline" if row == "baseline" else code(row))
@@ -730,23 +726,27 @@ def _margin(claim: Claim, verdict: Verdict) -> list[str]:
 
 def _unsigned(ap: float) -> str:
     """In points."""
-    return cell(100 * ap, "{:.2f}" if 0.005 <= 100 * ap < 0.05 else "{:.1f}")
+    return cell(100 * ap, f"{{:.{_decimals(ap)}f}}")
 
 
 def _signed(ap: float) -> str:
-    """A difference in points with its sign, which zero does not have.
-
-    What one decimal would round to zero has two: some AP is small, and differences smaller.
-    """
-    text = f"{100 * ap:+.1f}"
-    if float(text) == 0:
-        text = f"{100 * ap:+.2f}"
+    """A difference in points with its sign, which zero does not have."""
+    text = f"{100 * ap:+.{_decimals(ap)}f}"
     return "0.0" if float(text) == 0 else text
+
+
+def _decimals(ap: float) -> int:
+    """One, or two where one would leave nothing: some AP is small, and differences smaller."""
+    return 2 if 0.005 <= 100 * abs(ap) < 0.05 else 1
 
 
 def _gained(change: float, base: float) -> str:
     """A difference in points, and as a share of what it is a difference to."""
-    return f"{_signed(change)} ({cell(100 * change / base if base else math.nan, '{:+.0f} %')})"
+    return f"{_signed(change)} ({_share(change, base)})"
+
+
+def _share(change: float, base: float) -> str:
+    return cell(100 * change / base if base else math.nan, "{:+.0f} %")
 
 
 def _interval(ends: tuple[float, float]) -> str:
@@ -765,5 +765,4 @@ def _p(value: float) -> str:
 
 
 def _gain(before: float, after: float) -> list[str]:
-    gain = after / before - 1 if before else math.nan
-    return [_unsigned(before), _unsigned(after), cell(100 * gain, "{:+.0f} %")]
+    return [_unsigned(before), _unsigned(after), _share(after - before, before)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from smallobj_d2.analysis.matching import match
@@ -88,6 +90,17 @@ class Results:
         """An AP of each of these seeds; none where there is no object of that size."""
         each = [self.runs[row, seed].ap for seed in seeds]
         return [ap[metric] for ap in each if metric in ap]
+
+    def by_size(self, *rows: str) -> tuple[list[int], NDArray[np.float64]]:
+        """AP by octaves of size, then AP50 and recall of small objects, where runs kept them.
+
+        Returns:
+            The seeds of which all rows kept it, and (seeds, rows, measures); NaN where there are no
+            objects.
+        """
+        each = {s: [self.runs[row, s].by_size for row in rows] for s in self.seeds(*rows)}
+        kept = {seed: [_measures(sizes) for sizes in of] for seed, of in each.items() if all(of)}
+        return [*kept], np.array([*kept.values()], dtype=np.float64)
 
     def dated(self, *rows: str) -> bool:
         """Whether there are runs of all of these rows, and all tell the commit of their code."""
@@ -174,6 +187,12 @@ def _key(run: Run) -> dict[str, Any]:
     """What names a run or an evaluation in a results file."""
     dataset = {"dataset": run.dataset} if run.dataset else {}
     return {"config": run.config, "seed": run.seed, **dataset}
+
+
+def _measures(sizes: Mapping[str, Any]) -> list[float]:
+    """AP of each band, AP50 and recall of small objects; NaN where there are no objects."""
+    aps = [*(b["AP"] for b in sizes["pixels"]), sizes["small"]["AP50"], sizes["small"]["AR"]]
+    return [math.nan if ap is None else ap for ap in aps]
 
 
 def _by_size(path: Path, row: dict[str, Any], truth_of: Callable[[str], COCO]) -> dict[str, Any]:
