@@ -26,10 +26,10 @@ def test_planned_rows_can_be_asked_for(name, tmp_path):
         assert scale.request(ROOT / "configs" / f"{config}.yaml", tmp_path)
 
 
-def test_tiny_has_every_row_of_the_paper():
+def test_tiny_gpu_has_every_row_of_the_paper():
     rows = {row["config"] for table in PAPER.tables.values() for row in table["rows"]}
     assert len(rows) == 22
-    assert rows <= set(PLAN["scales"]["tiny"]["rows"])
+    assert rows <= set(PLAN["scales"]["tiny_gpu"]["rows"])
 
 
 def test_each_table_is_a_family_against_its_first_row():
@@ -41,7 +41,7 @@ def test_each_table_is_a_family_against_its_first_row():
 
 
 def test_trends_and_contrasts_are_of_rows_that_are_run():
-    rows = set(PLAN["scales"]["tiny"]["rows"])
+    rows = set(PLAN["scales"]["tiny_gpu"]["rows"])
     for trend in PLAN["trends"]:
         assert len(trend["rows"]) == len(trend["at"])
         assert set(trend["rows"]) <= rows
