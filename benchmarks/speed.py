@@ -4,8 +4,8 @@ python -m benchmarks.speed                        # everything this machine can 
 python -m benchmarks.speed mapper paste --repeats 15
 
 Single thread, warm, medians over interleaved repeats. Needs the images of coco_2017_train and
-coco_2017_val under DETECTRON2_DATASETS. `mapper`, `loader` and `step` need Detectron2, and `step`
-a GPU.
+coco_2017_val under DETECTRON2_DATASETS. `mapper`, `loader`, `step` and `detections` need
+Detectron2, and `step` a GPU.
 """
 
 import json
@@ -559,6 +559,70 @@ def precision(repeats: int) -> list[Row]:
     return [row(f"bfloat16{note}, ms", seconds["bfloat16"], "float32", seconds["float32"])]
 
 
+# --- 8. Detections and masks of the torchvision engine
+
+
+def detections(repeats: int) -> list[Row]:
+    """100 detections of an image to COCO's results, against Detectron2's way; and mask targets."""
+    return [
+        each
+        for what, side in (("10 to 30", 10), ("100 to 300", 100))
+        for each in _detections_of(what, side, repeats)
+    ]
+
+
+def _detections_of(what: str, side: int, repeats: int) -> list[Row]:
+    import torch
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+    from detectron2.modeling.postprocessing import detector_postprocess
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    from smallobj_d2.engines.torchvision.inference import coco_results
+    from smallobj_d2.engines.torchvision.mapper import targets
+    from smallobj_d2.engines.torchvision.model import mask_targets
+
+    size = height, width = 480, 640
+    number, generator = 100, torch.Generator().manual_seed(0)
+    across = torch.arange(28) - 13.5
+    disc = torch.sigmoid(12 - (across[:, None] ** 2 + across**2).sqrt())
+    masks = disc.expand(number, 28, 28)
+    sides = side * (1 + 2 * torch.rand(number, 2, generator=generator))
+    low = torch.rand(number, 2, generator=generator) * (torch.tensor([width, height]) - sides)
+    boxes = torch.cat([low, low + sides], 1)
+    scores = torch.rand(number, generator=generator)
+    classes = torch.zeros(number, dtype=torch.int64)
+
+    def ours() -> list[dict[str, Any]]:
+        found = {"boxes": boxes, "scores": scores, "labels": classes + 1, "masks": masks}
+        return coco_results(found, size, {"image_id": 0, "height": height, "width": width}, [0])
+
+    def theirs() -> list[dict[str, Any]]:
+        found = Instances(size, pred_boxes=Boxes(boxes.clone()), scores=scores)
+        found.pred_classes, found.pred_masks = classes, masks[:, None]
+        return instances_to_coco_json(detector_postprocess(found, height, width), 0)
+
+    found = ours()
+    target = targets(found, size, size)
+    whole = [torch.from_numpy(coco_mask.decode(each["segmentation"])) for each in found]
+    bitmaps, which = BitMasks(torch.stack(whole)), torch.arange(number)
+    seconds = interleaved(
+        {
+            "results": ours,
+            "their results": theirs,
+            "targets": lambda: mask_targets([target], [boxes], [which], 28),
+            "their targets": lambda: bitmaps.crop_and_resize(boxes, 28),
+        },
+        repeats,
+    )
+    return [
+        row(f"{about}, {what} px wide, ms", seconds[mine], other, seconds[f"their {mine}"])
+        for about, mine, other in (
+            ("100 detections to COCO's results", "results", "Detectron2"),
+            ("mask targets of 100 proposals", "targets", "BitMasks"),
+        )
+    ]
+
+
 PARTS: dict[str, tuple[str, Callable[[int], list[Row]]]] = {
     "mapper": ("1. Mapper, small-object images of COCO, resize to 800", mapper),
     "paste": ("2. The paste step alone", paste),
@@ -567,12 +631,13 @@ PARTS: dict[str, tuple[str, Callable[[int], list[Row]]]] = {
     "loader": ("5. The whole loader", loader),
     "step": ("6. Training step on a GPU", step),
     "precision": ("7. Mixed precision on one core", precision),
+    "detections": ("8. Detections and mask targets of an image of 640 x 480", detections),
 }
 
 
 def missing(part: str) -> str:
     """What a part needs and this machine lacks; empty if nothing."""
-    if part in ("mapper", "loader", "step") and not has_detectron2():
+    if part in ("mapper", "loader", "step", "detections") and not has_detectron2():
         return "Detectron2 is not installed"
     if part == "step":
         import torch

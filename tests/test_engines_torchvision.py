@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import roi_align
 
 from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
@@ -20,7 +21,7 @@ from smallobj_d2.engines import torchvision as engine
 from smallobj_d2.engines.folder import close_logging, last_checkpoint
 from smallobj_d2.engines.launch import launch
 from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
-from smallobj_d2.engines.torchvision.inference import paste_mask
+from smallobj_d2.engines.torchvision.inference import paste_masks
 from smallobj_d2.engines.torchvision.mapper import (
     SmallObjectMapper,
     output_size,
@@ -143,12 +144,13 @@ def full_masks(target, height, width):
     return out
 
 
-def pasted_mask(mask, box, height, width):
-    """A mask as a (H, W) bitmap."""
-    window, left, top = paste_mask(mask, box, height, width)
-    bitmap = np.zeros((height, width), dtype=np.uint8)
-    bitmap[top : top + len(window), left : left + window.shape[1]] = window
-    return bitmap
+def pasted_masks(masks, boxes, height, width):
+    """Masks as (N, H, W) bitmaps."""
+    bitmaps = np.zeros((len(masks), height, width), dtype=np.uint8)
+    pasted = paste_masks(masks, boxes, height, width)
+    for bitmap, (window, left, top) in zip(bitmaps, pasted, strict=True):
+        bitmap[top : top + len(window), left : left + window.shape[1]] = window
+    return torch.from_numpy(bitmaps)
 
 
 # --- Mapper
@@ -354,21 +356,73 @@ def test_a_run_length_mask_is_resized_and_flipped_as_its_whole_bitmap(flip_axis,
     assert 60 < seen < 150
 
 
+def proposals_and_full_masks(number=8, seed=0):
+    """Of some images: targets, boxes around objects, whose they are, and those objects' bitmaps.
+
+    Objects are of 1 pixel to the whole image, many at its borders.
+    """
+    rng = np.random.default_rng(seed)
+    everything = []
+    for _ in range(number):
+        height, width = rng.integers(30, 90, 2)
+        annotations = []
+        for _ in range(12):
+            w, h = (max(1, int(n * rng.random() ** 2)) for n in (width, height))
+            x, y = (int(rng.integers(-s // 2, n)) for n, s in ((width, w), (height, h)))
+            bitmap = np.zeros((height, width), dtype=np.uint8)
+            bitmap[max(y, 0) : y + h, max(x, 0) : x + w] = rng.random() < 0.7
+            bitmap &= rng.random((height, width)) < 0.9
+            rle = coco_mask.encode(np.asfortranarray(bitmap))
+            box = {"bbox": coco_mask.toBbox(rle).tolist(), "category_id": 0}
+            annotations.append({**box, "segmentation": rle})
+        target = targets(annotations, (height, width), (height, width))
+        matched = torch.from_numpy(rng.integers(len(target["boxes"]), size=30))
+        boxes = target["boxes"][matched] + torch.from_numpy(6 * rng.normal(size=(30, 4))).float()
+        limit = torch.tensor([width, height])
+        low = boxes[:, :2].minimum(limit - 2).clamp(min=0)
+        high = torch.maximum(boxes[:, 2:], low + 1).minimum(limit)
+        bitmaps = full_masks(target, height, width)[matched]
+        everything.append((target, torch.cat([low, high], 1), matched, bitmaps))
+    return map(list, zip(*everything, strict=True))
+
+
+def test_mask_targets_are_those_of_full_bitmaps_to_the_last_bit():
+    every, boxes, matched, bitmaps = proposals_and_full_masks()
+    assert sum(int(m[:, -1].any(1).sum()) for m in bitmaps) > 10  # reach the lower border
+    ours = mask_targets(every, boxes, matched, 28)
+    full = torch.cat(
+        [
+            roi_align(m[None, None].float(), [box[None]], 28, aligned=True)[:, 0]
+            for each, of_image in zip(boxes, bitmaps, strict=True)
+            for box, m in zip(each, of_image, strict=True)
+        ]
+    )
+    assert torch.equal(ours, (full >= 0.5).float())
+    assert 0.1 < ours.mean() < 0.9
+    backwards = mask_targets(every[::-1], boxes[::-1], matched[::-1], 28)
+    assert torch.equal(backwards.view(8, 30, 28, 28).flip(0).flatten(0, 1), ours)
+
+
+def test_an_image_may_have_no_mask_targets():
+    every, boxes, matched, _ = proposals_and_full_masks()
+    nothing = [b[:0] for b in boxes], [m[:0] for m in matched]
+    assert mask_targets(every, *nothing, 28).shape == (0, 28, 28)
+    empty = {k: v[:0] for k, v in every[0].items()}
+    alone = mask_targets(every[:1], boxes[:1], matched[:1], 28)
+    between = [empty, every[0], empty], [boxes[0][:0], boxes[0], boxes[0][:0]]
+    none = matched[0][:0]
+    assert torch.equal(mask_targets(*between, [none, matched[0], none], 28), alone)
+
+
 @needs_detectron2
-def test_mask_targets_are_those_of_full_bitmaps(cfg, data):
+def test_mask_targets_are_those_of_detectron2():
     from detectron2.structures import BitMasks
 
-    mapper = SmallObjectMapper.from_config(cfg)
-    generator = torch.Generator().manual_seed(0)
-    for index in range(8):
-        sample = mapper(record_of(data, index, position=index))
-        target = sample["target"]
-        matched = torch.randint(len(target["boxes"]), (30,), generator=generator)
-        boxes = target["boxes"][matched] + 6 * torch.randn(30, 4, generator=generator)
-        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        ours = mask_targets(target, boxes, matched, 28)
-        full = BitMasks(full_masks(target, *sample["image"].shape[1:])[matched].bool())
-        assert (ours.bool() != full.crop_and_resize(boxes, 28)).float().mean() < 1e-4
+    every, boxes, matched, bitmaps = proposals_and_full_masks()
+    ours = mask_targets(every, boxes, matched, 28).bool().view(8, 30, 28, 28)
+    for mine, each, of_image in zip(ours, boxes, bitmaps, strict=True):
+        theirs = BitMasks(of_image.bool()).crop_and_resize(each, 28)
+        assert (mine != theirs).float().mean() < 1e-4
 
 
 @needs_detectron2
@@ -382,8 +436,27 @@ def test_masks_are_pasted_as_detectron2_does():
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)]
     masks = torch.rand(len(boxes), 14, 14, generator=generator)
     theirs = paste_masks_in_image(masks, boxes, (64, 70))
-    ours = [pasted_mask(m, tuple(b), 64, 70) for m, b in zip(masks, boxes.tolist(), strict=True)]
-    assert (torch.from_numpy(np.stack(ours)).bool() != theirs).float().mean() < 1e-4
+    ours = pasted_masks(masks, boxes, 64, 70)
+    assert (ours.bool() != theirs).float().mean() < 1e-4
+
+
+def test_a_mask_is_pasted_alike_alone_and_among_others():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(50, 2, generator=generator) * 60
+    boxes = torch.cat([corners, corners + 0.3 + 50 * torch.rand(50, 2, generator=generator)], 1)
+    boxes = boxes.clamp(max=64)
+    masks = torch.rand(50, 28, 28, generator=generator)
+    together = paste_masks(masks, boxes, 64, 70)
+    for (window, left, top), box, mask in zip(together, boxes, masks, strict=True):
+        x0, y0, x1, y1 = box.tolist()
+        assert left <= x0
+        assert top <= y0
+        assert left + window.shape[1] >= x1
+        assert top + len(window) >= y1
+        ((alone, *corner),) = paste_masks(mask[None], box[None], 64, 70)
+        assert corner == [left, top]
+        assert np.array_equal(window, alone)
+    assert not paste_masks(masks[:0], boxes[:0], 64, 70)
 
 
 # --- Model
@@ -456,10 +529,8 @@ def test_a_model_detects_what_detectron2s_does(cfg, tmp_path, name):
     assert torch.allclose(found["scores"], expected.scores[order], atol=1e-4)
     assert torch.equal(found["labels"] - 1, expected.pred_classes[order])
     assert torch.allclose(found["boxes"], expected.pred_boxes.tensor[order], atol=1e-2)
-    for box, mask, full in zip(
-        found["boxes"].tolist(), found["masks"], expected.pred_masks[order], strict=True
-    ):
-        assert (pasted_mask(mask, tuple(box), 90, 120) != full.numpy()).mean() < 1e-3
+    ours_pasted = pasted_masks(found["masks"], found["boxes"], 90, 120)
+    assert (ours_pasted.bool() != expected.pred_masks[order]).float().mean(dim=(1, 2)).max() < 1e-3
 
 
 @needs_detectron2

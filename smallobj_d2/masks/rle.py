@@ -5,6 +5,7 @@ a small object does. What is read and written here is the same, to the bit.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,8 @@ def encode(mask: Mask, x: int, y: int, width: int, height: int) -> dict[str, Any
     rows, columns = mask.shape
     strip = np.zeros(columns * height + 2, np.uint8)  # a zero at both ends
     strip[1:-1].reshape(columns, height)[:, y : y + rows] = mask.T
-    edges = (strip[1:] != strip[:-1]).nonzero()[0] + x * height
-    counts = np.diff(edges, prepend=0, append=width * height).tolist()
+    edges = [0, *((strip[1:] != strip[:-1]).nonzero()[0] + x * height).tolist(), width * height]
+    counts = [end - start for start, end in pairwise(edges)]
     if not counts[-1]:  # pycocotools does not write an empty run at the end
         del counts[-1]
     rle = {"size": [height, width], "counts": counts}

@@ -95,45 +95,61 @@ def coco_results(
     scale = detections["boxes"].new_tensor([width / size[1], height / size[0]] * 2)
     limit = detections["boxes"].new_tensor([width, height] * 2)
     boxes = torch.minimum((detections["boxes"] * scale).clamp(min=0), limit).cpu()
-    keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1).nonzero().flatten().tolist()
-    scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
-    masks = detections.get("masks")
-    results = []
-    for i in keep:
-        x0, y0, x1, y1 = boxes[i].tolist()
-        result = {
+    keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+    boxes = boxes[keep]
+    scores, labels = (detections[k].cpu()[keep].tolist() for k in ("scores", "labels"))
+    results: list[dict[str, Any]] = [
+        {
             "image_id": record["image_id"],
-            "category_id": category_ids[labels[i] - 1],
+            "category_id": category_ids[label - 1],
             "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": scores[i],
+            "score": score,
         }
-        if masks is not None:
-            window, left, top = paste_mask(masks[i], (x0, y0, x1, y1), height, width)
+        for (x0, y0, x1, y1), label, score in zip(boxes.tolist(), labels, scores, strict=True)
+    ]
+    if "masks" in detections:
+        pasted = paste_masks(detections["masks"].cpu()[keep], boxes, height, width)
+        for result, (window, left, top) in zip(results, pasted, strict=True):
             rle = encode(window, left, top, width, height)
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-        results.append(result)
     return results
 
 
-def paste_mask(
-    mask: Tensor, box: tuple[float, float, float, float], height: int, width: int
-) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]":
-    """A mask within a box in pixels of the image, sampled at their centres.
+def paste_masks(
+    masks: Tensor, boxes: Tensor, height: int, width: int
+) -> "list[tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]]":
+    """Masks within boxes in pixels of the image, sampled at their centres.
+
+    Boxes of about the same size are pasted at a time. It is done on the CPU: a GPU would take
+    longer to begin than most of them take.
 
     Args:
-        mask: (S, S) probabilities.
-        box: x0, y0, x1, y1 in pixels, with fractions.
+        masks: (N, S, S) probabilities.
+        boxes: (N, 4) x0, y0, x1, y1 within the image, with fractions.
         height, width: of the image.
 
     Returns:
-        The part of the image's bitmap that may hold the mask, uint8 of 0 and 1, and the column and
-        the row of its corner.
+        For each the part of the image's bitmap that may hold the mask, uint8 of 0 and 1, and the
+        column and the row of its corner.
     """
-    x0, y0, x1, y1 = box
-    left, top = max(int(x0) - 1, 0), max(int(y0) - 1, 0)
-    right, bottom = min(int(x1) + 2, width), min(int(y1) + 2, height)
-    x = (torch.arange(left, right, device=mask.device) + 0.5 - x0) / (x1 - x0) * 2 - 1
-    y = (torch.arange(top, bottom, device=mask.device) + 0.5 - y0) / (y1 - y0) * 2 - 1
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    inside = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
-    return inside.cpu().numpy().astype(np.uint8), left, top
+    low = (boxes[:, :2].long() - 1).clamp(min=0)
+    high = torch.minimum(boxes[:, 2:].long() + 2, low.new_tensor([width, height]))
+    sides = high - low
+    octave = sides.amax(dim=1).log2().ceil()
+    windows: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+    for value in octave.unique():
+        these = torch.where(octave == value)[0]
+        along = []
+        for axis, most in enumerate(sides[these].amax(dim=0).tolist()):
+            first, last = boxes[these, axis, None], boxes[these, axis + 2, None]
+            centres = low[these, axis, None] + torch.arange(most) + 0.5
+            along.append((centres - first) / (last - first) * 2 - 1)
+        x, y = along
+        shape = (len(these), y.shape[1], x.shape[1])
+        grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=-1)
+        inside = F.grid_sample(masks[these, None], grid, align_corners=False)[:, 0] >= 0.5
+        windows |= zip(these.tolist(), inside.numpy().astype(np.uint8), strict=True)
+    corners_and_sides = torch.cat([low, sides], dim=1).tolist()
+    return [
+        (windows[i][:h, :w], left, top) for i, (left, top, w, h) in enumerate(corners_and_sides)
+    ]

@@ -10,6 +10,7 @@ Detectron2 does not, this does not.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,7 +30,6 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from smallobj_d2.engines.torchvision.mapper import windows_of
 from smallobj_d2.errors import SmallObjError
 
 Norm = Callable[[int], nn.Module]
@@ -449,11 +449,9 @@ class RoIHeads(tv_roi_heads.RoIHeads):
                 boxes = [b[p] for b, p in zip(proposals, positive, strict=True)]
                 mask_logits = self._mask_logits(features, boxes, image_shapes)
                 classes = torch.cat([c[p] for c, p in zip(labels, positive, strict=True)])
-                cut = [
-                    mask_targets(t, b, m[p], mask_logits.shape[-1])
-                    for t, b, m, p in zip(targets, boxes, matched, positive, strict=True)
-                ]
-                losses["loss_mask"] = _mask_loss(mask_logits, classes, torch.cat(cut))
+                objects = [m[p] for m, p in zip(matched, positive, strict=True)]
+                cut = mask_targets(targets, boxes, objects, mask_logits.shape[-1])
+                losses["loss_mask"] = _mask_loss(mask_logits, classes, cut)
             return [], losses
 
         found = self.postprocess_detections(logits, deltas, proposals, image_shapes)
@@ -487,29 +485,50 @@ class RoIHeads(tv_roi_heads.RoIHeads):
         }
 
 
-def mask_targets(target: Mapping[str, Tensor], boxes: Tensor, matched: Tensor, size: int) -> Tensor:
+def mask_targets(
+    targets: Sequence[Mapping[str, Tensor]],
+    boxes: Sequence[Tensor],
+    matched: Sequence[Tensor],
+    size: int,
+) -> Tensor:
     """Cut each proposal's piece out of its object's mask.
 
     The masks come as windows around their objects (see `mapper.targets`), each with a margin that
-    makes cutting from it equal to cutting from the full image.
+    makes cutting from it equal to cutting from the full image. Windows of about the same size, of
+    all images, are cut from at a time: one by one, they would keep a GPU waiting.
 
     Args:
-        target: ``masks`` (P,) uint8 and ``windows`` (N, 4) int64 of one image.
-        boxes: (R, 4) proposals.
-        matched: (R,) which of the N objects each proposal is of.
+        targets: ``masks`` (P,) uint8 and ``windows`` (N, 4) int64 of each image.
+        boxes: (R, 4) proposals of each image, within it.
+        matched: (R,) of each image, which of its N objects each proposal is of.
         size: side of the result.
 
     Returns:
-        (R, size, size) of 0 and 1, in the type of the boxes.
+        (sum of R, size, size) of 0 and 1, in the type of the boxes.
     """
-    out = boxes.new_zeros(len(boxes), size, size)
-    windows = list(windows_of(target))
-    for i in matched.unique().tolist():
-        (x0, y0, _, _), mask = windows[i]
-        mine = torch.where(matched == i)[0]
-        rois = F.pad(boxes[mine] - boxes.new_tensor([x0, y0, x0, y0]), (1, 0))
-        out[mine] = roi_align(mask[None, None].to(boxes), rois, size, aligned=True)[:, 0]
-    return (out >= 0.5).to(boxes.dtype)
+    before = accumulate((len(t["windows"]) for t in targets), initial=0)
+    objects = torch.cat([m + n for m, n in zip(matched, before, strict=False)])
+    windows = torch.cat([t["windows"] for t in targets])
+    pixels = torch.cat([t["masks"] for t in targets])
+    corner = windows[:, :2]
+    width, height = (windows[:, 2:] - corner).unbind(1)
+    first = (width * height).cumsum(0) - width * height
+    rois = torch.cat(list(boxes))
+    rois = rois - corner.repeat(1, 2)[objects]
+    out = rois.new_empty(len(rois), size, size)
+    octave = torch.maximum(width, height).log2().ceil()[objects]
+    for value in octave.unique():
+        mine = torch.where(octave == value)[0]
+        these, which = objects[mine].unique(return_inverse=True)
+        w, h = width[these, None, None], height[these, None, None]
+        # What is narrower than the widest is continued by its last row and column: nothing is
+        # there, or it is the border of the image, beyond which no box reaches.
+        row = torch.arange(int(h.max()), device=h.device)[:, None].minimum(h - 1)
+        column = torch.arange(int(w.max()), device=w.device).minimum(w - 1)
+        masks = pixels[first[these, None, None] + row * w + column].to(rois)
+        of_mask = torch.cat([which[:, None].to(rois), rois[mine]], dim=1)
+        out[mine] = roi_align(masks[:, None], of_mask, size, aligned=True)[:, 0]
+    return (out >= 0.5).to(rois.dtype)
 
 
 def _mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
