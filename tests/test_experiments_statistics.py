@@ -232,6 +232,22 @@ def test_a_row_of_two_tables_is_in_bold_where_its_table_decides():
     assert "**(" not in text.split("### Every row")[1].split("###")[0]  # not in all of its families
 
 
+def test_the_answer_names_what_is_told_from_chance_beside_the_best_row():
+    wild = [0.10, 0.25, 0.11, 0.17]
+    plan = plan_of(range(4), "aug", "orig_aug")
+    found = results_of(baseline=BASELINE, aug=ABOVE, orig_aug=wild)
+    answer = build_report(PAPER, [found], plan).markdown("").split("## ")[0]
+    assert "`orig_aug` is best" in answer
+    assert "not told from chance (Holm p" in answer
+    assert "Planned, and told from chance on scenes_val: aug - baseline: +3.0 points" in answer
+    for other in (
+        results_of(baseline=BASELINE, aug=ABOVE),
+        results_of(baseline=BASELINE, aug=wild),
+    ):
+        answer = build_report(PAPER, [other], plan).markdown("").split("## ")[0]
+        assert "Planned, and told" not in answer
+
+
 def test_one_seed_of_what_was_planned_is_planned():
     results = results_of(baseline=BASELINE[:1], aug=ABOVE[:1])
     text = build_report(PAPER, [results], plan_of(range(4), "aug")).markdown("")

@@ -252,7 +252,18 @@ class _Experiment:
             f"{at[0].upper()}{at[1:]}",
             f"{evidence[0].upper()}{evidence[1:]}",
         )
-        return [answer, *self._found_again()]
+        return [answer, *self._told(above(row, self.base, self.measure)), *self._found_again()]
+
+    def _told(self, answered: Statement) -> list[str]:
+        """What else was planned and is told from chance; the answer may not be."""
+        told = [
+            f"{one.name}: {_points(change)}"
+            for one, change in self.planned.items()
+            if change.decided and one != answered
+        ]
+        if not told:
+            return []
+        return [f"Planned, and told from chance on {self.data}: {'; '.join(told)}."]
 
     def _time(self, row: str) -> str:
         """What a row takes against the base, over common seeds."""
