@@ -211,8 +211,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        images = [sample["image"].to(self.device).float() for sample in batch]
-        targets = [{k: v.to(self.device) for k, v in s["target"].items()} for s in batch]
+        images = [i.float() for i in _moved([s["image"] for s in batch], self.device)]
+        names = [*batch[0]["target"]]
+        columns = [_moved([s["target"][name] for s in batch], self.device) for name in names]
+        targets = [
+            dict(zip(names, of_image, strict=True)) for of_image in zip(*columns, strict=True)
+        ]
         with torch.autocast(self.device.type, enabled=self.amp):
             losses: dict[str, Tensor] = network(images, targets)
             total = sum(losses.values(), torch.zeros((), device=self.device))
@@ -270,6 +274,13 @@ class Trainer:
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
+
+
+def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of one type on a device, in one transfer: each would wait for what a GPU is at."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class Metrics:
