@@ -148,6 +148,7 @@ def test_ap_by_size_stands_beside_the_baseline(runs):
     blocks = build_report(PAPER, [results]).blocks
     pictures = {block.name: block.data.decode() for kind, block in blocks if kind == "picture"}
     assert "below 16" in pictures["fake_torchvision_sizes"]
+    assert "from 16" not in pictures["fake_torchvision_sizes"]  # holds no objects
     assert "<!-- orig_aug -->" in pictures["fake_torchvision_sizes"]
     assert "<!-- oversample_2x -->" not in pictures["fake_torchvision_sizes"]
 

@@ -158,23 +158,27 @@ def gain_by_size(
 ) -> bytes:
     """Change in AP against a row by octaves of size, with standard errors over seeds, as SVG.
 
+    Octaves without objects are left out.
+
     Args:
         results: what to show.
         rows: which rows, `MOST_ROWS` at most, with runs that kept their AP by size.
         base: the row that they are compared with.
         bands: the octaves, as `smallobj_d2.evaluation.by_size.by_size` gives them.
     """
+    held = [i for i, band in enumerate(bands) if band["objects"]]
     figure, ((axis,),) = panels(9.6, 4.4, columns=1)
     apart = 0.6 / len(rows)
     for k, (row, colour) in enumerate(zip(rows, COLOURS[1:], strict=False)):
         _, measured = results.by_size(row, base)
-        gains = 100 * (measured[:, 0] - measured[:, 1])[:, : len(bands)]
+        gains = 100 * (measured[:, 0] - measured[:, 1])[:, held]
         error = gains.std(axis=0, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
-        at = np.arange(len(bands)) + (k - (len(rows) - 1) / 2) * apart
+        at = np.arange(len(held)) + (k - (len(rows) - 1) / 2) * apart
         style = {"color": colour, "ms": 5, "elinewidth": 1, "lw": 0.8, "label": plain(row)}
         axis.errorbar(at, gains.mean(axis=0), error, marker="o", **style)
     axis.axhline(0, color=GREY, lw=0.8, ls=":")
-    axis.set_xticks(range(len(bands)), [f"{side(b)}\n{b['objects']:,} objects" for b in bands])
+    shown = (bands[i] for i in held)
+    axis.set_xticks(range(len(held)), [f"{side(b)}\n{b['objects']:,} objects" for b in shown])
     axis.set_xlabel("side in pixels, square root of the area")
     axis.set_ylabel(f"AP in points, against {base}")
     figure.legend(loc="outside lower center", ncols=4)
