@@ -37,9 +37,9 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.sampling import Draw, Stream, repeat_factors
 from smallobj_d2.sizes import has_small
 
-MULTI3X, DEMO, BANK = (
-    Path(__file__).resolve().parents[1] / "configs" / name
-    for name in ("orig_aug_multi3x.yaml", "demo.yaml", "beyond/bank.yaml")
+MULTI3X, DEMO, BANK, SOFT = (
+    Path(__file__).resolve().parents[1] / "configs" / f"{name}.yaml"
+    for name in ("orig_aug_multi3x", "demo", "beyond/bank", "beyond/bank_often_soft")
 )
 DATASETS = ("coco_2017_train", "coco_2017_val")
 
@@ -107,7 +107,8 @@ def mapper(repeats: int) -> list[Row]:
     off.defrost()
     off.SMALLOBJ.COPY_PASTE = False
     bank = load_cfg(BANK, ["SEED", "0", "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0"])
-    from_bank = build_augmentation(bank, 0, records, read_rgb)
+    soft = load_cfg(SOFT, ["SEED", "0", "SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0"])
+    from_bank, from_bank_soft = (build_augmentation(c, 0, records, read_rgb) for c in (bank, soft))
     fast = cfg.clone()
     fast.defrost()
     fast.SMALLOBJ.FAST_RESIZE = True
@@ -125,6 +126,7 @@ def mapper(repeats: int) -> list[Row]:
             "off": over(SmallObjectMapper(off, True)),
             "pasting": over(SmallObjectMapper(cfg, True)),
             "bank": over(SmallObjectMapper(bank, True, augmentation=from_bank)),
+            "soft": over(SmallObjectMapper(soft, True, augmentation=from_bank_soft)),
             "fast": over(SmallObjectMapper(fast, True)),
         },
         repeats,
@@ -135,6 +137,7 @@ def mapper(repeats: int) -> list[Row]:
         row("ours, copy-paste off, ms an image", per_image["off"], "stock mapper", stock),
         row("ours, orig_aug_multi3x, all augmented", per_image["pasting"], "stock mapper", stock),
         row("ours, beyond/bank, all augmented", per_image["bank"], "stock mapper", stock),
+        row("ours, bank_often_soft, all augmented", per_image["soft"], "stock mapper", stock),
         row("multi3x with SMALLOBJ.FAST_RESIZE", per_image["fast"], "stock mapper", stock),
     ]
 
