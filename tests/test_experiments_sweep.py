@@ -21,6 +21,7 @@ from smallobj_d2.datasets import coco
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError, clock
 from smallobj_d2.experiments import cluster
+from smallobj_d2.experiments import sweep as sweeps
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import Slot, Sweep, share_out
@@ -113,6 +114,18 @@ def test_runs_what_is_missing_and_skips_what_is_finished(tool, tmp_path, capsys)
     assert json.loads((runs[4].folder / "row.json").read_text()) == {"seed": 1}
     assert not list(tmp_path.rglob("model_0*.pth"))
     assert (runs[0].folder / "model_final.pth").exists()
+
+
+def test_a_run_that_says_nothing_for_long_is_named(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_SECONDS", "0.5")
+    monkeypatch.setattr(sweeps, "POLL", 0.01)
+    monkeypatch.setattr(sweeps, "SAY", 0.05)
+    for longest, named in ((0.2, True), (60.0, False)):
+        monkeypatch.setattr(sweeps, "SILENCE", longest)
+        assert sweep(plan(tmp_path / str(longest), rows=["aug"], seeds=[0]), tool).go()
+        assert (
+            re.search(r"aug seed 0 \d+% \(silent for 0:", capsys.readouterr().out) is not None
+        ) is named
 
 
 def test_checkpoints_that_a_killed_sweep_left_are_dropped(tool, tmp_path):

@@ -108,9 +108,12 @@ class Run:
             for attempt in attempts[-1:]:
                 if attempt["code"] is None and not attempt["seconds"]:
                     # it lived as long as it wrote
-                    wrote = max(p.stat().st_mtime for p in self.folder.glob("*.*"))
-                    attempt["seconds"] = round(max(0.0, wrote - attempt["started"]), 1)
+                    attempt["seconds"] = round(max(0.0, self.wrote() - attempt["started"]), 1)
             return attempts
+
+    def wrote(self) -> float:
+        """When it last wrote into its folder, in seconds since 1970."""
+        return max(p.stat().st_mtime for p in self.folder.glob("*.*"))
 
     def seconds(self) -> float:
         """What all its attempts took together."""

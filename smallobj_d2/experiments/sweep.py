@@ -24,6 +24,7 @@ from smallobj_d2.files import is_locked
 POLL = 0.2  # seconds between looks at the processes
 LOOK = 2.0  # seconds between looks at how far they are
 SAY = 60.0  # seconds between lines about them, where there is no terminal
+SILENCE = 900.0  # seconds without a word after which a run is said to be silent: it may hang
 _MOST = 8  # runs at the same time on a CPU, for want of memory, unless more are asked for
 PATIENCE = 20.0  # seconds for a run to end when it is asked to
 
@@ -206,8 +207,11 @@ class Sweep:
         parts = [f"{done} of {len(self.runs)} done"]
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
-        running = [f"{run.name} {run.progress():.0%}" for run, _ in self._jobs.values()]
-        parts += [f"{clock(seconds_left(rest, each, len(self.slots)))} left", *running]
+        parts.append(f"{clock(seconds_left(rest, each, len(self.slots)))} left")
+        for run, _ in self._jobs.values():
+            silence = time.time() - run.wrote()
+            silent = f" (silent for {clock(silence)})" if silence > SILENCE else ""
+            parts.append(f"{run.name} {run.progress():.0%}{silent}")
         return ", ".join(parts)
 
     def _stop(self) -> None:
