@@ -94,10 +94,10 @@ def coco_results(
     height, width = record["height"], record["width"]
     scale = detections["boxes"].new_tensor([width / size[1], height / size[0]] * 2)
     limit = detections["boxes"].new_tensor([width, height] * 2)
-    boxes = torch.minimum((detections["boxes"] * scale).clamp(min=0), limit).cpu()
+    boxes = torch.minimum((detections["boxes"] * scale).clamp(min=0), limit)
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     boxes = boxes[keep]
-    scores, labels = (detections[k].cpu()[keep].tolist() for k in ("scores", "labels"))
+    scores, labels = (detections[k][keep].tolist() for k in ("scores", "labels"))
     results: list[dict[str, Any]] = [
         {
             "image_id": record["image_id"],
@@ -108,7 +108,7 @@ def coco_results(
         for (x0, y0, x1, y1), label, score in zip(boxes.tolist(), labels, scores, strict=True)
     ]
     if "masks" in detections:
-        pasted = paste_masks(detections["masks"].cpu()[keep], boxes, height, width)
+        pasted = paste_masks(detections["masks"][keep], boxes, height, width)
         for result, (window, left, top) in zip(results, pasted, strict=True):
             rle = encode(window, left, top, width, height)
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
@@ -120,8 +120,7 @@ def paste_masks(
 ) -> "list[tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]]":
     """Masks within boxes in pixels of the image, sampled at their centres.
 
-    Boxes of about the same size are pasted at a time. It is done on the CPU: a GPU would take
-    longer to begin than most of them take.
+    Boxes of about the same size are pasted at a time: one by one, they would keep a GPU waiting.
 
     Args:
         masks: (N, S, S) probabilities.
@@ -142,13 +141,13 @@ def paste_masks(
         along = []
         for axis, most in enumerate(sides[these].amax(dim=0).tolist()):
             first, last = boxes[these, axis, None], boxes[these, axis + 2, None]
-            centres = low[these, axis, None] + torch.arange(most) + 0.5
+            centres = low[these, axis, None] + torch.arange(most, device=boxes.device) + 0.5
             along.append((centres - first) / (last - first) * 2 - 1)
         x, y = along
         shape = (len(these), y.shape[1], x.shape[1])
         grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=-1)
         inside = F.grid_sample(masks[these, None], grid, align_corners=False)[:, 0] >= 0.5
-        windows |= zip(these.tolist(), inside.numpy().astype(np.uint8), strict=True)
+        windows |= zip(these.tolist(), inside.byte().cpu().numpy(), strict=True)
     corners_and_sides = torch.cat([low, sides], dim=1).tolist()
     return [
         (windows[i][:h, :w], left, top) for i, (left, top, w, h) in enumerate(corners_and_sides)
