@@ -128,6 +128,15 @@ def test_a_run_that_says_nothing_for_long_is_named(tool, tmp_path, monkeypatch, 
         ) is named
 
 
+def test_a_file_that_vanishes_while_it_is_looked_at_stops_no_sweep(tool, tmp_path):
+    (run,) = plan(tmp_path, rows=["aug"], seeds=[0])
+    run.begin()
+    wrote = run.wrote()
+    (run.folder / "gone.tmp").symlink_to(run.folder / "nowhere")  # listed, and not there
+    assert run.wrote() == wrote
+    assert sweep([run], tool).go()
+
+
 def test_checkpoints_that_a_killed_sweep_left_are_dropped(tool, tmp_path):
     runs = plan(tmp_path, rows=["baseline"], seeds=[0])
     assert sweep(runs, tool).go()

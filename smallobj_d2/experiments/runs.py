@@ -8,6 +8,7 @@ the sweep ``request.yaml``, what was asked for; ``output.txt``, what the run pri
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -113,7 +114,11 @@ class Run:
 
     def wrote(self) -> float:
         """When it last wrote into its folder, in seconds since 1970."""
-        return max(p.stat().st_mtime for p in self.folder.glob("*.*"))
+        times = []
+        for path in self.folder.glob("*.*"):
+            with suppress(FileNotFoundError):  # it was a temporary one, and has its name now
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def seconds(self) -> float:
         """What all its attempts took together."""
