@@ -41,9 +41,9 @@ def losses_of(engine: str, model: Any, batch: list[Any]) -> dict[str, Any]:
 
         with EventStorage():
             return dict(model([copy(s) for s in batch]))
-    device = next(model.parameters()).device
-    targets = [{k: v.to(device) for k, v in s["target"].items()} for s in batch]
-    return dict(model([s["image"].to(device).float() for s in batch], targets))
+    from smallobj_d2.engines.torchvision.mapper import inputs_on
+
+    return dict(model(*inputs_on(next(model.parameters()).device, batch)))
 
 
 def words_of(opts: Mapping[str, object]) -> list[str]:

@@ -75,15 +75,17 @@ def screened(file: Path) -> list[str]:
     return found
 
 
+def judged_by(plan: Path, results):
+    """What a plan compares, by its rows, each as its family says."""
+    families = load_plan(plan)[results.about["scale"]].families
+    return {s.rows: d for family in families for s, d in family.judged(results).items()}
+
+
 def finals(file: Path) -> list[str]:
     """The rows of the table: each row against the bank, and what its family says of it."""
     results = load_results(file)
     planned = load_plan(PLAN)[results.about["scale"]]
-    holm = {
-        statement.rows: f"{change.adjusted:.2f}"
-        for family in planned.families
-        for statement, change in family.judged(results).items()
-    }
+    holm = {rows: f"{d.adjusted:.2f}" for rows, d in judged_by(PLAN, results).items()}
     found = []
     for row in planned.rows:
         there, all_of_them = results.seeds(row), planned.seeds
@@ -155,8 +157,7 @@ def test_what_is_said_of_the_finals_on_photographs_is_true():
     page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     assert "On photographs no planned comparison is told from chance." in page
     results = load_results(EXPERIMENTS / "finals" / "facade_tiny_gpu_torchvision.json")
-    for family in load_plan(PLAN)["facade_tiny_gpu"].families:
-        assert not any(change.decided for change in family.judged(results).values())
+    assert not any(change.decided for change in judged_by(PLAN, results).values())
     assert "`orig_aug` gained at most 5% in AP_S (95% interval)" in page
     gain = above("orig_aug", "baseline").difference(results)
     base = mean(results.values("baseline", "segm.small", results.seeds("baseline")))
@@ -172,8 +173,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
     recipe = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     beyond = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     results = load_results(EXPERIMENTS / "results" / "nuclei_tiny_torchvision.json")
-    families = load_plan(EXPERIMENTS / "plan.yaml")["nuclei_tiny"].families
-    judged = {s.rows: d for f in families for s, d in f.judged(results).items()}
+    judged = judged_by(EXPERIMENTS / "plan.yaml", results)
     assert (
         "`aug`, in which every image is an augmented copy, is told from the baseline (p = 0.02"
         in recipe
@@ -202,8 +202,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
 def test_what_is_said_of_the_finals_on_nuclei_is_true():
     page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
     results = load_results(EXPERIMENTS / "finals" / "nuclei_tiny_gpu_torchvision.json")
-    families = load_plan(PLAN)["nuclei_tiny_gpu"].families
-    judged = {s.rows: d for f in families for s, d in f.judged(results).items()}
+    judged = judged_by(PLAN, results)
     best = ("beyond/bank_often_soft", "baseline")
     assert "On nuclei `bank_often_soft` is told from the baseline, by 2.4 points (p = 0.02)" in page
     assert [rows for rows, change in judged.items() if change.decided] == [best]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
+from smallobj_d2.engines.torchvision.model import of_like_size
 from smallobj_d2.masks.rle import encode
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def paste_masks(
 ) -> "list[tuple[np.ndarray[Any, np.dtype[np.uint8]], int, int]]":
     """Masks within boxes in pixels of the image, sampled at their centres.
 
-    Boxes of about the same size are pasted at a time: one by one, they would keep a GPU waiting.
+    Boxes of about the same size are pasted at a time.
 
     Args:
         masks: (N, S, S) probabilities.
@@ -134,10 +135,8 @@ def paste_masks(
     low = (boxes[:, :2].long() - 1).clamp(min=0)
     high = torch.minimum(boxes[:, 2:].long() + 2, low.new_tensor([width, height]))
     sides = high - low
-    octave = sides.amax(dim=1).log2().ceil()
     windows: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
-    for value in octave.unique():
-        these = torch.where(octave == value)[0]
+    for these in of_like_size(sides.amax(dim=1)):
         along = []
         for axis, most in enumerate(sides[these].amax(dim=0).tolist()):
             first, last = boxes[these, axis, None], boxes[these, axis + 2, None]

@@ -289,6 +289,23 @@ def _mask(
     return (x0, y0, x1, y1), coco_mask.decode(rle)
 
 
+def inputs_on(
+    device: torch.device, samples: Sequence[Mapping[str, Any]]
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """What the model trains on, of some samples: images and targets, on a device."""
+    images = [image.float() for image in _moved([s["image"] for s in samples], device)]
+    names = [*samples[0]["target"]]
+    columns = [_moved([s["target"][name] for s in samples], device) for name in names]
+    return images, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _moved(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Tensors of one type on a device, in one transfer: each would wait for what a GPU is at."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def windows_of(
     target: Mapping[str, torch.Tensor],
 ) -> Iterator[tuple[tuple[int, int, int, int], torch.Tensor]]:

@@ -9,7 +9,7 @@ Detectron2 does not, this does not.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -495,7 +495,7 @@ def mask_targets(
 
     The masks come as windows around their objects (see `mapper.targets`), each with a margin that
     makes cutting from it equal to cutting from the full image. Windows of about the same size, of
-    all images, are cut from at a time: one by one, they would keep a GPU waiting.
+    all images, are cut from at a time.
 
     Args:
         targets: ``masks`` (P,) uint8 and ``windows`` (N, 4) int64 of each image.
@@ -513,12 +513,9 @@ def mask_targets(
     corner = windows[:, :2]
     width, height = (windows[:, 2:] - corner).unbind(1)
     first = (width * height).cumsum(0) - width * height
-    rois = torch.cat(list(boxes))
-    rois = rois - corner.repeat(1, 2)[objects]
+    rois = torch.cat(list(boxes)) - corner.repeat(1, 2)[objects]
     out = rois.new_empty(len(rois), size, size)
-    octave = torch.maximum(width, height).log2().ceil()[objects]
-    for value in octave.unique():
-        mine = torch.where(octave == value)[0]
+    for mine in of_like_size(torch.maximum(width, height)[objects]):
         these, which = objects[mine].unique(return_inverse=True)
         w, h = width[these, None, None], height[these, None, None]
         # What is narrower than the widest is continued by its last row and column: nothing is
@@ -529,6 +526,13 @@ def mask_targets(
         of_mask = torch.cat([which[:, None].to(rois), rois[mine]], dim=1)
         out[mine] = roi_align(masks[:, None], of_mask, size, aligned=True)[:, 0]
     return (out >= 0.5).to(rois.dtype)
+
+
+def of_like_size(sides: Tensor) -> Iterator[Tensor]:
+    """Which have sides (N,) of the same octave; work on these at a time keeps a GPU busy."""
+    octave = sides.log2().ceil()
+    for value in octave.unique():
+        yield torch.where(octave == value)[0]
 
 
 def _mask_loss(logits: Tensor, classes: Tensor, targets: Tensor) -> Tensor:

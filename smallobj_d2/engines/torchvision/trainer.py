@@ -23,6 +23,7 @@ from tqdm import tqdm
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.seed_and_device import seed_step
+from smallobj_d2.engines.torchvision.mapper import inputs_on
 from smallobj_d2.engines.weights import read_file, save_checkpoint
 from smallobj_d2.errors import SmallObjError, clock
 
@@ -211,12 +212,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        images = [i.float() for i in _moved([s["image"] for s in batch], self.device)]
-        names = [*batch[0]["target"]]
-        columns = [_moved([s["target"][name] for s in batch], self.device) for name in names]
-        targets = [
-            dict(zip(names, of_image, strict=True)) for of_image in zip(*columns, strict=True)
-        ]
+        images, targets = inputs_on(self.device, batch)
         with torch.autocast(self.device.type, enabled=self.amp):
             losses: dict[str, Tensor] = network(images, targets)
             total = sum(losses.values(), torch.zeros((), device=self.device))
@@ -274,13 +270,6 @@ class Trainer:
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
-
-
-def _moved(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of one type on a device, in one transfer: each would wait for what a GPU is at."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class Metrics:
