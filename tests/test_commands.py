@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -252,7 +253,14 @@ def test_a_scale_may_change_another(tmp_path):
     mine = load_scale(own)
     assert (mine.scenes, mine.seconds, mine.about) == (tiny.scenes, tiny.seconds, tiny.about)
     assert mine.config["SOLVER"] == {**tiny.config["SOLVER"], "MAX_ITER": 9}
-    assert load_scale(scale_file("tiny_gpu")).scenes == tiny.scenes
+
+
+def test_the_gpus_of_a_run_say_where_its_model_is():
+    tiny, paper = (load_scale(scale_file(name)) for name in ("tiny", "paper"))
+    assert tiny.on(1).config["MODEL"]["DEVICE"] == "cuda"
+    assert tiny.on(1).on(0) == tiny
+    assert paper.on(0).config["MODEL"]["DEVICE"] == "cpu"
+    assert paper.on(1) == replace(paper, gpus=1)  # as its own, from configs/
 
 
 @pytest.mark.parametrize("text", ["", "- a", "about: x", "a: [", "about: x\ngpus: 1\nrun: 3"])

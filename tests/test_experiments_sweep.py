@@ -360,8 +360,7 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path, capsys):
     [
         (
             ["--scale", "huge"],
-            "facade_tiny, facade_tiny_gpu, nuclei, nuclei_boxes, nuclei_tiny, nuclei_tiny_gpu, "
-            "paper, small, tiny",
+            "facade_tiny, nuclei, nuclei_boxes, nuclei_tiny, paper, small, tiny",
         ),
         (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
         (["--scale", "tiny", "--rows", "nothing"], "no config"),

@@ -141,7 +141,7 @@ def test_the_sentences_under_the_table_are_true():
     assert all(b > a for a, b in zip(boxes["baseline"], boxes["bank_boxes"], strict=True))
     assert mean(boxes["bank_boxes"]) > mean(boxes["bank_boxes_soft"])
     assert "by 0.005 points, over seeds from 1.44 to 1.62" in page
-    photos = small("facade_tiny_gpu", "segm")
+    photos = small("facade_tiny", "segm")
     assert round(100 * (mean(photos["bank_stitch"]) - mean(photos["bank"])), 3) == 0.005
     found = [round(100 * ap, 2) for ap in photos["bank_stitch"]]
     assert (min(found), max(found)) == (1.44, 1.62)
@@ -156,7 +156,7 @@ def test_each_run_of_a_table_tells_its_commit():
 def test_what_is_said_of_the_finals_on_photographs_is_true():
     page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     assert "On photographs no planned comparison is told from chance." in page
-    results = load_results(EXPERIMENTS / "finals" / "facade_tiny_gpu_torchvision.json")
+    results = load_results(EXPERIMENTS / "finals" / "facade_tiny_torchvision.json")
     assert not any(change.decided for change in judged_by(PLAN, results).values())
     assert "`orig_aug` gained at most 5% in AP_S (95% interval)" in page
     gain = above("orig_aug", "baseline").difference(results)
@@ -201,7 +201,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
 
 def test_what_is_said_of_the_finals_on_nuclei_is_true():
     page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
-    results = load_results(EXPERIMENTS / "finals" / "nuclei_tiny_gpu_torchvision.json")
+    results = load_results(EXPERIMENTS / "finals" / "nuclei_tiny_torchvision.json")
     judged = judged_by(PLAN, results)
     best = ("beyond/bank_often_soft", "baseline")
     assert "On nuclei `bank_often_soft` is told from the baseline, by 2.4 points (p = 0.02)" in page

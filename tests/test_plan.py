@@ -1,5 +1,6 @@
 """The plan of the runs names only what there is, and orders all that it names."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ def test_planned_rows_can_be_asked_for(name, tmp_path):
         assert scale.request(ROOT / "configs" / f"{config}.yaml", tmp_path)
 
 
-def test_tiny_gpu_has_every_row_of_the_paper():
+def test_tiny_has_every_row_of_the_paper():
     rows = {row["config"] for table in PAPER.tables.values() for row in table["rows"]}
     assert len(rows) == 22
-    assert rows <= set(PLAN["scales"]["tiny_gpu"]["rows"])
+    assert rows <= set(PLAN["scales"]["tiny"]["rows"])
 
 
 def test_each_table_is_a_family_against_its_first_row():
@@ -41,7 +42,7 @@ def test_each_table_is_a_family_against_its_first_row():
 
 
 def test_trends_and_contrasts_are_of_rows_that_are_run():
-    rows = set(PLAN["scales"]["tiny_gpu"]["rows"])
+    rows = set(PLAN["scales"]["tiny"]["rows"])
     for trend in PLAN["trends"]:
         assert len(trend["rows"]) == len(trend["at"])
         assert set(trend["rows"]) <= rows
@@ -55,3 +56,12 @@ def test_the_order_has_every_seed_of_every_scale_once_and_the_least_first():
         seeds[name] += some
     for name, scale in PLAN["scales"].items():
         assert seeds[name] == [*scale["seeds"], *scale["more_seeds"]]
+
+
+@pytest.mark.parametrize("results", sorted(EXPERIMENTS.glob("*/*.json")), ids=lambda p: p.stem)
+def test_all_rows_of_a_planned_seed_were_trained_on_one_kind_of_device(results):
+    devices = {}
+    for run in json.loads(results.read_text())["runs"]:
+        if "device" in run:  # not of the runs before the plan
+            devices.setdefault(run["seed"], set()).add(run["device"].partition(",")[0])
+    assert all(len(each) == 1 for each in devices.values())

@@ -30,7 +30,6 @@ def scale_file(job: Job, name: str) -> Path:
     config["SOLVER"] |= {"MAX_ITER": number, "STEPS": [], "IMS_PER_BATCH": 2}
     if not job.gpu:
         config["SOLVER"]["AMP"] = {"ENABLED": False}  # Detectron2's needs a GPU
-    config["MODEL"] |= {"DEVICE": job.args.device}
     config["INPUT"] = config.get("INPUT", {}) | {"MIN_SIZE_TRAIN": [96], "MIN_SIZE_TEST": 96}
     config["DATALOADER"] = {"NUM_WORKERS": 0}
     if "scenes" in scale:
@@ -49,7 +48,8 @@ def reproduce(job: Job, name: str, engine: str, *arguments: object) -> bool:
         scenes(job.folder / "reproduce" / name / "scenes", **made)
     return job.tool(
         "reproduce",
-        *("--scale", path.with_suffix(""), "--engine", engine, *arguments),
+        *("--scale", path.with_suffix(""), "--engine", engine, "--gpus-per-run", int(job.gpu)),
+        *arguments,
         *("--out", job.folder / "reproduce"),
     )
 
@@ -60,7 +60,7 @@ def finished(job: Job, name: str, engine: str) -> list[Path]:
 
 
 def tiny(job: Job) -> None:
-    """How many runs of tiny_gpu at a time give most an hour; then all that there is time for."""
+    """How many runs of `tiny` at a time give most an hour; then all that there is time for."""
     from smallobj_d2.commands.reproduce import rows_of
 
     rows = job.args.rows or [
@@ -75,12 +75,12 @@ def tiny(job: Job) -> None:
         if number > len(rows) or job.seconds_left < 2 * seconds:
             break
         chosen = ["--rows", *rows[:number], "--first-seed", next(seeds), "--jobs", number]
-        before = len(finished(job, "tiny_gpu", engine))
-        reproduce(job, "tiny_gpu", engine, *chosen, "--dry-run")  # makes the scenes, not timed
+        before = len(finished(job, "tiny", engine))
+        reproduce(job, "tiny", engine, *chosen, "--dry-run")  # makes the scenes, not timed
         begun = time.monotonic()
-        ended = reproduce(job, "tiny_gpu", engine, *chosen)
+        ended = reproduce(job, "tiny", engine, *chosen)
         seconds = time.monotonic() - begun
-        done = len(finished(job, "tiny_gpu", engine)) - before
+        done = len(finished(job, "tiny", engine)) - before
         if not ended or done < number:
             job.note(f"{number} at a time", False, why=last_line(job.folder / "reproduce.txt"))
             break
@@ -93,8 +93,8 @@ def tiny(job: Job) -> None:
     if job.gpu and job.seconds_left > 3 * PATIENCE:
         options = ["--rows", *rows, "--seeds", len(rates), "--first-seed", job.args.first_seed]
         job.until -= 2 * PATIENCE  # for the runs to end in order
-        reproduce(job, "tiny_gpu", engine, *options, "--jobs", best)
-    job.note("runs that are finished", number=len(finished(job, "tiny_gpu", engine)))
+        reproduce(job, "tiny", engine, *options, "--jobs", best)
+    job.note("runs that are finished", number=len(finished(job, "tiny", engine)))
 
 
 def small(job: Job) -> None:

@@ -3,6 +3,7 @@
 smallobj reproduce --scale tiny --tables 3 4 --seeds 3 --dry-run
 smallobj reproduce --scale tiny --tables 3 4 --seeds 3
 smallobj reproduce --scale small --rows baseline aug orig_aug --seeds 5
+smallobj reproduce --scale tiny --seeds 5 --gpus-per-run 1 --jobs 20    # 20 at a time on a GPU
 smallobj reproduce --scale paper --seeds 1 --slurm slurm_partition=gpu
 smallobj reproduce --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
@@ -54,7 +55,8 @@ def parser() -> CommandLine:
     which.add_argument("--rows", nargs="+", metavar="NAME", help="configs to run, without .yaml")
     p.option("--seeds", "number of seeds per row", 1, metavar="N")
     p.option("--first-seed", "the first of the N seeds", 0, metavar="K")
-    p.option("--gpus-per-run", "GPUs of each run (default: the scale's)", type=int)
+    words = "GPUs of each run, 0 for the CPU (default: the scale's)"
+    p.option("--gpus-per-run", words, type=int)
     p.option("--jobs", "number of runs at the same time", type=int)
     p.option("--slurm", "submit Slurm jobs, with submitit", nargs="*", metavar="KEY=VALUE")
     p.flag("--dry-run", "only list the runs and their cost")
@@ -122,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
     require(args, "first_seed", "gpus_per_run", least=0)
     engine = choose_engine(args.engine)
     scale = load_scale(scale_file(args.scale))
+    if args.gpus_per_run is not None:
+        scale = scale.on(args.gpus_per_run)
     own = scale_file(args.scale).absolute()
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
@@ -130,12 +134,11 @@ def run(args: argparse.Namespace) -> int:
     folder = data / engine
     runs = plan_runs(scale, CONFIGS, folder, rows, seeds)
     check_requests(runs)
-    wanted = scale.gpus if args.gpus_per_run is None else args.gpus_per_run
-    slots = share_out(local_gpus(), wanted, args.jobs, len(os.sched_getaffinity(0)))
+    slots = share_out(local_gpus(), scale.gpus, args.jobs, len(os.sched_getaffinity(0)))
     print(f"Scale {scale.name}: {scale.about}. Engine: {engine}. Runs: {folder}", flush=True)
     if args.dry_run:
         print(listing(runs, scale, len(slots)))
-        absent = [scale.missing(data), missing_gpus(wanted)]
+        absent = [scale.missing(data), missing_gpus(scale.gpus)]
         print("\n".join(f"Missing here: {words}" for words in absent if words))
         return 0
     if words := scale.missing(data):
@@ -147,16 +150,16 @@ def run(args: argparse.Namespace) -> int:
         same = ["--scale", given, "--engine", engine, "--out", str(args.out.absolute())]
         lines = cluster.submit(
             runs,
-            [PROGRAM, "reproduce", *same, "--gpus-per-run", str(wanted)],
-            gpus=wanted,
+            [PROGRAM, "reproduce", *same, "--gpus-per-run", str(scale.gpus)],
+            gpus=scale.gpus,
             seconds=scale.seconds,
             folder=data / "slurm",
             options=options,
         )
         print("\n".join(lines) or "Every run is finished.")
         return 0
-    if wanted > len(slots[0].gpus):
-        print(f"This scale is for {wanted} GPUs a run; it gets {len(slots[0].gpus)} here.")
+    if scale.gpus > len(slots[0].gpus):
+        print(f"This is for {scale.gpus} GPUs a run; it gets {len(slots[0].gpus)} here.")
     sweep = Sweep(runs, engine, slots, (PROGRAM, "train"), scale.seconds)
     if sweep.go():
         named = "" if given == scale.name else f" --scale {given}"

@@ -32,6 +32,9 @@ from smallobj_d2.experiments.runs import Run, State
 from smallobj_d2.experiments.scales import Scale
 from smallobj_d2.files import reading, writing
 
+_WHERE = ("DEVICE", "CHECKPOINT_PERIOD")
+"""Config keys that are no part of an experiment, but of how it was carried out."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -157,6 +160,7 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
             with reading(record):
                 about = json.loads(record.read_bytes())
                 devices.add(str(about["device"]))
+                entry["device"] = str(about["device"])
                 versions.append({k: str(v) for k, v in about["versions"].items()})
                 if "commit" in about:  # None where it is installed: its version says what ran
                     version = about["versions"].get("smallobj-d2", "")
@@ -364,7 +368,8 @@ def _asked(requests: Sequence[Path]) -> tuple[dict[str, Any], dict[str, list[str
                     f"{_text(schedule)}; move it elsewhere."
                 )
             for section in ("MODEL", "INPUT", "SOLVER", "TEST"):
-                text = json.dumps(request.get(section), sort_keys=True, default=str)
+                asked_for = {k: v for k, v in request.get(section, {}).items() if k not in _WHERE}
+                text = json.dumps(asked_for, sort_keys=True, default=str)
                 digest = hashlib.sha256(text.encode()).hexdigest()[:12]
                 settings.setdefault(section, set()).add(digest)
     return schedule, {section: sorted(digests) for section, digests in settings.items()}

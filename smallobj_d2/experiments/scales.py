@@ -9,7 +9,7 @@ the configs name. As a config does, a scale names another as its ``_BASE_``.
 import json
 import sys
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,14 @@ class Scale:
     existing: list[list[str]] | None = None
     """If it is on a dataset that is there: name, JSON and image folder of its training and of its
     validation set, relative to ``DETECTRON2_DATASETS``."""
+
+    def on(self, gpus: int) -> "Scale":
+        """The same experiment with so many GPUs for each run, or with none, on the CPU."""
+        if bool(gpus) == bool(self.gpus):
+            return replace(self, gpus=gpus)
+        config = deepcopy(self.config)
+        _merge({"MODEL": {"DEVICE": "cuda" if gpus else "cpu"}}, config)
+        return replace(self, gpus=gpus, config=config)
 
     def splits(self, folder: Path) -> list[list[str]]:
         """Name, JSON and image folder of the training and of the validation set.
