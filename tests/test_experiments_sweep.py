@@ -22,6 +22,7 @@ from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError, clock
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments import sweep as sweeps
+from smallobj_d2.experiments.plan import load_plan
 from smallobj_d2.experiments.runs import State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import Slot, Sweep, share_out
@@ -31,6 +32,7 @@ from tests.forks import fork
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 SCALES = ROOT / "experiments" / "scales"
+FINALS = ROOT / "experiments" / "finals" / "plan.yaml"
 TABLE = ["baseline", "aug", "aug_oversample_2x", f"aug_oversample_2x@{AUGMENTED_VAL}"]
 
 FAKE = """
@@ -355,6 +357,18 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path, capsys):
     assert not Path(out).exists()
 
 
+def test_a_plan_says_which_rows_and_seeds(tmp_path, capsys):
+    words = ["--scale", "tiny", "--plan", str(FINALS), "--engine", "torchvision", "--dry-run"]
+    planned = load_plan(FINALS)["tiny"]
+
+    def listed(*more):
+        assert reproduce.main([*words, *more, "--out", str(tmp_path / "out")]) == 0
+        return re.findall(r"^(\S+) seed (\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+
+    assert listed() == [(r, str(s)) for s in planned.seeds for r in planned.rows]
+    assert listed("--first-seed", "7") == [(row, "7") for row in planned.rows]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -365,6 +379,8 @@ def test_dry_run_lists_runs_and_their_cost(tmp_path, capsys):
         (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
         (["--scale", "tiny", "--rows", "nothing"], "no config"),
         (["--scale", "tiny", "--seeds", "0"], "--seeds"),
+        (["--scale", "tiny", "--plan", "none.yaml"], "There is no plan none.yaml."),
+        (["--scale", "small", "--plan", str(FINALS)], "nothing for the scale small; there are nuc"),
         (["--scale", "tiny", "--slurm", "gpu"], "KEY=VALUE"),
     ],
 )

@@ -3,7 +3,7 @@
 smallobj reproduce --scale tiny --tables 3 4 --seeds 3 --dry-run
 smallobj reproduce --scale tiny --tables 3 4 --seeds 3
 smallobj reproduce --scale small --rows baseline aug orig_aug --seeds 5
-smallobj reproduce --scale tiny --seeds 5 --gpus-per-run 1 --jobs 20    # 20 at a time on a GPU
+smallobj reproduce --scale tiny --plan experiments/plan.yaml --gpus-per-run 1 --jobs 20
 smallobj reproduce --scale paper --seeds 1 --slurm slurm_partition=gpu
 smallobj reproduce --scale nuclei --rows baseline orig_aug_multi1x --seeds 3
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from smallobj_d2.commands import (
     PROGRAM,
     CommandLine,
+    path,
     require,
     resumable,
     scale_file,
@@ -31,6 +32,7 @@ from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError, clock, command
 from smallobj_d2.experiments import cluster
 from smallobj_d2.experiments.paper import Paper, load_paper
+from smallobj_d2.experiments.plan import Planned, load_plan
 from smallobj_d2.experiments.runs import Run, State, check_requests, plan_runs
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale, load_scale
 from smallobj_d2.experiments.sweep import (
@@ -53,8 +55,10 @@ def parser() -> CommandLine:
     words = "tables of the paper, 3 to 8 (default: all)"
     which.add_argument("--tables", type=int, nargs="+", help=words)
     which.add_argument("--rows", nargs="+", metavar="NAME", help="configs to run, without .yaml")
-    p.option("--seeds", "number of seeds per row", 1, metavar="N")
-    p.option("--first-seed", "the first of the N seeds", 0, metavar="K")
+    which.add_argument("--plan", type=path, metavar="FILE", help="the rows and seeds of a plan")
+    words = "number of seeds per row (default: 1, or those of the plan)"
+    p.option("--seeds", words, type=int, metavar="N")
+    p.option("--first-seed", "the first of the N seeds (default: 0)", type=int, metavar="K")
     words = "GPUs of each run, 0 for the CPU (default: the scale's)"
     p.option("--gpus-per-run", words, type=int)
     p.option("--jobs", "number of runs at the same time", type=int)
@@ -81,6 +85,17 @@ def rows_of(paper: Paper, tables: list[int] | None, rows: list[str] | None) -> l
     if any(name.partition("@")[0] in chosen for name in there):
         there.append(f"baseline@{AUGMENTED_VAL}")
     return [*chosen, *(name for name in there if name.partition("@")[0] in chosen)]
+
+
+def planned_for(scale: str, file: Path) -> Planned:
+    """What a plan has for a scale."""
+    if not file.is_file():
+        raise SmallObjError(f"There is no plan {file}.")
+    plan = load_plan(file)
+    if scale not in plan:
+        there = f"; there are {', '.join(plan)}" if plan else ""
+        raise SmallObjError(f"{file} plans nothing for the scale {scale}{there}.")
+    return plan[scale]
 
 
 def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
@@ -129,7 +144,13 @@ def run(args: argparse.Namespace) -> int:
     own = scale_file(args.scale).absolute()
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    first = args.first_seed or 0
+    seeds: Sequence[int] = range(first, first + (args.seeds or 1))
+    if args.plan:
+        planned = planned_for(scale.name, args.plan)
+        rows = list(planned.rows)
+        if args.seeds is args.first_seed is None:
+            seeds = planned.seeds
     data = args.out / scale.name
     folder = data / engine
     runs = plan_runs(scale, CONFIGS, folder, rows, seeds)
