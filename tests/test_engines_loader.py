@@ -398,6 +398,17 @@ def test_processes_must_share_a_batch_evenly():
 # --- images that cannot be read
 
 
+@pytest.mark.skipif(cv2.getNumThreads() == 1, reason="OpenCV has one thread here")
+def test_workers_do_without_opencv_threads_whose_locks_a_fork_may_hold():
+    def mapper(record):
+        return {"draw": record["draw"], "threads": cv2.getNumThreads()}
+
+    before = cv2.getNumThreads()
+    batch = next(iter(plain_loader(mapper, num_workers=1)))
+    assert {sample["threads"] for sample in batch} == {1}
+    assert cv2.getNumThreads() == before
+
+
 class Unreadable:
     """A mapper for which some images cannot be read."""
 

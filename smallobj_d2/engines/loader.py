@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -178,7 +179,7 @@ class TrainLoader:
             batch_sampler=self._batches,
             num_workers=num_workers,
             collate_fn=list,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=settle_worker,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
 
@@ -240,11 +241,16 @@ def loader_from_config(
     )
 
 
-def _leave_signals_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, but one of them is enough to end the others.
+def settle_worker(_: int) -> None:
+    """What a loader worker, which is a fork of its parent, leaves to the parent.
 
-    What goes wrong in a sample travels to the parent; only threads that share memory with it use
-    the hook, to complain that it has gone.
+    Signals: Ctrl-C reaches all processes of a terminal, but one of them is enough to end the
+    others. What goes wrong in a sample travels to the parent; only threads that share memory with
+    it use the hook, to complain that it has gone.
+
+    OpenCV's threads: a fork has none of them, but may have a lock that one of them held, and wait
+    for it forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = lambda *_: None
+    cv2.setNumThreads(0)

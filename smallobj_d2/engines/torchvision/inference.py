@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from smallobj_d2.datasets.records import PackedRecords
 from smallobj_d2.engines import processes
+from smallobj_d2.engines.loader import settle_worker
 from smallobj_d2.engines.torchvision.model import of_like_size
 from smallobj_d2.masks.rle import encode
 
@@ -50,7 +51,12 @@ def detect(
     packed: Any = PackedRecords(records)
     of_one: Any = mapper  # without batches, collating is mapping
     loader: Any = DataLoader(
-        packed, sampler=mine, batch_size=None, collate_fn=of_one, num_workers=num_workers
+        packed,
+        sampler=mine,
+        batch_size=None,
+        collate_fn=of_one,
+        num_workers=num_workers,
+        worker_init_fn=settle_worker,
     )
     found: list[dict[str, Any]] = []
     model.eval()
