@@ -615,6 +615,8 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
     found = parse_results(content)
     (entry,) = over_images(found, [runs], ["baseline"], 50)
     assert (entry["row"], entry["base"], entry["seeds"]) == ("orig_aug", "baseline", [0, 1, 2])
+    for file in runs.rglob("coco_instances_results.json"):
+        file.unlink()  # what was computed of them is kept
     (back,) = over_images(found, [tmp_path, runs], ["orig_aug"], 50)
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
@@ -624,6 +626,9 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
     assert together(others, content)["over_images"] == [entry]
     assert 0 <= entry["low"] < entry["high"] <= 1
     assert f" to {100 * entry['high']:+.1f} |" in markdown_of(parse_results(content))
+    content["over_images"] = [{**entry, "seeds": [0, 2]}, {**entry, "seeds": [1, 3]}]
+    said = markdown_of(parse_results(content))  # of the seeds that it has, and no others
+    assert f" to {100 * entry['high']:+.1f} (seeds 0, 2) |" in said
 
 
 # --- What others wrote

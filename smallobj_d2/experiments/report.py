@@ -444,11 +444,15 @@ class _Experiment:
 
         def add(name: str, statement: Statement, change: Difference) -> None:
             row, base = statement.rows
-            over = self.results.over_images.get((row, base, change.seeds))
-            if statement.measure != PRIMARY:
-                over = None
-            lines.append((name, change, _interval(over) if over else "-"))
-            if over and len(change.values) > 1 and _sign(over) != _sign(interval(change.values)):
+            kept = self.results.resampled(row, base, change.seeds)
+            if not kept or statement.measure != PRIMARY:
+                lines.append((name, change, "-"))
+                return
+            over = self.results.over_images[row, base, kept]
+            word = "seeds" if len(kept) > 1 else "seed"
+            some = "" if kept == change.seeds else f" ({word} {seeds_text(kept)})"
+            lines.append((name, change, _interval(over) + some))
+            if not some and len(kept) > 1 and _sign(over) != _sign(interval(change.values)):
                 disagree.append(name)
 
         for family in self.plan.families:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -15,6 +17,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
+from tqdm import tqdm
 
 from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
@@ -104,6 +107,11 @@ class Results:
         each = {s: [self.runs[row, s].by_size for row in rows] for s in self.seeds(*rows)}
         kept = {seed: [_measures(sizes) for sizes in of] for seed, of in each.items() if all(of)}
         return [*kept], np.array([*kept.values()], dtype=np.float64)
+
+    def resampled(self, row: str, base: str, seeds: Sequence[int]) -> tuple[int, ...]:
+        """The most of these seeds for which `over_images` has the difference of two rows."""
+        known = (key[2] for key in self.over_images if key[:2] == (row, base))
+        return max((s for s in known if {*s} <= {*seeds}), key=len, default=())
 
     def dated(self, *rows: str) -> bool:
         """Whether there are runs of all of these rows, and all tell the commit of their code."""
@@ -216,7 +224,8 @@ def over_images(
     """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
 
     The resamples are the same for all runs; a row counts if all seeds that it has in common with
-    the base kept their detections.
+    the base kept their detections. APs of a run are kept beside these, so that they are computed
+    once.
 
     Args:
         results: the runs that count.
@@ -228,30 +237,45 @@ def over_images(
         What a results file has under ``over_images``.
     """
     truth_of = cache(ground_truth_of)
-
-    @cache
-    def resampled(row: str, seed: int) -> Any:
-        for folder in reversed(folders):
-            path = folder / row / f"seed{seed}"
-            if (path / "inference").is_dir():
-                name, found, counted = evaluated_run(path)
-                if not found or "segmentation" not in found[0]:
-                    return None
-                truth = truth_of(name)
-                counts = resampled_images(len(truth.imgs), resamples)
-                return resampled_ap(truth, found, counts, detections=counted)
-        return None
+    last: dict[tuple[str, int], Path] = {}
+    for (row, seed), folder in product(results.runs, folders):
+        path = folder / row / f"seed{seed}"
+        if (path / "inference").is_dir():
+            last[row, seed] = path
+    runs = tqdm(last.items(), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
+    resampled = {run: _resampled(path, resamples, truth_of) for run, path in runs}
 
     intervals = []
     for base, row in product(bases, (row for row in results.rows if "@" not in row)):
         seeds = results.seeds(base, row)
-        pairs = [(resampled(row, seed), resampled(base, seed)) for seed in seeds]
-        if row == base or not pairs or any(ap is None for pair in pairs for ap in pair):
+        pairs = [(resampled.get((row, seed)), resampled.get((base, seed))) for seed in seeds]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if row == base or not pairs or len(known) < len(pairs):
             continue
-        change = np.mean([mine - other for mine, other in pairs], axis=0)
+        change = np.mean([mine - other for mine, other in known], axis=0)
         low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
         intervals.append({"row": row, "base": base, "seeds": seeds, "low": low, "high": high})
     return intervals
+
+
+def _resampled(
+    path: Path, resamples: int, truth_of: Callable[[str], COCO]
+) -> NDArray[np.float64] | None:
+    """Mask AP_S of a run on each resample; None if it has no masks."""
+    kept, row = path / "inference" / f"resampled_{resamples}.npy", path / "row.json"
+    if kept.is_file() and kept.stat().st_mtime_ns > row.stat().st_mtime_ns:
+        with reading(kept):
+            ap: NDArray[np.float64] = np.load(kept)
+            return ap
+    name, found, counted = evaluated_run(path)
+    if not found or "segmentation" not in found[0]:
+        return None
+    truth = truth_of(name)
+    counts = resampled_images(len(truth.imgs), resamples)
+    ap = resampled_ap(truth, found, counts, detections=counted)
+    with suppress(SmallObjError), writing(kept) as temporary:  # the runs may be another's
+        np.save(temporary, ap)
+    return ap
 
 
 def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
