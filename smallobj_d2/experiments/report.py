@@ -463,6 +463,8 @@ class _Experiment:
                     add(f"{family.name}: {one.name}", one, judged[one])
                 else:
                     absent.append(f"{family.name}: {one.name}")
+        if not lines:
+            absent = []  # all of it, which the number of interim runs says
         starts.append(len(lines))
         for one in (above(row, self.base, self.measure) for row in self.rows[1:]):
             change = self.difference(one)
