@@ -47,6 +47,7 @@ from smallobj_d2.engines.detectron2 import (
     oversampling_sampler,
     register_datasets,
     sampler_from_config,
+    trainer,
     with_areas,
 )
 from smallobj_d2.engines.detectron2.mapper import build_mapper
@@ -366,6 +367,14 @@ def test_a_name_of_detectron2s_catalog_is_not_taken_again(tmp_path, forget_datas
         register_datasets([name])
         register_datasets([name])  # it is the same
         assert MetadataCatalog.get(name).json_file == str(path)
+
+
+@pytest.mark.skipif(cv2.getNumThreads() == 1, reason="OpenCV has one thread here")
+def test_workers_of_an_evaluation_do_without_opencv_threads(monkeypatch):
+    monkeypatch.setattr(trainer, "build_mapper", lambda *_: lambda record: cv2.getNumThreads())
+    DatasetCatalog.register("one_record", lambda: [{}])
+    loader = Trainer.build_test_loader(config("demo", "DATALOADER.NUM_WORKERS", 1), "one_record")
+    assert next(iter(loader)) == [1]
 
 
 def test_a_dataset_of_a_function_is_evaluated_wherever_its_images_are(tmp_path, scenes):

@@ -29,6 +29,7 @@ from smallobj_d2.datasets.coco import register_from_config
 from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.engines import load_engine
 from smallobj_d2.engines.loader import BatchSampler, DrawDataset, TrainLoader
+from smallobj_d2.engines.torchvision.inference import detect
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Stream
 from smallobj_d2.training_set import training_data
@@ -407,6 +408,15 @@ def test_workers_do_without_opencv_threads_whose_locks_a_fork_may_hold():
     batch = next(iter(plain_loader(mapper, num_workers=1)))
     assert {sample["threads"] for sample in batch} == {1}
     assert cv2.getNumThreads() == before
+
+
+@pytest.mark.skipif(cv2.getNumThreads() == 1, reason="OpenCV has one thread here")
+def test_so_do_those_of_an_evaluation_in_torchvision():
+    def mapper(record):
+        raise SmallObjError(f"it has {cv2.getNumThreads()}")
+
+    with pytest.raises(SmallObjError, match="it has 1"):
+        detect(torch.nn.Linear(1, 1), records_of(2), mapper, [1], num_workers=1)
 
 
 class Unreadable:

@@ -18,7 +18,7 @@ from smallobj_d2.config import changed
 from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.detectron2.checkpoints import Checkpointer
 from smallobj_d2.engines.detectron2.mapper import build_mapper, build_train_loader
-from smallobj_d2.engines.loader import TrainLoader
+from smallobj_d2.engines.loader import TrainLoader, settle_worker
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import counted_detections, load_ground_truth
@@ -43,9 +43,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """The stock loader with our mapper, with readable errors."""
+        """The stock loader with our mapper, with readable errors, and with our workers' start."""
         mapper = build_mapper(cfg, False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader.worker_init_fn = settle_worker  # which it has no argument for
+        return loader
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
