@@ -258,9 +258,20 @@ def test_a_scale_may_change_another(tmp_path):
 def test_the_gpus_of_a_run_say_where_its_model_is():
     tiny, paper = (load_scale(scale_file(name)) for name in ("tiny", "paper"))
     assert tiny.on(1).config["MODEL"]["DEVICE"] == "cuda"
-    assert tiny.on(1).on(0) == tiny
-    assert paper.on(0).config["MODEL"]["DEVICE"] == "cpu"
+    assert "not measured on the GPU" in tiny.on(1).machine
+    assert tiny.on(0) == tiny
+    assert tiny.on(1).on(0).config == tiny.config
     assert paper.on(1) == replace(paper, gpus=1)  # as its own, from configs/
+    assert replace(paper, gpus=0).on(0).config["MODEL"]["DEVICE"] == "cpu"
+    assert load_scale(scale_file("small")).config["SOLVER"]["AMP"]["ENABLED"]
+    assert not load_scale(scale_file("small")).on(0).config["SOLVER"]["AMP"]["ENABLED"]
+
+
+@pytest.mark.skipif(bool(reproduce_tool.local_gpus()), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_no_cpu(tmp_path, capsys):
+    words = ["--scale", "tiny", "--rows", "baseline", "--gpus-per-run", "1"]
+    assert reproduce_tool.main([*words, "--engine", "torchvision", "--out", str(tmp_path)]) == 2
+    assert "--gpus-per-run 1: there is no GPU here." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "- a", "about: x", "a: [", "about: x\ngpus: 1\nrun: 3"])

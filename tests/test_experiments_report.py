@@ -620,6 +620,9 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
     (back,) = over_images(found, [tmp_path, runs], ["orig_aug"], 50)
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
+    (runs / "baseline" / "seed1" / "row.json").write_text("{}")  # of another evaluation
+    with pytest.raises(SmallObjError):  # whose detections are not there
+        over_images(found, [runs], ["baseline"], 50)
     content["over_images"] = [entry]
     assert together(content, content)["over_images"] == []  # its runs are new
     others = {**content, "runs": [r for r in content["runs"] if r["config"] == "aug_oversample_2x"]}

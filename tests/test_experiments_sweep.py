@@ -254,6 +254,22 @@ def test_refuses_to_mix_experiments(tool, tmp_path):
         check_requests(longer)
 
 
+def test_all_rows_of_a_seed_are_trained_on_cpu_or_all_on_gpu(tool, tmp_path):
+    cpu = fake_scale(config={"MODEL": {"DEVICE": "cpu"}, "SOLVER": {"MAX_ITER": 5}})
+    folder = tmp_path / "fake" / "torchvision"
+
+    def planned(scale, *rows, seeds):
+        return plan_runs(scale, CONFIGS, folder, rows, seeds)
+
+    assert sweep(planned(cpu, "baseline", "beyond/bank", seeds=[0]), tool).go()
+    check_requests(planned(cpu.on(1), "baseline", "beyond/bank", seeds=[0]))  # they are finished
+    check_requests(planned(cpu.on(1), "baseline", "aug", seeds=[1]))
+    check_requests(planned(cpu, "aug", seeds=[0]))
+    for row in ("aug", "beyond/bank_soft"):
+        with pytest.raises(SmallObjError, match=r"seed0 has MODEL\.DEVICE cpu: train the other"):
+            check_requests(planned(cpu.on(1), row, seeds=[0]))
+
+
 def test_shares_out_gpus():
     four = ["0", "1", "2", "3"]
     assert [s.gpus for s in share_out(four, 1, None, 16)] == [("0",), ("1",), ("2",), ("3",)]
@@ -367,6 +383,9 @@ def test_a_plan_says_which_rows_and_seeds(tmp_path, capsys):
 
     assert listed() == [(r, str(s)) for s in planned.seeds for r in planned.rows]
     assert listed("--first-seed", "7") == [(row, "7") for row in planned.rows]
+    every = [*planned.seeds, *planned.more_seeds]
+    assert listed("--seeds", "2") == [(r, str(s)) for s in every[:2] for r in planned.rows]
+    assert listed("--seeds", str(len(every)))[-1][1] == str(every[-1])
 
 
 @pytest.mark.parametrize(
@@ -380,6 +399,7 @@ def test_a_plan_says_which_rows_and_seeds(tmp_path, capsys):
         (["--scale", "tiny", "--rows", "nothing"], "no config"),
         (["--scale", "tiny", "--seeds", "0"], "--seeds"),
         (["--scale", "tiny", "--plan", "none.yaml"], "There is no plan none.yaml."),
+        (["--scale", "tiny", "--plan", str(FINALS), "--seeds", "99"], "--seeds 99: the plan has 8"),
         (["--scale", "small", "--plan", str(FINALS)], "nothing for the scale small; there are nuc"),
         (["--scale", "tiny", "--slurm", "gpu"], "KEY=VALUE"),
     ],

@@ -60,8 +60,10 @@ def test_the_order_has_every_seed_of_every_scale_once_and_the_least_first():
 
 @pytest.mark.parametrize("results", sorted(EXPERIMENTS.glob("*/*.json")), ids=lambda p: p.stem)
 def test_all_rows_of_a_planned_seed_were_trained_on_one_kind_of_device(results):
+    content = json.loads(results.read_text())
     devices = {}
-    for run in json.loads(results.read_text())["runs"]:
-        if "device" in run:  # not of the runs before the plan
-            devices.setdefault(run["seed"], set()).add(run["device"].partition(",")[0])
+    for run in content["runs"]:
+        known = [run["device"]] if "device" in run else content["about"]["device"]
+        devices.setdefault(run["seed"], set()).update(d.startswith("cpu") for d in known)
+    assert devices
     assert all(len(each) == 1 for each in devices.values())

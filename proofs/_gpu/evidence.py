@@ -28,8 +28,6 @@ def scale_file(job: Job, name: str) -> Path:
     config = scale["config"]
     number = max(1, job.iterations(config["SOLVER"]["MAX_ITER"]))
     config["SOLVER"] |= {"MAX_ITER": number, "STEPS": [], "IMS_PER_BATCH": 2}
-    if not job.gpu:
-        config["SOLVER"]["AMP"] = {"ENABLED": False}  # Detectron2's needs a GPU
     config["INPUT"] = config.get("INPUT", {}) | {"MIN_SIZE_TRAIN": [96], "MIN_SIZE_TEST": 96}
     config["DATALOADER"] = {"NUM_WORKERS": 0}
     if "scenes" in scale:

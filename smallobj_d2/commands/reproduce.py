@@ -98,6 +98,14 @@ def planned_for(scale: str, file: Path) -> Planned:
     return plan[scale]
 
 
+def seeds_of(planned: Planned, number: int | None) -> Sequence[int]:
+    """The seeds of a plan, or so many of these and of those that are to follow."""
+    every = [*planned.seeds, *planned.more_seeds]
+    if number is not None and number > len(every):
+        raise SmallObjError(f"--seeds {number}: the plan has {len(every)}.")
+    return planned.seeds if number is None else every[:number]
+
+
 def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
     each = typical_seconds(runs, scale.seconds)
     measured = any(r.state() is State.FINISHED for r in runs if r.model is None)
@@ -149,8 +157,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         planned = planned_for(scale.name, args.plan)
         rows = list(planned.rows)
-        if args.seeds is args.first_seed is None:
-            seeds = planned.seeds
+        if args.first_seed is None:
+            seeds = seeds_of(planned, args.seeds)
     data = args.out / scale.name
     folder = data / engine
     runs = plan_runs(scale, CONFIGS, folder, rows, seeds)
@@ -164,6 +172,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if words := scale.missing(data):
         raise SmallObjError(words)
+    if args.gpus_per_run and args.slurm is None and not local_gpus():
+        raise SmallObjError(f"--gpus-per-run {args.gpus_per_run}: there is no GPU here.")
     writable_folder(data)
     options = None if args.slurm is None else cluster.parse_options(args.slurm)
     scale.prepare(CONFIGS, data, augmented_val=any(r.dataset for r in runs))

@@ -31,12 +31,9 @@ from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
 from smallobj_d2.evaluation.by_size import by_size
 from smallobj_d2.evaluation.run_folder import evaluated_run, ground_truth_of
 from smallobj_d2.experiments.paper import AP
-from smallobj_d2.experiments.runs import Run, State
+from smallobj_d2.experiments.runs import HOW, Run, State
 from smallobj_d2.experiments.scales import Scale
 from smallobj_d2.files import reading, writing
-
-_WHERE = ("DEVICE", "CHECKPOINT_PERIOD")
-"""Config keys that are no part of an experiment, but of how it was carried out."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +259,11 @@ def _resampled(
     path: Path, resamples: int, truth_of: Callable[[str], COCO]
 ) -> NDArray[np.float64] | None:
     """Mask AP_S of a run on each resample; None if it has no masks."""
-    kept, row = path / "inference" / f"resampled_{resamples}.npy", path / "row.json"
-    if kept.is_file() and kept.stat().st_mtime_ns > row.stat().st_mtime_ns:
+    row = path / "row.json"
+    with reading(row):  # other detections or another ground truth give another row
+        digest = hashlib.sha256(row.read_bytes()).hexdigest()[:12]
+    kept = path / "inference" / f"resampled_{resamples}_{digest}.npy"
+    if kept.is_file():
         with reading(kept):
             ap: NDArray[np.float64] = np.load(kept)
             return ap
@@ -392,7 +392,7 @@ def _asked(requests: Sequence[Path]) -> tuple[dict[str, Any], dict[str, list[str
                     f"{_text(schedule)}; move it elsewhere."
                 )
             for section in ("MODEL", "INPUT", "SOLVER", "TEST"):
-                asked_for = {k: v for k, v in request.get(section, {}).items() if k not in _WHERE}
+                asked_for = {k: v for k, v in request.get(section, {}).items() if k not in HOW}
                 text = json.dumps(asked_for, sort_keys=True, default=str)
                 digest = hashlib.sha256(text.encode()).hexdigest()[:12]
                 settings.setdefault(section, set()).add(digest)

@@ -21,6 +21,9 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
 from smallobj_d2.files import is_locked, reading, write_json, writing
 
+HOW = ("DEVICE", "CHECKPOINT_PERIOD")
+"""Config keys that say how an experiment is carried out, and are no part of it."""
+
 
 class State(Enum):
     """How far a run has come."""
@@ -49,6 +52,11 @@ class Run:
     """Where it is evaluated, if that is not the validation set."""
     model: "Run | None" = field(default=None, repr=False, compare=False)
     """The run whose model is evaluated."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the sweep that it belongs to."""
+        return self.folder.parents[len(Path(self.config, self.dataset).parts)]
 
     @property
     def name(self) -> str:
@@ -180,26 +188,50 @@ def plan_runs(
 
 
 def check_requests(runs: Iterable[Run]) -> None:
-    """Refuse to mix runs of different experiments in one folder.
+    """Refuse to mix runs of different experiments in one folder, or of CPU and GPU in one seed.
 
     Raises:
         SmallObjError: naming a run that was made with another config, and the key.
     """
+    devices: dict[int, dict[str, Path]] = {}
     for run in runs:
+        finished = run.state() is State.FINISHED
+        if not finished and run.seed not in devices:
+            # Rows of a seed are compared with each other: what they differ in must be the row.
+            of_seed = run.root.glob(f"**/seed{run.seed}/request.yaml")
+            devices[run.seed] = {_device(_requested(path)): path.parent for path in of_seed}
+        others = {k: v for k, v in devices.get(run.seed, {}).items() if k != _device(run.request)}
+        if not finished and others:
+            device, folder = others.popitem()
+            raise SmallObjError(
+                f"{folder} has MODEL.DEVICE {device}: train the other rows of seed {run.seed} "
+                "there, too (--gpus-per-run), or choose another --out."
+            )
         path = run.folder / "request.yaml"
         if not path.is_file():
             continue
-        asked = yaml.safe_dump(run.request)  # as `before` was written: tuples are lists
-        with reading(path):
-            before, now = (flatten(yaml.safe_load(text)) for text in (path.read_text(), asked))
+        before = flatten(_requested(path))
+        now = flatten(yaml.safe_load(yaml.safe_dump(run.request)))  # tuples are lists there
         for key in sorted({*before, *now}):
             if key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
+                continue
+            if key.rpartition(".")[2] in HOW and (finished or not key.endswith("DEVICE")):
                 continue
             if before.get(key) != now.get(key):
                 raise SmallObjError(
                     f"{run.folder} was made with {key} {before.get(key)}; now it is "
                     f"{now.get(key)}. Choose another --out, or remove that folder."
                 )
+
+
+def _requested(path: Path) -> dict[str, Any]:
+    with reading(path):
+        return dict(yaml.safe_load(path.read_text()))
+
+
+def _device(request: dict[str, Any]) -> str:
+    """``cpu`` or ``cuda``, which is Detectron2's default."""
+    return str(request.get("MODEL", {}).get("DEVICE", "cuda")).partition(":")[0]
 
 
 def _last_line(path: Path) -> str:

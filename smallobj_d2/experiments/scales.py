@@ -54,12 +54,19 @@ class Scale:
     validation set, relative to ``DETECTRON2_DATASETS``."""
 
     def on(self, gpus: int) -> "Scale":
-        """The same experiment with so many GPUs for each run, or with none, on the CPU."""
-        if bool(gpus) == bool(self.gpus):
+        """The same experiment with so many GPUs for each run, or with none, on the CPU.
+
+        There it is without mixed precision, which not every CPU and engine has.
+        """
+        on_cpu = self.config.get("MODEL", {}).get("DEVICE") == "cpu"
+        if on_cpu == (not gpus):
             return replace(self, gpus=gpus)
         config = deepcopy(self.config)
         _merge({"MODEL": {"DEVICE": "cuda" if gpus else "cpu"}}, config)
-        return replace(self, gpus=gpus, config=config)
+        if not gpus and "AMP" in config.get("SOLVER", {}):
+            _merge({"SOLVER": {"AMP": {"ENABLED": False}}}, config)
+        machine = f"{self.machine}; not measured on the {'GPU' if gpus else 'CPU'}"
+        return replace(self, gpus=gpus, config=config, machine=machine)
 
     def splits(self, folder: Path) -> list[list[str]]:
         """Name, JSON and image folder of the training and of the validation set.
