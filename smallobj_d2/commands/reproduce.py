@@ -151,14 +151,16 @@ def run(args: argparse.Namespace) -> int:
         scale = scale.on(args.gpus_per_run)
     own = scale_file(args.scale).absolute()
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
-    rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
-    first = args.first_seed or 0
-    seeds: Sequence[int] = range(first, first + (args.seeds or 1))
-    if args.plan:
-        planned = planned_for(scale.name, args.plan)
+    planned = planned_for(scale.name, args.plan) if args.plan else None
+    if planned:
         rows = list(planned.rows)
-        if args.first_seed is None:
-            seeds = seeds_of(planned, args.seeds)
+    else:
+        rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
+    if planned and args.first_seed is None:
+        seeds = seeds_of(planned, args.seeds)
+    else:
+        first = args.first_seed or 0
+        seeds = range(first, first + (args.seeds or 1))
     data = args.out / scale.name
     folder = data / engine
     runs = plan_runs(scale, CONFIGS, folder, rows, seeds)
@@ -172,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if words := scale.missing(data):
         raise SmallObjError(words)
-    if args.gpus_per_run and args.slurm is None and not local_gpus():
+    if args.gpus_per_run and args.slurm is None and not slots[0].gpus:
         raise SmallObjError(f"--gpus-per-run {args.gpus_per_run}: there is no GPU here.")
     writable_folder(data)
     options = None if args.slurm is None else cluster.parse_options(args.slurm)

@@ -277,9 +277,8 @@ class _Experiment:
                 if own and base:
                     ratios[seed] = own / base
             if ratios:
-                plural = "" if len(ratios) == 1 else "s"
                 median = np.median([*ratios.values()])
-                return f"{what} x {median:.2f} (seed{plural} {seeds_text([*ratios])})"
+                return f"{what} x {median:.2f} ({_named([*ratios])})"
         return "time not known"
 
     def _found_again(self) -> list[str]:
@@ -444,15 +443,15 @@ class _Experiment:
 
         def add(name: str, statement: Statement, change: Difference) -> None:
             row, base = statement.rows
-            kept = self.results.resampled(row, base, change.seeds)
-            if not kept or statement.measure != PRIMARY:
+            found = self.results.interval_over_images(row, base, change.seeds)
+            if not found or statement.measure != PRIMARY:
                 lines.append((name, change, "-"))
                 return
-            over = self.results.over_images[row, base, kept]
-            word = "seeds" if len(kept) > 1 else "seed"
-            some = "" if kept == change.seeds else f" ({word} {seeds_text(kept)})"
+            seeds, over = found
+            whole = seeds == change.seeds
+            some = "" if whole else f" ({_named(seeds)})"
             lines.append((name, change, _interval(over) + some))
-            if not some and len(kept) > 1 and _sign(over) != _sign(interval(change.values)):
+            if whole and len(seeds) > 1 and _sign(over) != _sign(interval(change.values)):
                 disagree.append(name)
 
         for family in self.plan.families:
@@ -764,6 +763,11 @@ def _gained(change: float, base: float) -> str:
 
 def _share(change: float, base: float) -> str:
     return cell(100 * change / base if base else math.nan, "{:+.0f} %")
+
+
+def _named(seeds: Sequence[int]) -> str:
+    """``seed 3`` or ``seeds 0-3``."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
 
 
 def _interval(ends: tuple[float, float]) -> str:

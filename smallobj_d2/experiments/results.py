@@ -105,10 +105,16 @@ class Results:
         kept = {seed: [_measures(sizes) for sizes in of] for seed, of in each.items() if all(of)}
         return [*kept], np.array([*kept.values()], dtype=np.float64)
 
-    def resampled(self, row: str, base: str, seeds: Sequence[int]) -> tuple[int, ...]:
-        """The most of these seeds for which `over_images` has the difference of two rows."""
-        known = (key[2] for key in self.over_images if key[:2] == (row, base))
-        return max((s for s in known if {*s} <= {*seeds}), key=len, default=())
+    def interval_over_images(
+        self, row: str, base: str, seeds: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[float, float]] | None:
+        """Of the most of these seeds for which `over_images` has it; those, and its ends."""
+        known = [
+            (of, ends)
+            for (*rows, of), ends in self.over_images.items()
+            if rows == [row, base] and {*of} <= {*seeds}
+        ]
+        return max(known, key=lambda entry: len(entry[0]), default=None)
 
     def dated(self, *rows: str) -> bool:
         """Whether there are runs of all of these rows, and all tell the commit of their code."""
@@ -234,20 +240,23 @@ def over_images(
         What a results file has under ``over_images``.
     """
     truth_of = cache(ground_truth_of)
-    last: dict[tuple[str, int], Path] = {}
-    for (row, seed), folder in product(results.runs, folders):
-        path = folder / row / f"seed{seed}"
-        if (path / "inference").is_dir():
-            last[row, seed] = path
-    runs = tqdm(last.items(), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
-    resampled = {run: _resampled(path, resamples, truth_of) for run, path in runs}
+    rows = [row for row in results.rows if "@" not in row]
+    compared = [
+        (row, base, seeds)
+        for base, row in product(bases, rows)
+        if row != base and (seeds := results.seeds(base, row))
+    ]
+    needed = {
+        (name, seed) for row, base, seeds in compared for name in (row, base) for seed in seeds
+    }
+    bar = tqdm(sorted(needed), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
+    aps = {(row, seed): _resampled(folders, row, seed, resamples, truth_of) for row, seed in bar}
 
     intervals = []
-    for base, row in product(bases, (row for row in results.rows if "@" not in row)):
-        seeds = results.seeds(base, row)
-        pairs = [(resampled.get((row, seed)), resampled.get((base, seed))) for seed in seeds]
-        known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if row == base or not pairs or len(known) < len(pairs):
+    for row, base, seeds in compared:
+        pairs = [(aps[row, seed], aps[base, seed]) for seed in seeds]
+        known = [(mine, other) for mine, other in pairs if mine is not None and other is not None]
+        if len(known) < len(pairs):
             continue
         change = np.mean([mine - other for mine, other in known], axis=0)
         low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
@@ -256,12 +265,20 @@ def over_images(
 
 
 def _resampled(
-    path: Path, resamples: int, truth_of: Callable[[str], COCO]
+    folders: Sequence[Path],
+    row: str,
+    seed: int,
+    resamples: int,
+    truth_of: Callable[[str], COCO],
 ) -> NDArray[np.float64] | None:
-    """Mask AP_S of a run on each resample; None if it has no masks."""
-    row = path / "row.json"
-    with reading(row):  # other detections or another ground truth give another row
-        digest = hashlib.sha256(row.read_bytes()).hexdigest()[:12]
+    """Mask AP_S of a run on each resample; None if it has no detections, or no masks."""
+    places = (folder / row / f"seed{seed}" for folder in reversed(folders))
+    path = next((place for place in places if (place / "inference").is_dir()), None)
+    if path is None:
+        return None
+    evaluated = path / "row.json"
+    with reading(evaluated):  # other detections or another ground truth give another row
+        digest = hashlib.sha256(evaluated.read_bytes()).hexdigest()[:12]
     kept = path / "inference" / f"resampled_{resamples}_{digest}.npy"
     if kept.is_file():
         with reading(kept):
@@ -392,8 +409,9 @@ def _asked(requests: Sequence[Path]) -> tuple[dict[str, Any], dict[str, list[str
                     f"{_text(schedule)}; move it elsewhere."
                 )
             for section in ("MODEL", "INPUT", "SOLVER", "TEST"):
-                asked_for = {k: v for k, v in request.get(section, {}).items() if k not in HOW}
-                text = json.dumps(asked_for, sort_keys=True, default=str)
+                every = request.get(section, {}).items()
+                kept = {key: value for key, value in every if f"{section}.{key}" not in HOW}
+                text = json.dumps(kept, sort_keys=True, default=str)
                 digest = hashlib.sha256(text.encode()).hexdigest()[:12]
                 settings.setdefault(section, set()).add(digest)
     return schedule, {section: sorted(digests) for section, digests in settings.items()}

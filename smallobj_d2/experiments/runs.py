@@ -21,7 +21,7 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.scales import AUGMENTED_VAL, Scale
 from smallobj_d2.files import is_locked, reading, write_json, writing
 
-HOW = ("DEVICE", "CHECKPOINT_PERIOD")
+HOW = ("MODEL.DEVICE", "SOLVER.CHECKPOINT_PERIOD")
 """Config keys that say how an experiment is carried out, and are no part of it."""
 
 
@@ -187,40 +187,39 @@ def plan_runs(
     return runs
 
 
-def check_requests(runs: Iterable[Run]) -> None:
+def check_requests(runs: Sequence[Run]) -> None:
     """Refuse to mix runs of different experiments in one folder, or of CPU and GPU in one seed.
 
     Raises:
         SmallObjError: naming a run that was made with another config, and the key.
     """
-    devices: dict[int, dict[str, Path]] = {}
+    _check_devices(runs)
     for run in runs:
-        finished = run.state() is State.FINISHED
-        if not finished and run.seed not in devices:
-            # Rows of a seed are compared with each other: what they differ in must be the row.
-            of_seed = run.root.glob(f"**/seed{run.seed}/request.yaml")
-            devices[run.seed] = {_device(_requested(path)): path.parent for path in of_seed}
-        others = {k: v for k, v in devices.get(run.seed, {}).items() if k != _device(run.request)}
-        if not finished and others:
-            device, folder = others.popitem()
-            raise SmallObjError(
-                f"{folder} has MODEL.DEVICE {device}: train the other rows of seed {run.seed} "
-                "there, too (--gpus-per-run), or choose another --out."
-            )
         path = run.folder / "request.yaml"
         if not path.is_file():
             continue
         before = flatten(_requested(path))
         now = flatten(yaml.safe_load(yaml.safe_dump(run.request)))  # tuples are lists there
         for key in sorted({*before, *now}):
-            if key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
-                continue
-            if key.rpartition(".")[2] in HOW and (finished or not key.endswith("DEVICE")):
+            if key in HOW or key.startswith("SMALLOBJ.DATASETS"):  # another name of the same place
                 continue
             if before.get(key) != now.get(key):
                 raise SmallObjError(
                     f"{run.folder} was made with {key} {before.get(key)}; now it is "
                     f"{now.get(key)}. Choose another --out, or remove that folder."
+                )
+
+
+def _check_devices(runs: Iterable[Run]) -> None:
+    """Refuse to train rows of a seed, which are compared with each other, on CPU and GPU."""
+    unfinished = {run.seed: run for run in runs if run.state() is not State.FINISHED}
+    for seed, run in unfinished.items():
+        for path in run.root.glob(f"**/seed{seed}/request.yaml"):
+            device = _device(_requested(path))
+            if device != _device(run.request):
+                raise SmallObjError(
+                    f"{path.parent} has MODEL.DEVICE {device}: train the other rows of seed {seed} "
+                    "there, too (--gpus-per-run), or choose another --out."
                 )
 
 
