@@ -199,7 +199,6 @@ def _bank_from_config(
         read_if_possible,
         np.random.default_rng((seed, _BANK)),
         images=cfg.SMALLOBJ.BANK_IMAGES,
-        touching=cfg.SMALLOBJ.BANK_TOUCHING,
         factors=factors.tolist(),
         progress=progress,
     )

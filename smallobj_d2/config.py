@@ -112,8 +112,6 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.SOURCES = "image"
     # Of how many training images the bank keeps objects.
     s.BANK_IMAGES = 5000
-    # Objects of the bank that touch one another are pasted together, as they lie.
-    s.BANK_TOUCHING = False
     # Which images are augmented: "small" (small-object images) or "all".
     s.AUGMENTED_IMAGES = "small"
 

@@ -86,7 +86,6 @@ def test_the_configs_have_the_names_that_people_type():
 BEYOND = {
     "SOURCES",
     "BANK_IMAGES",
-    "BANK_TOUCHING",
     "AUGMENTED_IMAGES",
 }
 

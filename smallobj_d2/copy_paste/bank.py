@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -43,8 +42,6 @@ class Cutout(NamedTuple):
     """``image``, the id of the image that it comes from, and ``source``, that of its annotation."""
     corner: tuple[int, int]
     """(x, y), where these pixels lie in that image."""
-    back: int = 0
-    """How many objects before it, of its image, the first is that it is copied with."""
 
     def shape(self) -> Shape:
         """Its shape, in coordinates of these pixels."""
@@ -80,7 +77,6 @@ class ObjectBank:
         self._labels = PackedRecords(
             [{"a": c.annotation, "o": c.origin, "c": c.corner} for c in cutouts]
         )
-        self._first = np.arange(len(cutouts)) - [c.back for c in cutouts]
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
         # None where all are alike, as whole numbers are made in half the time.
@@ -104,17 +100,13 @@ class ObjectBank:
         return int(np.searchsorted(self._odds, rng.random() * self._odds[-1], side="right"))
 
     def _of(self, objects: range) -> Candidates:
-        first = self._first[objects.start : objects.stop]
-
         def candidate(i: int) -> Candidate:
-            own, *others = (first == i).nonzero()[0] + objects.start
-            return self._candidate(own, [self._candidate(other) for other in others])
+            cutout = self[i]
+            return Candidate(
+                cutout.annotation, cutout.shape, cutout.origin, cutout.pixels, cutout.corner
+            )
 
-        return Candidates(np.unique(first).tolist(), lambda _: True, candidate)
-
-    def _candidate(self, i: int, touching: Sequence[Candidate] = ()) -> Candidate:
-        c = self[i]
-        return Candidate(c.annotation, c.shape, c.origin, c.pixels, c.corner, touching)
+        return Candidates(objects, lambda _: True, candidate)
 
     @property
     def images(self) -> int:
@@ -157,7 +149,6 @@ def build_bank(
     *,
     images: int,
     factors: Sequence[float] | None = None,
-    touching: bool = False,
     progress: bool = False,
 ) -> ObjectBank:
     """Cut the objects that may be copied out of images chosen at random.
@@ -169,7 +160,6 @@ def build_bank(
         rng: chooses the images.
         images: how many, at most.
         factors: (N,) how often objects of each are given, in relation to the others.
-        touching: objects that touch one another are copied together.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -190,9 +180,7 @@ def build_bank(
             chosen = list(rule.candidates(scene))
             image = read(record) if chosen else None
             if image is not None:
-                back = _back(scene, chosen) if touching else [0] * len(chosen)
-                cut = (_cut_out(image, scene, c, record) for c in chosen)
-                donors.append([c._replace(back=b) for c, b in zip(cut, back, strict=True)])
+                donors.append([_cut_out(image, scene, c, record) for c in chosen])
                 names.append(record.get("file_name"))
                 weights.append(1.0 if factors is None else float(factors[index]))
                 bar.update()
@@ -212,22 +200,6 @@ def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[s
     origin = {"image": record.get("image_id"), "source": annotation.get("id")}
     moved = moved_annotation(annotation, shape, window)
     return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
-
-
-def _back(scene: Scene, chosen: Sequence[Candidate]) -> list[int]:
-    """How many places before each object the first of those is that touch, directly or not."""
-    canvas = np.zeros((scene.height, scene.width), np.uint8)
-    for candidate in chosen:
-        candidate.shape.cover(canvas)
-    _, pieces = cv2.connectedComponents(canvas, connectivity=8)
-    first: dict[int, int] = {}
-    back = []
-    for i, candidate in enumerate(chosen):
-        window = Window.around(*candidate.shape.bounds()).clipped(scene.width, scene.height)
-        own = window.of(pieces)[candidate.shape.pixels(window) > 0]
-        # A sliver owns no pixel, and touches nothing.
-        back.append(i - first.setdefault(int(own.max(initial=0)) or -i - 1, i))
-    return back
 
 
 def _hash(name: str | None) -> int:

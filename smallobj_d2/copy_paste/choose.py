@@ -29,7 +29,6 @@ class Candidate:
         pixels: (h, w, 3) uint8, what copies are cut from, in the annotation's coordinates; None for
             the image that is augmented.
         corner: (x, y), where these pixels lie in the image that the object comes from.
-        touching: objects that are copied with it, as they lie there.
     """
 
     def __init__(
@@ -39,11 +38,9 @@ class Candidate:
         origin: Mapping[str, Any],
         pixels: Image | None = None,
         corner: tuple[int, int] = (0, 0),
-        touching: Sequence["Candidate"] = (),
     ) -> None:
         self.annotation, self.origin = annotation, origin
         self.pixels, self.corner = pixels, corner
-        self.touching = touching
         self._shape = shape
 
     @property

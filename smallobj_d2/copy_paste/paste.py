@@ -221,7 +221,7 @@ class CopyPaste:
         _require_xywh(scene)
         plan = Plan(list(annotations))
         chosen = self.choose(self.sources.candidates(scene, rng, image), rng)
-        plan.tried = sum(1 + len(candidate.touching) for candidate in chosen) * self.copies
+        plan.tried = len(chosen) * self.copies
         if not plan.tried:
             return plan
         plan.capped = max(0, plan.tried - self.max_pastes)
@@ -238,34 +238,26 @@ class CopyPaste:
             if _is_too_large(original, linear, height, width):
                 plan.given_up += 1
                 continue
-            parts, covered = _together([candidate, *candidate.touching], linear)
-            plan.empty += 1 + len(candidate.touching) - len(parts)
-            if not parts:
+            matrix, mask, shape = original.copy(linear)
+            if not mask.any():
+                plan.empty += 1
                 continue
+            covered = mask.copy()
+            shape.cover(covered)
             corner = placer.find(covered, rng)
             if corner is None:
-                plan.given_up += len(parts)
+                plan.given_up += 1
                 continue
             placer.take(covered, *corner)
-            for part in parts:
-                matrix = part.matrix
-                matrix[:, 2] += corner
-                shape = part.shape.moved(*corner)
-                label = label_of_copy(
-                    part.of.annotation,
-                    part.of.origin,
-                    shape,
-                    matrix,
-                    (height, width),
-                    part.of.corner,
+            matrix[:, 2] += corner
+            shape = shape.moved(*corner)
+            plan.annotations.append(
+                label_of_copy(
+                    source, candidate.origin, shape, matrix, (height, width), candidate.corner
                 )
-                if part.above is not None:
-                    above = Bitmap(part.above, *corner).pixels(Window(0, 0, width, height))
-                    label = uncovered(label, shape, above) or label
-                x, y = part.x + corner[0], part.y + corner[1]
-                plan.annotations.append(label)
-                plan.pastes.append(Paste(matrix, part.mask, x, y, part.of.pixels))
-                shapes.append(shape)
+            )
+            plan.pastes.append(Paste(matrix, mask, *corner, candidate.pixels))
+            shapes.append(shape)
         if self.allow_overlap and self.covered_labels == "visible":
             _hide_covered(plan, scene, shapes)
         return plan
@@ -291,55 +283,6 @@ class CopyPaste:
             patches.append((cut(source, paste.matrix, target), mask, target))
         for patch, mask, target in patches:
             composite(image, patch, mask, target, self.blur)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One copy among those that are placed together, in coordinates of their patch."""
-
-    of: Candidate
-    matrix: NDArray[np.float64]
-    mask: Mask
-    x: int
-    y: int
-    shape: Shape
-    above: Mask | None
-    """The patch's pixels that copies before it own, if it would own some of them, too."""
-
-
-def _together(group: Sequence[Candidate], linear: NDArray[np.float64]) -> tuple[list[_Part], Mask]:
-    """Copies of objects that keep their places to one another, and the pixels that they cover.
-
-    Each lies on whole pixels, so two of them may come a pixel nearer; what both would own then is
-    the first one's.
-    """
-    copies = [candidate.shape.copy(linear) for candidate in group]
-    moves = [
-        linear @ candidate.corner - copy.matrix[:, 2]
-        for candidate, copy in zip(group, copies, strict=True)
-    ]
-    corners = np.rint(moves - np.min(moves, axis=0)).astype(int)
-    height, width = np.max([c.mask.shape for c in copies] + corners[:, ::-1], axis=0)
-    owned = np.zeros((height, width), np.uint8)
-    covered = owned.copy()
-    parts = []
-    for candidate, (matrix, mask, shape), (x, y) in zip(
-        group, copies, corners.tolist(), strict=True
-    ):
-        region = Window(x, y, mask.shape[1], mask.shape[0]).of(owned)
-        hidden = (mask & region).any()
-        above = owned.copy() if hidden else None
-        if hidden:
-            mask = mask & (1 - region)
-        if not mask.any():
-            continue
-        matrix[:, 2] += (x, y)
-        shape = shape.moved(x, y)
-        region |= mask
-        shape.cover(covered)
-        parts.append(_Part(candidate, matrix, mask, x, y, shape, above))
-    covered |= owned
-    return parts, covered
 
 
 def _generator(rng: np.random.Generator | int) -> np.random.Generator:
