@@ -291,7 +291,12 @@ def test_intervals_that_do_not_agree_are_named():
 
 
 @pytest.mark.parametrize(
-    ("folder", "plan"), [("results", "plan.yaml"), ("finals", "finals/plan.yaml")]
+    ("folder", "plan"),
+    [
+        ("results", "plan.yaml"),
+        ("finals", "finals/plan.yaml"),
+        ("finals_medium", "finals_medium/plan.yaml"),
+    ],
 )
 def test_the_committed_report_is_made_of_the_committed_results(folder, plan):
     folder = ROOT / "experiments" / folder

@@ -86,7 +86,8 @@ def finals(file: Path) -> list[str]:
     results = load_results(file)
     plan = file.parent / "plan.yaml"
     planned = load_plan(plan)[results.about["scale"]]
-    holm = {rows: f"{d.adjusted:.2f}" for rows, d in judged_by(plan, results).items()}
+    adjusted = {rows: d.adjusted for rows, d in judged_by(plan, results).items()}
+    holm = {rows: f"{p:.2f}" if p >= 0.01 else "< 0.01" for rows, p in adjusted.items()}
     found = []
     for row in planned.rows:
         there, all_of_them = results.seeds(row), planned.seeds
@@ -237,6 +238,29 @@ def test_what_is_said_of_the_finals_on_nuclei_is_true():
     medium = above(*best, "segm.medium").difference(results)
     low, high = interval(medium.values)
     assert [round(100 * x, 1) for x in (medium.mean, low, high)] == [-4.7, -7.9, -1.5]
+
+
+def test_what_is_said_of_the_finals_with_medium_objects_is_true():
+    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
+    folder = EXPERIMENTS / "finals_medium"
+    results = load_results(folder / "nuclei_tiny_torchvision.json")
+    judged = judged_by(folder / "plan.yaml", results)
+    row = "beyond/bank_often_soft_medium"
+    gain, bank, orig = (judged[row, base] for base in ("baseline", "beyond/bank", "orig_aug"))
+    assert "is told from the baseline, by 2.8 points (p < 0.001)" in page
+    assert gain.decided
+    assert round(100 * gain.mean, 1) == 2.8
+    assert gain.adjusted < 0.001
+    assert "in each seed it is 2.1 to 3.9 above" in page
+    assert [round(100 * end(gain.values), 1) for end in (min, max)] == [2.1, 3.9]
+    assert "AP of them is 2.2 points above the baseline (95% interval +0.5 to +3.9" in page
+    medium = above(row, "baseline", "segm.medium").difference(results)
+    assert round(100 * medium.mean, 1) == 2.2
+    assert [points(x) for x in interval(medium.values)] == ["+0.5", "+3.9"]
+    assert "Against `bank` (+0.3, p = 0.61) and `orig_aug` (+0.1, p = 0.75)" in page
+    for change, said in ((bank, ("+0.3", 0.61)), (orig, ("+0.1", 0.75))):
+        assert not change.decided
+        assert (points(change.mean), round(change.adjusted, 2)) == said
 
 
 # --- Tables of README and docs
