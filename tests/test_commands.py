@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -162,7 +163,10 @@ def test_every_command_that_reads_a_dataset_takes_its_files(data, tmp_path, caps
     demo += ["SMALLOBJ.AUGMENTATION_PROBABILITY", "1.0", "--engine", "torchvision"]
     out = str(tmp_path / "sheet.png")
     words = [*files(data, "train"), *demo, "--num", "1", "--width", "64", "--out", out]
-    assert import_module("smallobj_d2.commands.visualize").main(words) == 0
+    with warnings.catch_warnings():  # PyTorch warns of more loader processes than cores
+        warnings.simplefilter("error", UserWarning)
+        words += ["DATALOADER.NUM_WORKERS", "1024"]
+        assert import_module("smallobj_d2.commands.visualize").main(words) == 0
     sheet = np.asarray(Image.open(out))
     pink = np.nonzero((sheet == PASTED.colour).all(axis=2))[1]
     assert {*(pink // 72)} == {1}  # the first column has no copies, the enlarged one no outlines

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.commands import CommandLine, parse, train_net, writable_folder
-from smallobj_d2.commands.visualize import sheet_of_draws
+from smallobj_d2.commands.visualize import draws_of, sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.engines import load_engine
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sheet = args.out / "contact_sheet.png"
     cfg = load_cfg("demo", args.opts)
     engine = load_engine(args.engine)
-    dataset = engine.build_train_loader(cfg).dataset
+    dataset = draws_of(engine, cfg)
     positions = augmented_positions(dataset, args.num)
     sheet_of_draws(engine, cfg, dataset, positions, width=384).save(sheet)
     print(f"2. What the augmentation does to it: {sheet}", flush=True)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config_from(args)
     engine = load_engine(args.engine)
     out = writable(args.out)
-    dataset = engine.build_train_loader(cfg).dataset
+    dataset = draws_of(engine, cfg)
     positions = args.positions or augmented_positions(dataset, args.num)
     if not positions:
         raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
@@ -51,11 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(positions)} draws of seed {cfg.SEED}: {out}")
 
 
+def draws_of(engine: Any, cfg: CfgNode) -> Any:
+    """The samples of training by their position; its loader processes are not needed for that."""
+    return engine.build_train_loader(changed(cfg, {"DATALOADER.NUM_WORKERS": 0})).dataset
+
+
 def sheet_of_draws(
     engine: Any, cfg: CfgNode, dataset: Any, positions: Sequence[int], *, width: int
 ) -> Image.Image:
     """The draws of a config, with its engine; see `training_sheet`."""
-    plain = changed(cfg, {"SMALLOBJ.COPY_PASTE": False})
-    originals = engine.build_train_loader(plain).dataset
+    originals = draws_of(engine, changed(cfg, {"SMALLOBJ.COPY_PASTE": False}))
     view = partial(engine.view, cfg=cfg)
     return training_sheet(dataset, originals, view, positions, width=width)
