@@ -42,6 +42,8 @@ class Cutout(NamedTuple):
     """``image``, the id of the image that it comes from, and ``source``, that of its annotation."""
     corner: tuple[int, int]
     """(x, y), where these pixels lie in that image."""
+    ground: int | None = None
+    """See `smallobj_d2.copy_paste.Candidate`."""
 
     def shape(self) -> Shape:
         """Its shape, in coordinates of these pixels."""
@@ -75,7 +77,9 @@ class ObjectBank:
         self._pixels = np.concatenate([c.pixels.ravel() for c in cutouts])
         self._pixels.flags.writeable = False
         self._labels = PackedRecords(
-            [{"a": c.annotation, "o": c.origin, "c": c.corner} for c in cutouts]
+            [
+                {"a": c.annotation, "o": c.origin, "c": c.corner, "g": c.ground} for c in cutouts
+            ]
         )
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
@@ -103,7 +107,12 @@ class ObjectBank:
         def candidate(i: int) -> Candidate:
             cutout = self[i]
             return Candidate(
-                cutout.annotation, cutout.shape, cutout.origin, cutout.pixels, cutout.corner
+                cutout.annotation,
+                cutout.shape,
+                cutout.origin,
+                cutout.pixels,
+                cutout.corner,
+                cutout.ground,
             )
 
         return Candidates(objects, lambda _: True, candidate)
@@ -138,7 +147,7 @@ class ObjectBank:
         end = int(self._pixel_ends[index])
         pixels = self._pixels[end - 3 * height * width : end].reshape(height, width, 3)
         label = self._labels[index]
-        return Cutout(pixels, label["a"], label["o"], label["c"])
+        return Cutout(pixels, label["a"], label["o"], label["c"], label["g"])
 
 
 def build_bank(
@@ -199,7 +208,8 @@ def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[s
     window = around.clipped(scene.width, scene.height)
     origin = {"image": record.get("image_id"), "source": annotation.get("id")}
     moved = moved_annotation(annotation, shape, window)
-    return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
+    corner = (window.x, window.y)
+    return Cutout(window.of(image).copy(), moved, origin, corner, candidate.ground)
 
 
 def _hash(name: str | None) -> int:

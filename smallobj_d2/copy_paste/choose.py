@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from typing import Any, overload
 
@@ -17,6 +17,11 @@ from smallobj_d2.masks.shapes import Annotation, Centres, Shape, Window, has_mas
 from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, is_small
 
+_ON = 0.9
+"""The least share of an instance's mask that lies in the mask of what it lies on."""
+_LARGER = 4
+"""How many times its area that has, at least."""
+
 
 class Candidate:
     """An object that may be copied.
@@ -29,6 +34,8 @@ class Candidate:
         pixels: (h, w, 3) uint8, what copies are cut from, in the annotation's coordinates; None for
             the image that is augmented.
         corner: (x, y), where these pixels lie in the image that the object comes from.
+        ground: ``category_id`` of what it lies on, where its copies are to lie, too; None if it
+            lies on nothing.
     """
 
     def __init__(
@@ -38,9 +45,10 @@ class Candidate:
         origin: Mapping[str, Any],
         pixels: Image | None = None,
         corner: tuple[int, int] = (0, 0),
+        ground: int | None = None,
     ) -> None:
         self.annotation, self.origin = annotation, origin
-        self.pixels, self.corner = pixels, corner
+        self.pixels, self.corner, self.ground = pixels, corner, ground
         self._shape = shape
 
     @property
@@ -133,6 +141,10 @@ class SourceRule:
         inside: at least a pixel must lie between the object and each border of the image.
         max_covered: the share of its mask that other instances may claim; 1 allows all.
         boxes: accept instances without a mask (not in the paper).
+        nested: accept instances that lie on another, as a window lies on a facade (not in the
+            paper): nine tenths of its mask or more in that of a single one, which has four times
+            its area or more, is no crowd and of another category. What lies in a mask of visible
+            pixels is in front of it, and not occluded.
     """
 
     small_area: float = SMALL_AREA
@@ -140,6 +152,7 @@ class SourceRule:
     inside: bool = True
     max_covered: float = 0.1
     boxes: bool = False
+    nested: bool = False
 
     def __post_init__(self) -> None:
         require(self.small_area > 0, "SMALL_AREA", self.small_area, "must be above 0")
@@ -155,6 +168,7 @@ class SourceRule:
             inside=s.REQUIRE_INSIDE,
             max_covered=s.MAX_COVERED,
             boxes=s.PASTE_BOXES,
+            nested=s.PASTE_NESTED,
         )
 
     def candidates(self, scene: Scene) -> Candidates:
@@ -171,13 +185,22 @@ class SourceRule:
         ]
         neighbours = scene.neighbours(possible)
 
+        @cache
+        def ground(i: int) -> int | None:
+            others = chain.from_iterable(neighbours(i)) if self.nested else ()
+            return next((j for j in others if _lies_on(scene, i, j)), None)
+
         def allowed(i: int) -> bool:
-            return (not self.connected or scene.shape(i).is_connected()) and (
-                self.max_covered >= 1 or self._is_uncovered(scene, i, neighbours(i))
-            )
+            if self.connected and not scene.shape(i).is_connected():
+                return False
+            others = ([j for j in batch if j != ground(i)] for batch in neighbours(i))
+            return self.max_covered >= 1 or self._is_uncovered(scene, i, others)
 
         def candidate(i: int) -> Candidate:
-            return Candidate(scene.annotations[i], partial(scene.shape, i), {"source": i})
+            below = ground(i)
+            category = None if below is None else scene.annotations[below]["category_id"]
+            shape = partial(scene.shape, i)
+            return Candidate(scene.annotations[i], shape, {"source": i}, ground=category)
 
         return Candidates(possible, allowed, candidate)
 
@@ -204,3 +227,18 @@ class SourceRule:
             if covered > self.max_covered * np.count_nonzero(own):
                 return False  # and more neighbours would only cover more
         return True
+
+
+def _lies_on(scene: Scene, i: int, j: int) -> bool:
+    """Whether an instance lies on another; see `SourceRule`."""
+    above, below = scene.annotations[i], scene.annotations[j]
+    if (
+        below.get("iscrowd", 0)
+        or below["area"] < _LARGER * above["area"]
+        or below.get("category_id") == above.get("category_id")
+    ):
+        return False
+    window = Window.around(*scene.shape(i).bounds())
+    own, held = scene.shape(i).pixels(window), Centres(window)
+    scene.shape(j).mark(held)
+    return np.count_nonzero(own & held.mask) >= _ON * max(1, np.count_nonzero(own))

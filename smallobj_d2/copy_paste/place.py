@@ -5,6 +5,9 @@ pixels lie between any pixel that it covers and any that another instance covers
 outlines can be turned into pixels in ways that differ by one: so with a gap of 0 masks are apart
 in all of them, and COCO's masks are apart by ``gap`` pixels at least.
 
+A copy of what lies on another instance lies on one of its category, too, instead of apart from it:
+the other way round, more than ``gap`` pixels lie between it and any pixel that none of these owns.
+
 `Placer.find` chooses uniformly among the valid positions, and finds one whenever there is one.
 The rule is the same for RLE, so a place that touches a neighbour without sharing a pixel is not
 valid.
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.masks.rle import Mask
-from smallobj_d2.masks.shapes import Bitmap
+from smallobj_d2.masks.shapes import Bitmap, Window
 
 _TRIES = 256
 """Random positions tried before all valid ones are listed instead."""
@@ -40,10 +43,20 @@ class Placer:
         margin: pixels between a copy and the border.
         gap: free pixels between the masks of a copy and of any other instance.
         overlap: let copies lie over other instances and each other (Table 8).
+        ground: the ``category_id`` of what copies have to lie on; None for nothing.
     """
 
-    def __init__(self, scene: Scene, *, margin: int, gap: int, overlap: bool = False) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        margin: int,
+        gap: int,
+        overlap: bool = False,
+        ground: int | None = None,
+    ) -> None:
         self._scene = scene
+        on = [] if ground is None else _of_category(scene, ground)
         self._margin, self._overlap = margin, overlap
         self._reach = reach = gap + 1
         # In the coordinates of the frame around the map, which is as wide as masks are grown. A
@@ -53,6 +66,13 @@ class Placer:
         self._boxes[2:] = np.ceil(scene.boxes[:, 2:].T) + reach + 1
         self._copies: list[Bitmap] = []
         self._rasterized: set[int] = set()
+        self._bounded = ground is not None
+        if self._bounded:
+            off = np.ones((scene.height, scene.width), np.uint8)
+            for i in on:
+                off &= 1 - scene.shape(i).pixels(Window(0, 0, scene.width, scene.height))
+            self._framed[reach:-reach, reach:-reach] = off
+            self._rasterized.update(on)  # they are in the way of nothing
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
@@ -117,7 +137,7 @@ class Placer:
         if len(self._rasterized) < len(x0):
             near = (x0 < x + width) & (y0 < y + height) & (x1 > x) & (y1 > y)
             indices = near.nonzero()[0].tolist()
-            if not indices:
+            if not indices and not self._bounded:
                 return True
             self._rasterize(indices)
         return not (self._framed[y : y + height, x : x + width] & grown).any()
@@ -145,3 +165,12 @@ class Placer:
         # Correlation counts the taken pixels under the mask at every position.
         hits = cv2.matchTemplate(inner, grown, cv2.TM_CCORR)
         return np.flatnonzero(hits.ravel() < 0.5)
+
+
+def _of_category(scene: Scene, category: int) -> list[int]:
+    """Which instances of a scene are of a category, crowds aside."""
+    return [
+        i
+        for i, annotation in enumerate(scene.annotations)
+        if annotation.get("category_id") == category and not annotation.get("iscrowd", 0)
+    ]
