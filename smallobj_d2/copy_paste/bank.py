@@ -39,11 +39,10 @@ class Cutout(NamedTuple):
     annotation: Annotation
     """In coordinates of these pixels."""
     origin: dict[str, Any]
-    """``image``, the id of the image that it comes from, and ``source``, that of its annotation."""
+    """``image``, the id of the image that it comes from, ``source``, that of its annotation, and
+    ``ground`` as a `smallobj_d2.copy_paste.Candidate` has it."""
     corner: tuple[int, int]
     """(x, y), where these pixels lie in that image."""
-    ground: int | None = None
-    """See `smallobj_d2.copy_paste.Candidate`."""
 
     def shape(self) -> Shape:
         """Its shape, in coordinates of these pixels."""
@@ -77,9 +76,7 @@ class ObjectBank:
         self._pixels = np.concatenate([c.pixels.ravel() for c in cutouts])
         self._pixels.flags.writeable = False
         self._labels = PackedRecords(
-            [
-                {"a": c.annotation, "o": c.origin, "c": c.corner, "g": c.ground} for c in cutouts
-            ]
+            [{"a": c.annotation, "o": c.origin, "c": c.corner} for c in cutouts]
         )
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
@@ -107,12 +104,7 @@ class ObjectBank:
         def candidate(i: int) -> Candidate:
             cutout = self[i]
             return Candidate(
-                cutout.annotation,
-                cutout.shape,
-                cutout.origin,
-                cutout.pixels,
-                cutout.corner,
-                cutout.ground,
+                cutout.annotation, cutout.shape, cutout.origin, cutout.pixels, cutout.corner
             )
 
         return Candidates(objects, lambda _: True, candidate)
@@ -147,7 +139,7 @@ class ObjectBank:
         end = int(self._pixel_ends[index])
         pixels = self._pixels[end - 3 * height * width : end].reshape(height, width, 3)
         label = self._labels[index]
-        return Cutout(pixels, label["a"], label["o"], label["c"], label["g"])
+        return Cutout(pixels, label["a"], label["o"], label["c"])
 
 
 def build_bank(
@@ -206,10 +198,10 @@ def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[s
     x0, y0, x1, y1 = shape.bounds()
     around = Window.around(x0 - RIM, y0 - RIM, x1 + RIM, y1 + RIM)
     window = around.clipped(scene.width, scene.height)
-    origin = {"image": record.get("image_id"), "source": annotation.get("id")}
+    own = {"source": annotation.get("id")}
+    origin = {"image": record.get("image_id"), **candidate.origin, **own}
     moved = moved_annotation(annotation, shape, window)
-    corner = (window.x, window.y)
-    return Cutout(window.of(image).copy(), moved, origin, corner, candidate.ground)
+    return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
 
 
 def _hash(name: str | None) -> int:

@@ -30,12 +30,11 @@ class Candidate:
         annotation: its annotation.
         shape: gives its shape, in the annotation's coordinates.
         origin: where it comes from, for the label of a copy: ``source``, its place in the image's
-            list of annotations; or what an `ObjectBank` says.
+            list of annotations; or what an `ObjectBank` says. If it lies on another instance,
+            ``ground`` is that one's ``category_id``.
         pixels: (h, w, 3) uint8, what copies are cut from, in the annotation's coordinates; None for
             the image that is augmented.
         corner: (x, y), where these pixels lie in the image that the object comes from.
-        ground: ``category_id`` of what it lies on, where its copies are to lie, too; None if it
-            lies on nothing.
     """
 
     def __init__(
@@ -45,16 +44,20 @@ class Candidate:
         origin: Mapping[str, Any],
         pixels: Image | None = None,
         corner: tuple[int, int] = (0, 0),
-        ground: int | None = None,
     ) -> None:
         self.annotation, self.origin = annotation, origin
-        self.pixels, self.corner, self.ground = pixels, corner, ground
+        self.pixels, self.corner = pixels, corner
         self._shape = shape
 
     @property
     def shape(self) -> Shape:
         """Its shape, unpacked when it is first asked for."""
         return self._shape()
+
+    @property
+    def ground(self) -> int | None:
+        """The category on which its copies are to lie, if any."""
+        return self.origin.get("ground")
 
 
 class Candidates(Sequence[Candidate]):
@@ -197,10 +200,10 @@ class SourceRule:
             return self.max_covered >= 1 or self._is_uncovered(scene, i, others)
 
         def candidate(i: int) -> Candidate:
-            below = ground(i)
-            category = None if below is None else scene.annotations[below]["category_id"]
-            shape = partial(scene.shape, i)
-            return Candidate(scene.annotations[i], shape, {"source": i}, ground=category)
+            origin = {"source": i}
+            if (below := ground(i)) is not None:
+                origin["ground"] = scene.annotations[below]["category_id"]
+            return Candidate(scene.annotations[i], partial(scene.shape, i), origin)
 
         return Candidates(possible, allowed, candidate)
 
@@ -241,4 +244,5 @@ def _lies_on(scene: Scene, i: int, j: int) -> bool:
     window = Window.around(*scene.shape(i).bounds())
     own, held = scene.shape(i).pixels(window), Centres(window)
     scene.shape(j).mark(held)
-    return np.count_nonzero(own & held.mask) >= _ON * max(1, np.count_nonzero(own))
+    size, inside = int(np.count_nonzero(own)), int(np.count_nonzero(own & held.mask))
+    return size > 0 and inside >= _ON * size

@@ -5,8 +5,8 @@ pixels lie between any pixel that it covers and any that another instance covers
 outlines can be turned into pixels in ways that differ by one: so with a gap of 0 masks are apart
 in all of them, and COCO's masks are apart by ``gap`` pixels at least.
 
-A copy of what lies on another instance lies on one of its category, too, instead of apart from it:
-the other way round, more than ``gap`` pixels lie between it and any pixel that none of these owns.
+A copy of what lies on a larger instance goes where instances of that one's category are, which are
+not in its way then: more than ``gap`` pixels lie between it and any pixel that none of them owns.
 
 `Placer.find` chooses uniformly among the valid positions, and finds one whenever there is one.
 The rule is the same for RLE, so a place that touches a neighbour without sharing a pixel is not
