@@ -56,7 +56,6 @@ class Placer:
         ground: int | None = None,
     ) -> None:
         self._scene = scene
-        on = [] if ground is None else _of_category(scene, ground)
         self._margin, self._overlap = margin, overlap
         self._reach = reach = gap + 1
         # In the coordinates of the frame around the map, which is as wide as masks are grown. A
@@ -66,13 +65,13 @@ class Placer:
         self._boxes[2:] = np.ceil(scene.boxes[:, 2:].T) + reach + 1
         self._copies: list[Bitmap] = []
         self._rasterized: set[int] = set()
-        self._bounded = ground is not None
-        if self._bounded:
-            off = np.ones((scene.height, scene.width), np.uint8)
+        if ground is not None:
+            on, off = _of_category(scene, ground), self._framed[reach:-reach, reach:-reach]
+            off[...] = 1
             for i in on:
                 off &= 1 - scene.shape(i).pixels(Window(0, 0, scene.width, scene.height))
-            self._framed[reach:-reach, reach:-reach] = off
             self._rasterized.update(on)  # they are in the way of nothing
+            self._rasterize(range(len(scene.boxes)))  # all others: few positions are far from all
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
@@ -137,7 +136,7 @@ class Placer:
         if len(self._rasterized) < len(x0):
             near = (x0 < x + width) & (y0 < y + height) & (x1 > x) & (y1 > y)
             indices = near.nonzero()[0].tolist()
-            if not indices and not self._bounded:
+            if not indices:
                 return True
             self._rasterize(indices)
         return not (self._framed[y : y + height, x : x + width] & grown).any()
