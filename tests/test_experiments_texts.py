@@ -205,6 +205,16 @@ def test_what_is_said_of_objects_on_objects_is_true():
         assert (after.objects.num_images, after.counts["copies_pasted"]) == (902, pastes)
 
 
+def test_what_is_said_of_overlap_on_photographs_is_true():
+    page = " ".join((EXPERIMENTS / "README.md").read_text(encoding="utf-8").split())
+    assert "`orig_aug_overlap` 0.03 points below `orig_aug`" in page
+    results = load_results(EXPERIMENTS / "results" / "facade_tiny_torchvision.json")
+    judged = judged_by(EXPERIMENTS / "plan.yaml", results)
+    pair = ("orig_aug_overlap", "orig_aug")
+    assert [rows for rows, change in judged.items() if change.decided] == [pair]
+    assert round(100 * judged[pair].mean, 2) == -0.03
+
+
 def test_what_is_said_of_the_tables_on_nuclei_is_true():
     recipe = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     beyond = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
