@@ -311,7 +311,7 @@ def check_apart(law, annotations, copies, gap, height, width):
         for dy in range(-gap, gap + 1):
             for dx in range(-gap, gap + 1):
                 near[(rows + dy).clip(0, height - 1), (columns + dx).clip(0, width - 1)] = True
-        ground = copies[i - len(annotations)]["copy_paste"].get("ground")
+        ground = copies[i - len(annotations)].get("copy_paste", {}).get("ground")
         below = [
             j
             for j, other in enumerate(annotations)
