@@ -87,6 +87,7 @@ BEYOND = {
     "SOURCES",
     "BANK_IMAGES",
     "AUGMENTED_IMAGES",
+    "PASTE_NESTED",
 }
 
 
