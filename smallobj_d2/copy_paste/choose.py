@@ -196,7 +196,9 @@ class SourceRule:
         def allowed(i: int) -> bool:
             if self.connected and not scene.shape(i).is_connected():
                 return False
-            others = ([j for j in batch if j != ground(i)] for batch in neighbours(i))
+            others = neighbours(i)
+            if (below := ground(i)) is not None:
+                others = ([j for j in batch if j != below] for batch in others)
             return self.max_covered >= 1 or self._is_uncovered(scene, i, others)
 
         def candidate(i: int) -> Candidate:
