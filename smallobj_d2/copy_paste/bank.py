@@ -198,8 +198,7 @@ def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[s
     x0, y0, x1, y1 = shape.bounds()
     around = Window.around(x0 - RIM, y0 - RIM, x1 + RIM, y1 + RIM)
     window = around.clipped(scene.width, scene.height)
-    own = {"source": annotation.get("id")}
-    origin = {"image": record.get("image_id"), **candidate.origin, **own}
+    origin = {"image": record.get("image_id"), **candidate.origin, "source": annotation.get("id")}
     moved = moved_annotation(annotation, shape, window)
     return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
 

@@ -227,19 +227,12 @@ class CopyPaste:
         plan.capped = max(0, plan.tried - self.max_pastes)
         if plan.capped:
             _warn_of_cap(plan.tried, self.max_pastes)
-
-        @cache
-        def placer(ground: int | None) -> Placer:
-            new = Placer(
+        placers = {
+            ground: Placer(
                 scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap, ground=ground
             )
-            for taken in places:
-                new.take(*taken)
-            placers.append(new)
-            return new
-
-        placers: list[Placer] = []
-        places: list[tuple[Mask, int, int]] = []
+            for ground in {candidate.ground for candidate in chosen}
+        }
         shapes: list[Shape] = []
         wanted = chain.from_iterable(repeat(chosen, self.copies))
         for candidate in islice(wanted, self.max_pastes):
@@ -256,13 +249,12 @@ class CopyPaste:
                 continue
             covered = mask.copy()
             shape.cover(covered)
-            corner = placer(candidate.ground).find(covered, rng)
+            corner = placers[candidate.ground].find(covered, rng)
             if corner is None:
                 plan.given_up += 1
                 continue
-            places.append((covered, *corner))
-            for each in placers:
-                each.take(*places[-1])
+            for placer in placers.values():
+                placer.take(covered, *corner)
             matrix[:, 2] += corner
             shape = shape.moved(*corner)
             plan.annotations.append(

@@ -66,11 +66,12 @@ class Placer:
         self._copies: list[Bitmap] = []
         self._rasterized: set[int] = set()
         if ground is not None:
-            on, off = _of_category(scene, ground), self._framed[reach:-reach, reach:-reach]
+            off = self._framed[reach:-reach, reach:-reach]
             off[...] = 1
-            for i in on:
-                off &= 1 - scene.shape(i).pixels(Window(0, 0, scene.width, scene.height))
-            self._rasterized.update(on)  # they are in the way of nothing
+            for i, annotation in enumerate(scene.annotations):
+                if annotation.get("category_id") == ground and not annotation.get("iscrowd", 0):
+                    off &= 1 - scene.shape(i).pixels(Window(0, 0, scene.width, scene.height))
+                    self._rasterized.add(i)  # it is in the way of nothing
             self._rasterize(range(len(scene.boxes)))  # all others: few positions are far from all
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -164,12 +165,3 @@ class Placer:
         # Correlation counts the taken pixels under the mask at every position.
         hits = cv2.matchTemplate(inner, grown, cv2.TM_CCORR)
         return np.flatnonzero(hits.ravel() < 0.5)
-
-
-def _of_category(scene: Scene, category: int) -> list[int]:
-    """Which instances of a scene are of a category, crowds aside."""
-    return [
-        i
-        for i, annotation in enumerate(scene.annotations)
-        if annotation.get("category_id") == category and not annotation.get("iscrowd", 0)
-    ]
