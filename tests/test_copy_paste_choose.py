@@ -14,6 +14,7 @@ from proofs.random_scenes import KINDS, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import STRATEGIES, CopyPaste, SmallObjError, SourceRule
 from smallobj_d2.copy_paste.choose import Candidate, Candidates
 from smallobj_d2.copy_paste.scene import Scene
+from smallobj_d2.copy_paste.sources import SameImage
 
 
 def numbers(candidates):
@@ -270,6 +271,7 @@ WALL = rectangle(10, 10, 80, 80, category_id=1)
         ([WALL, rectangle(30, 30, 10, 1, category_id=2)], 1),  # an outline that is a pixel off
         ([WALL | {"category_id": 0}], None),  # another of its category may be in front
         ([WALL | {"iscrowd": 1}], None),
+        ([{key: WALL[key] for key in WALL if key != "category_id"}], None),
         ([rectangle(29, 29, 12, 12, category_id=1)], None),  # as large: in front, or on it
         ([rectangle(10, 10, 29, 80, category_id=1)], 1),  # nine tenths of it are on the wall
         ([rectangle(10, 10, 28, 80, category_id=1)], None),
@@ -280,6 +282,20 @@ def test_what_lies_on_a_larger_object_is_not_occluded_if_nested_is_on(others, gr
     found = [c for c in SourceRule(nested=True).candidates(scene) if c.origin["source"] == 0]
     assert [c.ground for c in found] == [ground] * (ground is not None)
     assert 0 not in numbers(SourceRule().candidates(scene))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_outline_without_area_is_no_candidate(nested, turned):
+    """It may say that it has one, and its window has no height, or no width."""
+    line = [[30.0, 35.0, 40.0, 35.0, 35.0, 35.0]]
+    if turned:
+        line = [[35.0, 30.0, 35.0, 40.0, 35.0, 35.0]]
+    scene = Scene([rectangle(30, 30, 10, 10, segmentation=line), WALL], 100, 100)
+    plan = CopyPaste(sources=SameImage(SourceRule(nested=nested))).plan(
+        scene.annotations, 100, 100, 1
+    )
+    assert not plan.pasted
 
 
 def test_a_ring_around_an_object_does_not_cover_it():

@@ -240,7 +240,7 @@ def _lies_on(scene: Scene, i: int, j: int) -> bool:
     if (
         below.get("iscrowd", 0)
         or below["area"] < _LARGER * above["area"]
-        or below.get("category_id") == above.get("category_id")
+        or below.get("category_id") in (None, above.get("category_id"))
     ):
         return False
     window = Window.around(*scene.shape(i).bounds())

@@ -228,6 +228,8 @@ class Outline:
 
     def _fill(self, canvas: Mask, x: int, y: int, shift: int) -> None:
         """Fill each part; OpenCV puts the centres of pixels at whole numbers."""
+        if not canvas.size:  # around an outline without area, and more than OpenCV can take
+            return
         if self._fixed is None:
             self._fixed = [np.rint(p * (1 << _SHIFT)).astype(np.int32) for p in self.parts]
         half = 1 << shift - 1
