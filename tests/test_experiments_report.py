@@ -119,6 +119,29 @@ def test_keeps_a_few_losses_and_the_speed_of_each_run(runs):
     assert "loss" not in found["baseline", 0]
 
 
+def test_a_line_of_the_log_that_was_cut_off_is_left_out(runs):
+    """As a full disk leaves one; the next line of the run that goes on is glued to it."""
+    whole = json.dumps({"iteration": 19, "total_loss": 4.0, "time": 0.5})
+    cut = '{"iteration": 39, "tot'
+    path = runs / "baseline" / "seed1" / "metrics.json"
+    path.write_text(f"{whole}\n{cut}{whole}\n{whole.replace('19', '59')}\n")
+    (run,) = (r for r in distil(SCALE, runs)["runs"] if (r["config"], r["seed"]) == ("baseline", 1))
+    assert run["loss"] == {"19": 4.0, "59": 4.0}
+
+
+def test_a_run_that_was_resumed_names_all_that_it_ran_on(runs):
+    path = runs / "baseline" / "seed1" / "run.json"
+    about = {"device": "cpu", "versions": {"numpy": "2.4"}, "commit": "new"}
+    before = {"device": "gpu", "versions": {"numpy": "1.26"}, "commit": "old"}
+    for commit, named in (("old", "old, new"), ("new", "new"), (None, "")):
+        earlier = [{**before, "commit": commit}]
+        path.write_text(json.dumps({**about, "earlier": earlier}))
+        content = distil(SCALE, runs)
+        found = next(r for r in content["runs"] if (r["config"], r["seed"]) == ("baseline", 1))
+        assert (found["device"], found["commit"]) == ("gpu, cpu", named)
+        assert content["about"]["versions"]["numpy"] == "1.26, 2.4"
+
+
 def test_ap_by_size_stands_beside_the_baseline(runs):
     """From row.json, over the seeds that both rows have."""
 
@@ -351,6 +374,46 @@ def test_chance_decides_few_conclusions_between_rows_that_are_equal(relation):
             found[decide(np.array(margins)).status] += 1
         assert found[Status.FAILS] / 400 < 0.045
         assert found[Status.HOLDS] / 400 < 0.045
+
+
+CHANGES = [c for c in PAPER.claims if c.relation == "changes_less"]
+"""Oversampling changes AP of some objects less than that of others, upwards or downwards."""
+
+
+def verdicts_on_changes(rng, this: float, other: float, noise: tuple[float, float], times: int):
+    """Of seeds by which the rows change AP of these objects, and of the others, by so much."""
+    (claim,) = CHANGES
+    (metric, *_), seeds = claim.metrics, 8
+    size = {metric: (this, noise[0]), claim.looks_at(metric)[1]: (other, noise[1])}
+
+    def ap_of_seed():
+        known = {
+            (row, m): (change if row in claim.rows else 0.0) + rng.normal(0, sd)
+            for row in claim.all_rows
+            for m, (change, sd) in size.items()
+        }
+        return lambda row, m: known[row, m]
+
+    for _ in range(times):
+        margins = [claim.alternatives(ap_of_seed(), metric) for _ in range(seeds)]
+        yield decide(np.array(margins)).status
+
+
+@pytest.mark.parametrize("noise", [(0.08, 0.44), (0.44, 0.08), (1.0, 1.0)])
+def test_noise_that_is_larger_for_some_objects_is_no_change(noise):
+    """Absolute changes of each seed would be larger there, and decide most conclusions."""
+    found = Counter(verdicts_on_changes(np.random.default_rng(3), 0.0, 0.0, noise, 300))
+    assert found[Status.HOLDS] / 300 < 0.045
+    assert found[Status.FAILS] / 300 < 0.045
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("signs", [1, -1])
+def test_which_objects_change_more_is_found_whichever_way_they_change(sign, signs):
+    rng = np.random.default_rng(4)
+    for this, other, status in ((0.2, 2.0, Status.HOLDS), (2.0, 0.2, Status.FAILS)):
+        (found,) = verdicts_on_changes(rng, sign * this, signs * other, (0.1, 0.1), 1)
+        assert found is status
 
 
 def test_the_best_of_several_rows_is_found():
@@ -602,6 +665,8 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
         for seed in range(3):
             run = runs / row / f"seed{seed}"
             kept = [a for i, a in enumerate(truth.anns.values()) if score > 0.5 or i % 2]
+            if (row, seed) == ("baseline", 2):
+                kept = []  # a network that finds nothing counts, too
             found = [
                 result(a["image_id"], a["category_id"], truth.annToMask(a), score) for a in kept
             ]
@@ -620,7 +685,7 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
     (back,) = over_images(found, [tmp_path, runs], ["orig_aug"], 50)
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
-    (runs / "baseline" / "seed1" / "row.json").write_text("{}")  # of another evaluation
+    (runs / "baseline" / "seed1" / "row.json").write_text('{"segm": {}}')  # another evaluation
     with pytest.raises(SmallObjError):  # whose detections are not there
         over_images(found, [runs], ["baseline"], 50)
     content["over_images"] = [entry]
@@ -666,9 +731,9 @@ def test_a_damaged_results_file_is_named_in_one_line(tmp_path, damage):
 
 
 DAMAGE = ("", "{", "[]", "{}", "3", '{"seconds": 3}', "null", NESTED)
-HARMLESS = {  # no attempt, or nothing logged
+HARMLESS = {  # no attempt, nothing logged, or a line that was cut off
     "attempts.json": ("[]", "{}"),
-    "metrics.json": ("", "{}", "[]", '{"seconds": 3}'),
+    "metrics.json": ("", "{", "{}", "[]", '{"seconds": 3}'),
 }
 
 

@@ -20,7 +20,16 @@ from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import Family, Plan, Planned, above, load_plan, trend
 from smallobj_d2.experiments.report import build_report
 from smallobj_d2.experiments.results import Measured, Results, load_results
-from smallobj_d2.experiments.statistics import holm, interval, p_value, seeds_text, slope
+from smallobj_d2.experiments.statistics import (
+    FEWEST,
+    Difference,
+    holm,
+    holm_factor,
+    interval,
+    p_value,
+    seeds_text,
+    slope,
+)
 
 ROOT = Path(__file__).parents[1]
 PAPER = load_paper(ROOT / "experiments" / "paper.yaml")
@@ -60,6 +69,36 @@ def test_holm_rejects_what_its_steps_reject(p_values):
             break
         rejected.add(i)
     assert {i for i, p in enumerate(holm(p_values)) if p < 0.05} == rejected
+
+
+@given(st.lists(st.floats(0, 0.2) | st.just(math.nan), min_size=1, max_size=8))
+def test_the_factor_is_that_by_which_holm_decides(p_values):
+    for i, (p, adjusted) in enumerate(zip(p_values, holm(p_values), strict=True)):
+        factor = holm_factor([*p_values[:i], *p_values[i + 1 :]])
+        assert (factor * p < 0.05) == (adjusted < 0.05)
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(-3, 5).map(lambda x: round(x, 1)), min_size=4, max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_seeds_could_have_shown_is_what_decides(rows):
+    """A planned difference is told from zero just where it is larger than that."""
+    named = {f"row{i}": values for i, values in enumerate(rows)}
+    results = results_of(baseline=[0.0] * 4, **named)
+    family = Family("Table", tuple(above(row, "baseline") for row in [*named, "not run"]))
+    for found in family.judged(results).values():
+        if abs(abs(found.mean) - found.least) > 1e-9:
+            assert found.decided == (abs(found.mean) > found.least)
+
+
+def test_one_seed_could_have_shown_nothing():
+    assert math.isnan(Difference((0.1,), (0,), planned=True, factor=3).least)
+    assert Difference((1.0, 2.0, 3.0), (0, 1, 2)).least == pytest.approx(2.484, abs=1e-3)
+    assert FEWEST == 3
 
 
 def test_rows_that_were_planned_and_not_run_count():
@@ -140,6 +179,9 @@ def test_more_seeds_count_once_all_rows_have_them():
     results = results_of(baseline=BASELINE, aug=ABOVE)
     planned = plan_of([0, 1, 2], "aug", more=[3])["fake"]
     assert planned.only(results).seeds("aug") == [0, 1, 2, 3]
+    run = results.runs["aug", 3]
+    results.runs["aug", 3] = replace(run, commit="")  # older than the plan
+    assert planned.only(results).seeds("baseline") == [0, 1, 2]
     del results.runs["aug", 3]
     assert planned.only(results).seeds("baseline") == [0, 1, 2]
 

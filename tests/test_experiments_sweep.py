@@ -97,6 +97,11 @@ def starts(tool: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
+def test_an_evaluation_on_an_unknown_dataset_is_refused(tmp_path):
+    with pytest.raises(SmallObjError, match=r"no evaluation 'aug@augmented_vall'"):
+        plan(tmp_path, ["baseline", "aug@augmented_vall"])
+
+
 def test_runs_what_is_missing_and_skips_what_is_finished(tool, tmp_path, capsys):
     runs = plan(tmp_path)
     assert [r.name for r in runs[:4]] == [

@@ -17,7 +17,7 @@ from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.experiments.plan import above, load_plan
 from smallobj_d2.experiments.results import load_results
-from smallobj_d2.experiments.statistics import half_width, interval
+from smallobj_d2.experiments.statistics import interval
 from smallobj_d2.sizes import SMALL_AREA
 
 ROOT = Path(__file__).parents[1]
@@ -266,7 +266,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert "`aug` and of `beyond/bank` on nuclei is told from chance, and no other" in readme
     assert "above 0.6 to 1.6 points on nuclei" in readme
-    widths = [round(100 * half_width(change.values), 1) for change in judged.values()]
+    widths = [round(100 * change.least, 1) for change in judged.values()]
     assert (min(widths), max(widths)) == (0.6, 1.6)
 
 

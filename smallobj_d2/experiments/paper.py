@@ -46,8 +46,9 @@ class Claim:
     def alternatives(self, ap: AP, metric: str) -> list[list[float]]:
         """By how much each comparison of the claim holds; below 0, it does not.
 
-        The claim holds if all comparisons of any alternative do. Only "best" has more than one:
-        each of the rows may be the one that none of the others is above.
+        The claim holds if all comparisons of any alternative do. With "best", each of the rows may
+        be the one that none of the others is above; with "changes_less", each row may change what
+        it changes more upwards or downwards.
 
         Args:
             ap: where the numbers come from: the paper, or one seed of a rerun.
@@ -67,11 +68,19 @@ class Claim:
             case "changes_less":
                 _, other = self.looks_at(metric)
                 start = ap(self.than[0], other)
+                changes = [
+                    (r - than[0], ap(row, other) - start)
+                    for row, r in zip(self.rows, rows, strict=True)
+                ]
+                # A change is less than another, whatever their signs, if the sum of both and the
+                # other less this one have the same sign. Absolute values would add up noise.
                 return [
                     [
-                        abs(ap(row, other) - start) - abs(r - than[0])
-                        for row, r in zip(self.rows, rows, strict=True)
+                        m
+                        for sign, (a, b) in zip(signs, changes, strict=True)
+                        for m in (sign * (b - a), sign * (b + a))
                     ]
+                    for signs in product((1, -1), repeat=len(rows))
                 ]
             case "gain":
                 return [[rows[0] / than[0] - 1 - self.value + 0.005]]

@@ -11,7 +11,7 @@ import yaml
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.results import Results
-from smallobj_d2.experiments.statistics import LEVEL, Difference, holm, p_value, slope
+from smallobj_d2.experiments.statistics import LEVEL, Difference, holm, holm_factor, p_value, slope
 from smallobj_d2.files import reading
 
 PRIMARY = "segm.small"
@@ -83,10 +83,16 @@ class Family:
         found = {
             s: s.difference(results) if results.dated(*s.rows) else None for s in self.statements
         }
-        adjusted = holm([p_value(d.values) if d else float("nan") for d in found.values()])
+        p_values = [p_value(d.values) if d else float("nan") for d in found.values()]
+        adjusted = holm(p_values)
         return {
-            s: replace(d, planned=True, adjusted=p)
-            for (s, d), p in zip(found.items(), adjusted, strict=True)
+            s: replace(
+                d,
+                planned=True,
+                adjusted=adjusted[i],
+                factor=holm_factor([*p_values[:i], *p_values[i + 1 :]]),
+            )
+            for i, (s, d) in enumerate(found.items())
             if d
         }
 
@@ -125,9 +131,10 @@ class Planned:
         A run that does not tell its commit is older than any plan. Where a row has no others, they
         stay, as exploratory ones.
         """
-        whole = results.seeds(*self.rows)
+        with_commit = results.keep(lambda row, seed: bool(results.runs[row, seed].commit))
+        whole = with_commit.seeds(*self.rows)
         seeds = {*self.seeds, *(s for s in self.more_seeds if s in whole)}
-        dated = {row for (row, _), run in results.runs.items() if run.commit and row in self.rows}
+        dated = {row for row, _ in with_commit.runs if row in self.rows}
         return results.keep(
             lambda row, seed: (
                 row not in dated or (seed in seeds and bool(results.runs[row, seed].commit))

@@ -26,7 +26,6 @@ from smallobj_d2.experiments.statistics import (
     FEWEST,
     LEVEL,
     Difference,
-    half_width,
     interval,
     p_value,
     seeds_text,
@@ -684,7 +683,7 @@ def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = 
                 *([other] if more else []),
                 _p(p_value(change.values)),
                 _p(change.adjusted) if change.planned else "exploratory",
-                _unsigned(half_width(change.values)),
+                _unsigned(change.least),
             ]
         )
     return Table([*header, "p", "Holm p", "Could have shown"], body, text=2, long=(0,), rules=rules)

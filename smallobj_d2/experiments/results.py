@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -170,12 +170,14 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         if record.is_file():
             with reading(record):
                 about = json.loads(record.read_bytes())
-                devices.add(str(about["device"]))
-                entry["device"] = str(about["device"])
-                versions.append({k: str(v) for k, v in about["versions"].items()})
-                if "commit" in about:  # None where it is installed: its version says what ran
-                    version = about["versions"].get("smallobj-d2", "")
-                    entry["commit"] = about["commit"] or version
+                parts = [*about.get("earlier", []), about]  # of a run that was resumed
+                names_of_devices = [str(part["device"]) for part in parts]
+                devices.update(names_of_devices)
+                entry["device"] = ", ".join(dict.fromkeys(names_of_devices))
+                versions += [{k: str(v) for k, v in p["versions"].items()} for p in parts]
+                if "commit" in about:
+                    commits = [_commit_of(part) for part in parts]
+                    entry["commit"] = ", ".join(dict.fromkeys(commits)) if all(commits) else ""
     if not runs:
         raise SmallObjError(f"No run in {folder} is finished.")
     schedule, settings = _asked(requests)
@@ -196,6 +198,11 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
         "runs": runs,
         "over_images": [],
     }
+
+
+def _commit_of(record: dict[str, Any]) -> str:
+    """What ran: a commit, or where the package is installed its version; "" if neither is known."""
+    return str(record.get("commit") or record["versions"].get("smallobj-d2", ""))
 
 
 def _key(run: Run) -> dict[str, Any]:
@@ -277,19 +284,23 @@ def _resampled(
     if path is None:
         return None
     evaluated = path / "row.json"
-    with reading(evaluated):  # other detections or another ground truth give another row
-        digest = hashlib.sha256(evaluated.read_bytes()).hexdigest()[:12]
+    with reading(evaluated):
+        content = evaluated.read_bytes()
+        if "segm" not in json.loads(content):
+            return None
+    # Other detections or another ground truth give another row.
+    digest = hashlib.sha256(content).hexdigest()[:12]
     kept = path / "inference" / f"resampled_{resamples}_{digest}.npy"
     if kept.is_file():
         with reading(kept):
             ap: NDArray[np.float64] = np.load(kept)
             return ap
     name, found, counted = evaluated_run(path)
-    if not found or "segmentation" not in found[0]:
-        return None
-    truth = truth_of(name)
-    counts = resampled_images(len(truth.imgs), resamples)
-    ap = resampled_ap(truth, found, counts, detections=counted)
+    ap = np.zeros(resamples)
+    if found:
+        truth = truth_of(name)
+        counts = resampled_images(len(truth.imgs), resamples)
+        ap = resampled_ap(truth, found, counts, detections=counted)
     with suppress(SmallObjError), writing(kept) as temporary:  # the runs may be another's
         np.save(temporary, ap)
     return ap
@@ -309,8 +320,7 @@ def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with reading(path):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        lines = [line for line in lines if "total_loss" in line]
+        lines = [line for line in _json_lines(path.read_text()) if "total_loss" in line]
         if not lines:
             return {}
         at = np.unique(np.linspace(0, len(lines) - 1, points).round().astype(int)).tolist()
@@ -322,6 +332,13 @@ def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
             if values:
                 kept[name] = round(statistics.median(values), 4)
         return kept
+
+
+def _json_lines(text: str) -> Iterator[Any]:
+    """What is appended line by line, but for lines that were cut off, as by a full disk."""
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def together(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:

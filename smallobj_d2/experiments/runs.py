@@ -170,9 +170,18 @@ def plan_runs(
         folder: of the sweep of one scale; the engine's folder is in it.
         rows: names in ``configs/``; ``NAME@augmented_val`` adds that evaluation to the run.
         seeds: of the runs.
+
+    Raises:
+        SmallObjError: for an evaluation on something else.
     """
     runs = []
     rows = list(rows)
+    for row in rows:
+        if row.partition("@")[2] not in ("", AUGMENTED_VAL):
+            raise SmallObjError(
+                f"There is no evaluation {row!r}; only ROW@{AUGMENTED_VAL} is one, of a run on the "
+                "augmented validation set."
+            )
     configs_of_rows = list(dict.fromkeys(row.partition("@")[0] for row in rows))
     for seed in seeds:
         for config in configs_of_rows:

@@ -69,6 +69,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_factor(others: Sequence[float]) -> int:
+    """By what a p-value is multiplied where it decides whether Holm's correction passes it.
+
+    Args:
+        others: the p-values of the rest of its family; NaN is never passed, and counts.
+    """
+    factor = len(others) + 1
+    for p in sorted(p for p in others if not math.isnan(p)):
+        if factor * p >= 1 - LEVEL:
+            break
+        factor -= 1
+    return factor
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far something is from zero, over seeds: a row from another, or a slope."""
@@ -79,10 +93,17 @@ class Difference:
     planned: bool = False
     adjusted: float = math.nan
     """If it was planned, its p-value among those of its family; NaN for one seed."""
+    factor: int = 1
+    """If it was planned, `holm_factor` of the others of its family."""
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.values))
+
+    @property
+    def least(self) -> float:
+        """The smallest mean that this spread tells from zero, corrected; NaN for one seed."""
+        return half_width(self.values, 1 - (1 - LEVEL) / self.factor)
 
     @property
     def decided(self) -> bool:

@@ -165,6 +165,7 @@ class Sweep:
                     continue
                 todo.remove(run)
                 if run.state() is State.FINISHED:  # by another sweep meanwhile
+                    run.drop_checkpoints()
                     continue
                 before = {
                     State.CUT_OFF: f", cut off at {run.progress():.0%}",
