@@ -319,7 +319,10 @@ def _explain(error: Exception) -> str:
 
 def _no_key(key: str) -> str:
     more = "" if has_detectron2() else " (without Detectron2, only keys torchvision can honour)"
-    return f"there is no key {key}{more}. The keys of SMALLOBJ are listed in config.py."
+    near = get_close_matches(key, flatten(get_cfg()), 2, 0.8)
+    like = f" There is {' and '.join(near)}." if near else ""
+    own = " docs/reference.md has the keys of SMALLOBJ." if key.startswith("SMALLOBJ") else ""
+    return f"there is no key {key}{more}.{like}{own}"
 
 
 def _one_line(text: object) -> str:

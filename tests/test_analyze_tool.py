@@ -75,6 +75,11 @@ def test_named_images_are_drawn(analyze, scenes, tmp_path):
 
 def test_images_that_cannot_be_read_are_named(analyze, scenes, tmp_path, capsys):
     args = ["--json", str(scenes), "--images", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert analyze(args) == 2  # the wrong folder: none of the images is there
+    assert re.search(
+        r"holds no image of .*: there is no .*000000000001.jpg", capsys.readouterr().err
+    )
+    (tmp_path / "000000000001.jpg").write_bytes(b"")
     assert analyze([*args, "--show", "2"]) == 0
     assert "Anchors are not drawn on" in capsys.readouterr().out
     assert not (tmp_path / "out" / "anchors_on_images.png").exists()
@@ -144,6 +149,8 @@ def test_names_of_a_dataset_are_text_in_every_output(analyze, write, tmp_path, c
     for image, name in zip(data["images"], HOSTILE, strict=False):
         image["file_name"] = f"{name}.png".replace("\x1b", "")
     data["categories"][0]["name"] = HOSTILE[0]
+    data["images"].append({**data["images"][-1], "id": 99, "file_name": "there.png"})
+    (tmp_path / "there.png").touch()
     hostile = path.with_name("[x](" + '" onmouseover="alert(1)) <script>.json')
     hostile.write_text(json.dumps(data))
     out = tmp_path / "out"

@@ -39,6 +39,8 @@ rasterizer, which counts fifths of a pixel, gives the same mask."""
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """A ``data.yaml``, whose ``names`` become a dict by class."""
+    if not file.is_file():
+        raise SmallObjError(f"There is no file {file}; name the data.yaml of a YOLO dataset.")
     with reading(file):
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
         names = data["names"]

@@ -8,6 +8,7 @@ smallobj analyze --check-images coco_2017_val
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def run(args: argparse.Namespace) -> int:
     if args.show and not images:
         raise SmallObjError("--show needs --images, the folder that the images are in.")
     figure5_images(data, args.show)  # refuses unknown ones before the work
+    files = [image["file_name"] for image in data.images]
+    if args.images and files and not any(map(os.path.isfile, files)):
+        raise SmallObjError(
+            f"--images {images} holds no image of {json_file}: there is no {files[0]}, for one. "
+            "It is the folder that each file_name there is relative to."
+        )
     folder = writable_folder(args.output or Path("output", "analysis", stem))
     analysis = analyze(
         data,
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         draws=args.draws,
         progress=True,
     )
-    files = write_report(analysis, folder, data if images else None, args.show)
-    print(files[1].read_text(encoding="utf-8"))
-    print(f"Report: {files[0]}, and {len(files) - 1} files of tables and pictures beside it.")
+    written = write_report(analysis, folder, data if images else None, args.show)
+    print(written[1].read_text(encoding="utf-8"))
+    print(f"Report: {written[0]}, and {len(written) - 1} files of tables and pictures beside it.")
     return 0

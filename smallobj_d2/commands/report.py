@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = load_plan(own if own.is_file() else EXPERIMENTS / "plan.yaml")
     folders: dict[Path, list[Path]] = {}
     for folder in args.runs:
+        if not folder.is_dir():
+            raise SmallObjError(f"--runs {folder}: no folder; it is OUT/SCALE/ENGINE of a sweep.")
         scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
         result = args.results / f"{scale.name}_{folder.name}.json"
         found = distil(scale, folder.absolute())

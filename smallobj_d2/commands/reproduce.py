@@ -42,6 +42,7 @@ from smallobj_d2.experiments.sweep import (
     share_out,
     typical_seconds,
 )
+from smallobj_d2.visualization.texts import counted
 
 EXPERIMENTS = ROOT / "experiments"
 OUT = Path("output", "reproduce")
@@ -131,7 +132,7 @@ def listing(runs: list[Run], scale: Scale, jobs: int) -> str:
 def missing_gpus(wanted: int) -> str:
     """That a run is for more GPUs than there are, or nothing."""
     there = len(local_gpus())
-    return f"a run is for {wanted} GPUs; there are {there}." if wanted > there else ""
+    return f"a run is for {counted(wanted, 'GPU')}; there are {there}." if wanted > there else ""
 
 
 @command

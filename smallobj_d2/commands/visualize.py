@@ -25,6 +25,7 @@ from smallobj_d2.config import changed
 from smallobj_d2.engines import load_engine
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.visualization.draws import augmented_positions, training_sheet
+from smallobj_d2.visualization.texts import counted
 
 
 @command
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
     sheet = sheet_of_draws(engine, cfg, dataset, positions, width=args.width)
     sheet.save(out)
-    print(f"{len(positions)} draws of seed {cfg.SEED}: {out}")
+    print(f"{counted(len(positions), 'draw')} of seed {cfg.SEED}: {out}")
 
 
 def draws_of(engine: Any, cfg: CfgNode) -> Any:

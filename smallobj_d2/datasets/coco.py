@@ -140,8 +140,9 @@ def dataset_info(name: str) -> DatasetInfo:
     if info is None:
         known = ", ".join([*BUILTIN, *_registered])
         raise SmallObjError(
-            f"There is no dataset {name!r}; there are: {known}. Your own dataset gets its "
-            'name from SMALLOBJ.DATASETS: [["name", "annotations.json", "image folder"]].'
+            f"There is no dataset {name!r}; there are: {known}. Your own is named by "
+            '--json and --images, or in a config by SMALLOBJ.DATASETS: [["name", '
+            '"annotations.json", "image folder"]].'
         )
     remedy = "Correct its entry in SMALLOBJ.DATASETS, or what --json and --images name."
     if name in BUILTIN:
