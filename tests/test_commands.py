@@ -316,9 +316,12 @@ def test_a_dry_run_says_what_is_missing(tmp_path, capsys, monkeypatch):
         ("compare --runs a --limits nan", "--limits must be a list of numbers above 0, ascending"),
         ("reproduce --scale tiny --gpus-per-run -1", "--gpus-per-run is -1; it must be 0 or more"),
         ("yolo to-coco data.yaml --out out", "data.yaml names no images: it has none of train"),
+        ("yolo to-coco nope.yaml --out out", "There is no file nope.yaml; name the data.yaml of"),
+        ("report --runs nope", "--runs nope: no folder; it is OUT/SCALE/ENGINE of a sweep."),
+        ("reproduce --scale tiny --rows bank", "There is no config"),
     ],
 )
-def test_numbers_that_mean_nothing_are_refused(words, says, tmp_path, monkeypatch, capsys):
+def test_what_means_nothing_is_refused(words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("data.yaml").write_text("names: [a]\n")
     name, *argv = words.split()

@@ -332,7 +332,7 @@ def test_a_missing_file_is_named(engine, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["SMALLOBJ.COPIS", "2"], "there is no key SMALLOBJ.COPIS"),
+        (["SMALLOBJ.COPIS", "2"], "There is SMALLOBJ.COPIES. docs/reference.md has the keys"),
         (["SOLVER.MAX_ITR", "2"], "there is no key SOLVER.MAX_ITR"),
         (["SMALLOBJ.COPIES", "two"], "SMALLOBJ.COPIES must be of type int"),
         (["SOLVER", "{}"], "SOLVER is a group of keys"),

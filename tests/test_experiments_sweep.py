@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -356,6 +357,15 @@ def test_a_scale_can_be_on_a_dataset_that_is_there(tmp_path, monkeypatch):
         ("cells_val",),
     )
     assert [Path(json).is_file() for _, json, _ in cfg.SMALLOBJ.DATASETS] == [True] * 3
+
+
+def test_weights_that_a_variable_does_not_name_are_missing(tmp_path, monkeypatch):
+    scale = replace(load_scale(SCALES / "facade_tiny.yaml"), existing=None, scenes={})
+    monkeypatch.delenv("SMALLOBJ_RESNET18", raising=False)
+    says = "Scale facade_tiny starts from $SMALLOBJ_RESNET18, and SMALLOBJ_RESNET18 is not set."
+    assert scale.missing(tmp_path) == says
+    monkeypatch.setenv("SMALLOBJ_RESNET18", "weights.pth")
+    assert scale.missing(tmp_path) == ""
 
 
 def test_a_dataset_that_is_not_there_is_named_before_anything_runs(tmp_path, monkeypatch):
