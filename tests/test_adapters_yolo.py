@@ -312,4 +312,4 @@ def test_augmented_copies_go_to_yolo_and_back(scenes, tmp_path, capsys, forget_d
 def test_errors_are_one_line(tmp_path, capsys):
     assert yolo.main(["to-coco", str(tmp_path / "none.yaml"), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"error: {tmp_path / 'none.yaml'}")
+    assert line.startswith(f"error: There is no file {tmp_path / 'none.yaml'}")
