@@ -86,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
     if args.show and not images:
         raise SmallObjError("--show needs --images, the folder that the images are in.")
     figure5_images(data, args.show)  # refuses unknown ones before the work
-    files = [image["file_name"] for image in data.images]
-    if args.images and files and not any(map(os.path.isfile, files)):
+    paths = [image["file_name"] for image in data.images]
+    if args.images and paths and not any(map(os.path.isfile, paths)):
         raise SmallObjError(
-            f"--images {images} holds no image of {json_file}: there is no {files[0]}, for one. "
+            f"--images {images} holds no image of {json_file}: there is no {paths[0]}, for one. "
             "It is the folder that each file_name there is relative to."
         )
     folder = writable_folder(args.output or Path("output", "analysis", stem))
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         draws=args.draws,
         progress=True,
     )
-    written = write_report(analysis, folder, data if images else None, args.show)
-    print(written[1].read_text(encoding="utf-8"))
-    print(f"Report: {written[0]}, and {len(written) - 1} files of tables and pictures beside it.")
+    files = write_report(analysis, folder, data if images else None, args.show)
+    print(files[1].read_text(encoding="utf-8"))
+    print(f"Report: {files[0]}, and {len(files) - 1} files of tables and pictures beside it.")
     return 0

@@ -48,6 +48,12 @@ def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
         )
 
 
+def unset_variable(weights: str) -> str:
+    """The environment variable that a value of MODEL.WEIGHTS needs and that is not set, or ""."""
+    unset = re.match(r"\$\{?(\w+)", os.path.expandvars(weights))
+    return unset[1] if unset else ""
+
+
 def check_weights(cfg: Any) -> Path | None:
     """Where the file of MODEL.WEIGHTS is, downloaded and cached if it has an address.
 
@@ -58,9 +64,9 @@ def check_weights(cfg: Any) -> Path | None:
         SmallObjError: if it cannot be had, naming the options.
     """
     name = os.path.expandvars(cfg.MODEL.WEIGHTS)
-    if unset := re.match(r"\$\{?(\w+)", name):
+    if unset := unset_variable(name):
         raise SmallObjError(
-            f"MODEL.WEIGHTS is {name}, but the environment variable {unset[1]} is not set. Set it "
+            f"MODEL.WEIGHTS is {name}, but the environment variable {unset} is not set. Set it "
             "to the path or the address of the weights file."
         )
     if not name:

@@ -137,7 +137,7 @@ class Planned:
         dated = {row for row, _ in with_commit.runs if row in self.rows}
         return results.keep(
             lambda row, seed: (
-                row not in dated or (seed in seeds and bool(results.runs[row, seed].commit))
+                row not in dated or (seed in seeds and (row, seed) in with_commit.runs)
             )
         )
 

@@ -7,11 +7,9 @@ the configs name. As a config does, a scale names another as its ``_BASE_``.
 """
 
 import json
-import os
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import CONFIGS, config_names, load_cfg
+from smallobj_d2.config import CONFIGS, find_config, load_cfg
 from smallobj_d2.datasets.coco import dataset_info, datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
+from smallobj_d2.engines.weights import unset_variable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.export.augmented import augment_dataset
 from smallobj_d2.files import writing
@@ -92,10 +91,7 @@ class Scale:
             row: a file of ``configs/``.
             folder: of the sweep, which holds the scale's datasets.
         """
-        if not row.is_file():
-            known = ", ".join(get_close_matches(row.stem, config_names(), 5, 0.4) or config_names())
-            raise SmallObjError(f"There is no config {row}. By name there are: {known}.")
-        merged: dict[str, Any] = CfgNode.load_yaml_with_base(str(row))
+        merged: dict[str, Any] = CfgNode.load_yaml_with_base(str(find_config(row)))
         _merge(self.config, merged)
         splits = self.splits(folder)
         if splits:
@@ -128,9 +124,8 @@ class Scale:
                         f"{datasets_root()} now."
                     )
         weights = str(self.config.get("MODEL", {}).get("WEIGHTS", ""))
-        unset = os.path.expandvars(weights)
-        if unset.startswith("$"):
-            return f"Scale {self.name} starts from {weights}, and {unset[1:]} is not set."
+        if unset := unset_variable(weights):
+            return f"Scale {self.name} starts from {weights}, and {unset} is not set."
         return ""
 
     def prepare(self, configs: Path, folder: Path, *, augmented_val: bool) -> None:
