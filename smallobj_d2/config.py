@@ -515,6 +515,12 @@ def changed(cfg: Any, values: Mapping[str, Any]) -> Any:
     return cfg
 
 
+def unset_variable(weights: str) -> str:
+    """The environment variable that a value of MODEL.WEIGHTS needs and that is not set, or ""."""
+    unset = re.match(r"\$\{?(\w+)", os.path.expandvars(weights))
+    return unset[1] if unset else ""
+
+
 def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """All values of a config, or of one as plain dicts, by their full keys."""
     flat: dict[str, Any] = {}

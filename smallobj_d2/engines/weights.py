@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from smallobj_d2.config import unset_variable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import writing
 
@@ -46,12 +47,6 @@ def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
             "checkpoint of a trained model with the same MODEL keys; weights that the torchvision "
             "engine trained are for --engine torchvision."
         )
-
-
-def unset_variable(weights: str) -> str:
-    """The environment variable that a value of MODEL.WEIGHTS needs and that is not set, or ""."""
-    unset = re.match(r"\$\{?(\w+)", os.path.expandvars(weights))
-    return unset[1] if unset else ""
 
 
 def check_weights(cfg: Any) -> Path | None:

@@ -17,10 +17,9 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import CONFIGS, find_config, load_cfg
+from smallobj_d2.config import CONFIGS, find_config, load_cfg, unset_variable
 from smallobj_d2.datasets.coco import dataset_info, datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
-from smallobj_d2.engines.weights import unset_variable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.export.augmented import augment_dataset
 from smallobj_d2.files import writing
