@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from proofs._gpu.pack import NOT_NEEDED
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,6 +45,24 @@ def tried(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     code, steps = run(folder, "machine", "stock", "cost", "nuclei")
     assert (code, {s["outcome"] for s in steps.values()}) == (0, {"ok"}), steps
     return folder, steps
+
+
+WITHOUT = """
+import importlib, pkgutil, sys
+import proofs._gpu, smallobj_d2.commands
+sys.modules.update(dict.fromkeys(sys.argv[1:]))  # which makes their import an error
+for package in (proofs._gpu, smallobj_d2.commands):
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+import smallobj_d2.engines.torchvision
+"""
+
+
+def test_what_is_not_carried_is_not_needed():
+    names = [name.replace("-", "") for name in (NOT_NEEDED - {"pytest-xdist"}) | {"xdist"}]
+    command = [sys.executable, "-c", WITHOUT, *names]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert tried.returncode == 0, tried.stderr
 
 
 def test_what_a_step_lacks_it_says(tried):

@@ -10,12 +10,14 @@ from proofs import ROOT, datasets_of
 from proofs._gpu.job import scenes, write_json
 from proofs._gpu.works import TRAINING, draws_on_the_cpu
 
-NOT_CARRIED = {
+OF_THE_MACHINE = {
     # What comes with any PyTorch image, or is large: let the machine's own do.
     *("torch", "torchvision", "numpy", "matplotlib", "pillow", "scipy", "tensorboard", "tqdm"),
     *("opencv-python-headless", "pyyaml", "jinja2", "hypothesis", "pytest", "psutil"),
-    # What training does not need.
-    *("ruff", "mypy", "import-linter", "submitit", "pytest-xdist", "types-pyyaml", "shapely"),
+}
+NOT_NEEDED = {
+    # Neither by training nor by the steps.
+    *("ruff", "mypy", "import-linter", "submitit", "pytest-xdist", "types-pyyaml"),
     *("albumentations", "datasets", "lightning", "transformers"),
 }
 OF_OTHERS = ("yacs", "termcolor", "tabulate", "portalocker")
@@ -47,7 +49,9 @@ def pack(folder: Path, datasets: list[str], python: str) -> int:
             sys.exit(f"error: there is no {source}; set DETECTRON2_DATASETS, or --packed.")
         shutil.copytree(source, folder / "datasets" / name, dirs_exist_ok=True)
     pinned = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").open()]
-    ours = [p for p in pinned if p and p.partition("==")[0].lower() not in NOT_CARRIED]
+    ours = [
+        p for p in pinned if p and p.partition("==")[0].lower() not in OF_THE_MACHINE | NOT_NEEDED
+    ]
     for package in (*ours, *OF_OTHERS, *OF_DETECTRON2):
         fetch(package, folder / "wheels", python)
     with tempfile.TemporaryDirectory() as made:
