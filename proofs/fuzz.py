@@ -260,7 +260,6 @@ def try_json(number: int, folder: Path) -> str:
                 inside=bool(rng.random() < 0.5),
                 max_covered=float(rng.choice([0.1, 1.0])),
                 boxes=bool(rng.random() < 0.5),
-                nested=bool(rng.random() < 0.5),
             )
         ),
         jitter=Jitter(rotation=(-180.0, 180.0)) if rng.random() < 0.3 else None,

@@ -1,6 +1,5 @@
 """Random images and annotations of every kind that copy-paste has to cope with."""
 
-from dataclasses import replace
 from math import pi
 from typing import Any
 
@@ -126,7 +125,7 @@ def random_options(rng) -> dict[str, Any]:
     def one_of(*values):
         return values[rng.integers(len(values))]
 
-    options = {
+    return {
         "strategy": one_of("single", "multiple", "all"),
         "copies": one_of(1, 2, 3),
         "multiple_share": one_of(0.01, 0.5, 1),
@@ -146,5 +145,3 @@ def random_options(rng) -> dict[str, Any]:
         ),
         "jitter": one_of(Jitter(), Jitter(), Jitter((0.3, 3), (-180, 180))),
     }
-    rule = replace(options["sources"].rule, nested=one_of(False, True))
-    return options | {"sources": SameImage(rule)}

@@ -16,7 +16,6 @@ RULES = {
     "not cut off by the border": SourceRule(connected=False, max_covered=1),
     "covered by a tenth at most": SourceRule(connected=False, inside=False),
     "not covered at all": SourceRule(connected=False, inside=False, max_covered=0),
-    "all three, PASTE_NESTED": SourceRule(nested=True),
     "all three criteria": SourceRule(),
 }
 

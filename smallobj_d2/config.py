@@ -107,9 +107,6 @@ def add_smallobj_config(cfg: CfgNode) -> None:
     s.BLUR = 0
 
     # --- Beyond the paper; all off by default
-    # True: objects that lie on a larger one of another category, as windows on a facade, may be
-    # copied, and their copies lie on one of that category, too. Without, they count as covered.
-    s.PASTE_NESTED = False
     # "image": objects are copied within their image. "bank": objects of another training image,
     # chosen at random for each draw, are pasted.
     s.SOURCES = "image"

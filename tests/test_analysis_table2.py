@@ -217,15 +217,14 @@ def advice(records, *opts, config=AUGMENT, training=False):
 
 def test_objects_that_lie_on_a_larger_one_are_named_with_the_key_that_takes_them():
     on_a_wall = record(100, 100, 90_000)
-    on_a_wall["annotations"][2]["category_id"] = 1
     for window in on_a_wall["annotations"][:2]:  # move them onto the wall
         window["bbox"][0] += 60
         window["segmentation"][0][::2] = [x + 60 for x in window["segmentation"][0][::2]]
-    assert find_sources([on_a_wall], objects_of([on_a_wall]), load_cfg(AUGMENT)).nested == 1
-    assert "set SMALLOBJ.PASTE_NESTED True" in advice([on_a_wall])
-    taken = advice([on_a_wall], "SMALLOBJ.PASTE_NESTED", "True")
+    assert find_sources([on_a_wall], objects_of([on_a_wall]), load_cfg(AUGMENT)).under_others == 1
+    assert "SMALLOBJ.MAX_COVERED 1.0 lets them be copied" in advice([on_a_wall])
+    taken = advice([on_a_wall], "SMALLOBJ.MAX_COVERED", "1")
     assert "100%" in taken
-    assert "set SMALLOBJ.PASTE_NESTED" not in taken
+    assert "SMALLOBJ.MAX_COVERED 1.0" not in taken
 
 
 def test_advice_where_all_images_have_small_objects():

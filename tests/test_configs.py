@@ -87,7 +87,6 @@ BEYOND = {
     "SOURCES",
     "BANK_IMAGES",
     "AUGMENTED_IMAGES",
-    "PASTE_NESTED",
 }
 
 

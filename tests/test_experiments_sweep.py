@@ -408,6 +408,17 @@ def test_a_plan_says_which_rows_and_seeds(tmp_path, capsys):
     assert listed("--seeds", str(len(every)))[-1][1] == str(every[-1])
 
 
+def test_planned_rows_without_a_config_are_left_out_and_named(tmp_path, capsys):
+    file = tmp_path / "plan.yaml"
+    file.write_text("scales: {tiny: {seeds: [4], rows: [baseline, beyond/gone, aug@augmented_val]}}")
+    words = ["--scale", "tiny", "--engine", "torchvision", "--dry-run", "--plan", str(file)]
+    assert reproduce.main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "Left out, as their configs are gone: beyond/gone\n" in said
+    runs = re.findall(r"^(\S+) seed 4", said, flags=re.MULTILINE)
+    assert runs == ["baseline", "aug", "aug"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -40,8 +40,8 @@ class Sources:
     """Objects that may be copied, per image looked at."""
     wanted: float
     """Copies that the config wants per augmented draw, on average."""
-    nested: int = 0
-    """Of those looked at, how many have one only if what lies on a larger object may be copied."""
+    under_others: int = 0
+    """Of those looked at, how many have one only if other instances may lie over it."""
 
     @property
     def share(self) -> float:
@@ -64,13 +64,13 @@ def find_sources(
     rng = np.random.default_rng(0)
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
-    found, wanted, nested = [], [], 0
+    found, wanted, under_others = [], [], 0
     for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=not progress):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)
         found.append(len(candidates))
-        nested += not candidates and bool(replace(rule, nested=True).candidates(scene))
+        under_others += not candidates and bool(replace(rule, max_covered=1).candidates(scene))
         copies = len(copy_paste.choose(candidates, rng)) * copy_paste.copies if candidates else 0
         wanted.append(min(copies, copy_paste.max_pastes))
     if cfg.SMALLOBJ.SOURCES == "bank":  # which has no image without objects
@@ -81,7 +81,7 @@ def find_sources(
         with_source=sum(n > 0 for n in found),
         candidates=sum(found) / max(len(chosen), 1),
         wanted=sum(wanted) / max(len(wanted), 1),
-        nested=nested,
+        under_others=under_others,
     )
 
 

@@ -27,7 +27,7 @@ from smallobj_d2.commands import (
     scale_file,
     writable_folder,
 )
-from smallobj_d2.config import CONFIGS, ROOT
+from smallobj_d2.config import CONFIGS, ROOT, config_names
 from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError, clock, command
 from smallobj_d2.experiments import cluster
@@ -154,7 +154,10 @@ def run(args: argparse.Namespace) -> int:
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     planned = planned_for(scale.name, args.plan) if args.plan else None
     if planned:
-        rows = list(planned.rows)
+        there = config_names()
+        rows = [row for row in planned.rows if row.partition("@")[0] in there]
+        if gone := [row for row in planned.rows if row not in rows]:
+            print(f"Left out, as their configs are gone: {', '.join(gone)}")
     else:
         rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
     if planned and args.first_seed is None:

@@ -39,8 +39,7 @@ class Cutout(NamedTuple):
     annotation: Annotation
     """In coordinates of these pixels."""
     origin: dict[str, Any]
-    """``image``, the id of the image that it comes from, ``source``, that of its annotation, and
-    ``ground`` as a `smallobj_d2.copy_paste.Candidate` has it."""
+    """``image``, the id of the image that it comes from, and ``source``, that of its annotation."""
     corner: tuple[int, int]
     """(x, y), where these pixels lie in that image."""
 
@@ -198,7 +197,7 @@ def _cut_out(image: Image, scene: Scene, candidate: Candidate, record: Mapping[s
     x0, y0, x1, y1 = shape.bounds()
     around = Window.around(x0 - RIM, y0 - RIM, x1 + RIM, y1 + RIM)
     window = around.clipped(scene.width, scene.height)
-    origin = {"image": record.get("image_id"), **candidate.origin, "source": annotation.get("id")}
+    origin = {"image": record.get("image_id"), "source": annotation.get("id")}
     moved = moved_annotation(annotation, shape, window)
     return Cutout(window.of(image).copy(), moved, origin, (window.x, window.y))
 

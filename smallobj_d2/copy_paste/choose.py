@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import islice
 from math import ceil
 from typing import Any, overload
 
@@ -17,11 +17,6 @@ from smallobj_d2.masks.shapes import Annotation, Centres, Shape, Window, has_mas
 from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, is_small
 
-_ON = 0.9
-"""The least share of an instance's mask that lies in the mask of what it lies on."""
-_LARGER = 4
-"""How many times its area that has, at least."""
-
 
 class Candidate:
     """An object that may be copied.
@@ -30,8 +25,7 @@ class Candidate:
         annotation: its annotation.
         shape: gives its shape, in the annotation's coordinates.
         origin: where it comes from, for the label of a copy: ``source``, its place in the image's
-            list of annotations; or what an `ObjectBank` says. If it lies on another instance,
-            ``ground`` is that one's ``category_id``.
+            list of annotations; or what an `ObjectBank` says.
         pixels: (h, w, 3) uint8, what copies are cut from, in the annotation's coordinates; None for
             the image that is augmented.
         corner: (x, y), where these pixels lie in the image that the object comes from.
@@ -53,11 +47,6 @@ class Candidate:
     def shape(self) -> Shape:
         """Its shape, unpacked when it is first asked for."""
         return self._shape()
-
-    @property
-    def ground(self) -> int | None:
-        """The category on which its copies are to lie, if any."""
-        return self.origin.get("ground")
 
 
 class Candidates(Sequence[Candidate]):
@@ -144,10 +133,6 @@ class SourceRule:
         inside: at least a pixel must lie between the object and each border of the image.
         max_covered: the share of its mask that other instances may claim; 1 allows all.
         boxes: accept instances without a mask (not in the paper).
-        nested: accept instances that lie on another, as a window lies on a facade (not in the
-            paper): nine tenths of its mask or more in that of a single one, which has four times
-            its area or more, is no crowd and of another category. What lies in a mask of visible
-            pixels is in front of it, and not occluded.
     """
 
     small_area: float = SMALL_AREA
@@ -155,7 +140,6 @@ class SourceRule:
     inside: bool = True
     max_covered: float = 0.1
     boxes: bool = False
-    nested: bool = False
 
     def __post_init__(self) -> None:
         require(self.small_area > 0, "SMALL_AREA", self.small_area, "must be above 0")
@@ -171,7 +155,6 @@ class SourceRule:
             inside=s.REQUIRE_INSIDE,
             max_covered=s.MAX_COVERED,
             boxes=s.PASTE_BOXES,
-            nested=s.PASTE_NESTED,
         )
 
     def candidates(self, scene: Scene) -> Candidates:
@@ -188,24 +171,13 @@ class SourceRule:
         ]
         neighbours = scene.neighbours(possible)
 
-        @cache
-        def ground(i: int) -> int | None:
-            others = chain.from_iterable(neighbours(i)) if self.nested else ()
-            return next((j for j in others if _lies_on(scene, i, j)), None)
-
         def allowed(i: int) -> bool:
-            if self.connected and not scene.shape(i).is_connected():
-                return False
-            others = neighbours(i)
-            if (below := ground(i)) is not None:
-                others = ([j for j in batch if j != below] for batch in others)
-            return self.max_covered >= 1 or self._is_uncovered(scene, i, others)
+            return (not self.connected or scene.shape(i).is_connected()) and (
+                self.max_covered >= 1 or self._is_uncovered(scene, i, neighbours(i))
+            )
 
         def candidate(i: int) -> Candidate:
-            origin = {"source": i}
-            if (below := ground(i)) is not None:
-                origin["ground"] = scene.annotations[below]["category_id"]
-            return Candidate(scene.annotations[i], partial(scene.shape, i), origin)
+            return Candidate(scene.annotations[i], partial(scene.shape, i), {"source": i})
 
         return Candidates(possible, allowed, candidate)
 
@@ -232,19 +204,3 @@ class SourceRule:
             if covered > self.max_covered * np.count_nonzero(own):
                 return False  # and more neighbours would only cover more
         return True
-
-
-def _lies_on(scene: Scene, i: int, j: int) -> bool:
-    """Whether an instance lies on another; see `SourceRule`."""
-    above, below = scene.annotations[i], scene.annotations[j]
-    if (
-        below.get("iscrowd", 0)
-        or below["area"] < _LARGER * above["area"]
-        or below.get("category_id") in (None, above.get("category_id"))
-    ):
-        return False
-    window = Window.around(*scene.shape(i).bounds())
-    own, held = scene.shape(i).pixels(window), Centres(window)
-    scene.shape(j).mark(held)
-    size, inside = int(np.count_nonzero(own)), int(np.count_nonzero(own & held.mask))
-    return size > 0 and inside >= _ON * size

@@ -227,12 +227,7 @@ class CopyPaste:
         plan.capped = max(0, plan.tried - self.max_pastes)
         if plan.capped:
             _warn_of_cap(plan.tried, self.max_pastes)
-        placers = {
-            ground: Placer(
-                scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap, ground=ground
-            )
-            for ground in {candidate.ground for candidate in chosen}
-        }
+        placer = Placer(scene, margin=self.margin, gap=self.gap, overlap=self.allow_overlap)
         shapes: list[Shape] = []
         wanted = chain.from_iterable(repeat(chosen, self.copies))
         for candidate in islice(wanted, self.max_pastes):
@@ -249,12 +244,11 @@ class CopyPaste:
                 continue
             covered = mask.copy()
             shape.cover(covered)
-            corner = placers[candidate.ground].find(covered, rng)
+            corner = placer.find(covered, rng)
             if corner is None:
                 plan.given_up += 1
                 continue
-            for placer in placers.values():
-                placer.take(covered, *corner)
+            placer.take(covered, *corner)
             matrix[:, 2] += corner
             shape = shape.moved(*corner)
             plan.annotations.append(

@@ -5,9 +5,6 @@ pixels lie between any pixel that it covers and any that another instance covers
 outlines can be turned into pixels in ways that differ by one: so with a gap of 0 masks are apart
 in all of them, and COCO's masks are apart by ``gap`` pixels at least.
 
-A copy of what lies on a larger instance goes where instances of that one's category are, which are
-not in its way then: more than ``gap`` pixels lie between it and any pixel that none of them owns.
-
 `Placer.find` chooses uniformly among the valid positions, and finds one whenever there is one.
 The rule is the same for RLE, so a place that touches a neighbour without sharing a pixel is not
 valid.
@@ -23,7 +20,7 @@ from numpy.typing import NDArray
 
 from smallobj_d2.copy_paste.scene import Scene
 from smallobj_d2.masks.rle import Mask
-from smallobj_d2.masks.shapes import Bitmap, Window
+from smallobj_d2.masks.shapes import Bitmap
 
 _TRIES = 256
 """Random positions tried before all valid ones are listed instead."""
@@ -43,18 +40,9 @@ class Placer:
         margin: pixels between a copy and the border.
         gap: free pixels between the masks of a copy and of any other instance.
         overlap: let copies lie over other instances and each other (Table 8).
-        ground: the ``category_id`` of what copies have to lie on; None for nothing.
     """
 
-    def __init__(
-        self,
-        scene: Scene,
-        *,
-        margin: int,
-        gap: int,
-        overlap: bool = False,
-        ground: int | None = None,
-    ) -> None:
+    def __init__(self, scene: Scene, *, margin: int, gap: int, overlap: bool = False) -> None:
         self._scene = scene
         self._margin, self._overlap = margin, overlap
         self._reach = reach = gap + 1
@@ -65,14 +53,6 @@ class Placer:
         self._boxes[2:] = np.ceil(scene.boxes[:, 2:].T) + reach + 1
         self._copies: list[Bitmap] = []
         self._rasterized: set[int] = set()
-        if ground is not None:
-            off = self._framed[reach:-reach, reach:-reach]
-            off[...] = 1
-            for i, annotation in enumerate(scene.annotations):
-                if annotation.get("category_id") == ground and not annotation.get("iscrowd", 0):
-                    off &= 1 - scene.shape(i).pixels(Window(0, 0, scene.width, scene.height))
-                    self._rasterized.add(i)  # it is in the way of nothing
-            self._rasterize(range(len(scene.boxes)))  # all others: few positions are far from all
 
     def find(self, covered: Mask, rng: np.random.Generator) -> tuple[int, int] | None:
         """A valid position for the corner of a copy, ``(x, y)``, or None if there is none.
