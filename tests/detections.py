@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import yaml
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.evaluation.ap import coco_metrics, count_objects, row_of
@@ -40,15 +39,10 @@ def boxes_beside(truth, spread, stretch=(1.0, 1.0)):
     return results
 
 
-def run_folder(folder, scenes, results, name="found_scenes", limit=100, record="run.json"):
+def run_folder(folder, scenes, results, name="found_scenes", limit=100):
     """What a run leaves behind, as far as its detections go."""
-    images = str(scenes.parent / "images")
-    config = {
-        "SMALLOBJ": {"DATASETS": [[name, str(scenes), images]]},
-        "TEST": {"DETECTIONS_PER_IMAGE": limit},
-    }
+    files = {"json_file": str(scenes), "images": str(scenes.parent / "images")}
     (folder / "inference").mkdir(parents=True)
-    (folder / record).write_text(json.dumps({"config": yaml.safe_dump(config)}))
-    (folder / "row.json").write_text(json.dumps({"dataset": name}))
+    (folder / "row.json").write_text(json.dumps({"dataset": name, "detections": limit, **files}))
     (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
     return folder

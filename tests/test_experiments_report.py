@@ -670,12 +670,10 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
             found = [
                 result(a["image_id"], a["category_id"], truth.annToMask(a), score) for a in kept
             ]
-            about = json.loads((run / "run.json").read_text())
             content = json.loads((run / "row.json").read_text())
             run_folder(run, json_file, found, name="boot_scenes")
-            config = json.loads((run / "run.json").read_text())
-            (run / "run.json").write_text(json.dumps(about | config))
-            (run / "row.json").write_text(json.dumps(content | {"dataset": "boot_scenes"}))
+            about = json.loads((run / "row.json").read_text())
+            (run / "row.json").write_text(json.dumps(content | about))
     content = distil(SCALE, runs)
     found = parse_results(content)
     (entry,) = over_images(found, [runs], ["baseline"], 50)

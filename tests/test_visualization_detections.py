@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from smallobj_d2.datasets.synthetic import make_dataset
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.evaluation.matches import match_detections
-from smallobj_d2.evaluation.run_folder import results_of_run
+from smallobj_d2.evaluation.run_folder import results_of_run, runs_of_one_test_set
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.detections import detection_sheet, prediction_view
 from smallobj_d2.visualization.sheets import (
@@ -172,15 +173,6 @@ def test_a_sheet_of_two_runs(scenes, truth, noisy, tmp_path):
     assert not {WRONG.colour, MISSED.colour} & colours(alone)
 
 
-@pytest.mark.parametrize("record", ["run.json", "eval.json"])
-def test_runs_that_trained_and_those_that_only_evaluated_can_be_shown(
-    scenes, truth, tmp_path, record
-):
-    run = run_folder(tmp_path / "run", scenes, perfect(truth), record=record)
-    _, text = detection_sheet({"run": run}, num=1, width=60)
-    assert "0 wrong" in text
-
-
 def test_as_many_detections_count_as_in_the_runs_ap(scenes, truth, tmp_path):
     many = [r | {"score": 0.6} for r in perfect(truth) for _ in range(150)]
     texts = []
@@ -235,13 +227,35 @@ def test_the_newest_detections_of_a_run_are_meant(scenes, truth, tmp_path):
 
 def test_runs_must_share_their_test_set(scenes, tmp_path):
     one = run_folder(tmp_path / "one", scenes, [])
-    other = run_folder(tmp_path / "other", scenes, [], name="found_elsewhere")
-    with pytest.raises(SmallObjError, match="different test sets: found_elsewhere, found_scenes"):
-        detection_sheet({"one": one, "other": other})
+    copy = tmp_path / "copy" / scenes.name
+    shutil.copytree(scenes.parent, copy.parent)
+    other = run_folder(tmp_path / "other", copy, [])  # by the same name
+    with pytest.raises(SmallObjError, match=f"different test sets: .*{copy}"):
+        runs_of_one_test_set({"one": one, "other": other})
+    link = tmp_path / "link.json"
+    link.symlink_to(scenes)
+    same = run_folder(tmp_path / "same", link, [], name="of_another_name")
+    assert list(runs_of_one_test_set({"one": one, "same": same})[1]) == ["one", "same"]
+
+
+def test_a_test_set_that_is_gone_or_another_now_is_named(scenes, truth, tmp_path):
+    json_file = tmp_path / "val" / scenes.name
+    shutil.copytree(scenes.parent, json_file.parent)
+    run = {"run": run_folder(tmp_path / "run", json_file, perfect(truth))}
+    detection_sheet(run)
+    now = json.loads(json_file.read_text())
+    first = now["images"].pop(0)["id"]
+    now["annotations"] = [a for a in now["annotations"] if a["image_id"] != first]
+    json_file.write_text(json.dumps(now))
+    with pytest.raises(SmallObjError, match=r"lacks images or .* has changed since\. Evaluate"):
+        detection_sheet(run)
+    json_file.unlink()
+    with pytest.raises(SmallObjError, match=f"evaluated on {json_file}, which is not there"):
+        detection_sheet(run)
 
 
 def test_a_folder_that_is_no_run_is_named(scenes, tmp_path):
-    with pytest.raises(SmallObjError, match=r"nothing has no row.json with a run"):
+    with pytest.raises(SmallObjError, match=r"nothing has no row.json: it is no folder of a run"):
         detection_sheet({"nothing": tmp_path / "nothing"})
     run = run_folder(tmp_path / "run", scenes, [])
     (run / "inference" / "coco_instances_results.json").unlink()
@@ -285,7 +299,7 @@ DAMAGE = ("", "{", "[]", "3", '[{"score": "x"}]', "null", pytest.param("[" * 10_
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["row.json", "run.json", "inference/coco_instances_results.json"])
+@pytest.mark.parametrize("name", ["row.json", "inference/coco_instances_results.json"])
 def test_a_damaged_file_of_a_run_is_named_in_one_line(scenes, tmp_path, name, damage):
     run = run_folder(tmp_path / "run", scenes, [])
     (run / name).write_text(damage)

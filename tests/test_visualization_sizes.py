@@ -83,6 +83,7 @@ def test_masks_that_are_not_there_and_other_test_sets_are_named(runs, tmp_path, 
     assert compare.main(["--runs", str(runs["all"]), "--out", out]) == 2
     assert "compare boxes (--boxes)" in capsys.readouterr().err
     assert compare.main(["--runs", str(runs["all"]), "--boxes", "--out", out]) == 0
-    (runs["large"] / "row.json").write_text(json.dumps({"dataset": "another"}))
+    row = runs["large"] / "row.json"
+    row.write_text(json.dumps({**json.loads(row.read_text()), "json_file": "another.json"}))
     assert compare.main(["--runs", *map(str, runs.values()), "--out", out]) == 2
     assert "different test sets" in capsys.readouterr().err

@@ -1,36 +1,38 @@
-"""What an evaluated run has left in its folder: its config, its test set, its detections.
+"""What an evaluated run has left in its folder: which test set, and its detections.
 
 The detections lie in ``inference/coco_instances_results.json``, whatever the engine, or of several
 test sets in a folder there for each.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from fvcore.common.config import CfgNode
 from pycocotools.coco import COCO
 
-from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import Result, counted_detections, load_ground_truth
+from smallobj_d2.evaluation.ap import Result, load_ground_truth
 from smallobj_d2.files import reading
 
 
 class Evaluated(NamedTuple):
     """The last evaluation of a run."""
 
+    folder: Path
     dataset: str
+    json_file: Path
+    images: Path
+    """The folder of its images."""
     results: list[Result]
     detections: int
     """How many of an image and category count."""
 
 
 def evaluated_run(folder: Path) -> Evaluated:
-    """What a run found in its last evaluation, with training (run.json) or alone (eval.json).
-
-    The datasets of its config are registered.
+    """What a run found in its last evaluation, with training or alone.
 
     Args:
         folder: a run's ``OUTPUT_DIR``.
@@ -38,20 +40,14 @@ def evaluated_run(folder: Path) -> Evaluated:
     Raises:
         SmallObjError: if there is no run, or it has not evaluated anything yet.
     """
-    records = [p for p in (folder / "run.json", folder / "eval.json") if p.is_file()]
-    row = folder / "row.json"
-    if not records or not row.is_file():
-        raise SmallObjError(
-            f"{folder} has no row.json with a run.json or eval.json beside it: it is no folder of "
-            "a run that was evaluated."
-        )
-    last = max(records, key=lambda path: path.stat().st_mtime)
-    with reading(last):
-        cfg = CfgNode.load_cfg(json.loads(last.read_bytes())["config"])
-    register_from_config(cfg)
-    with reading(row):
-        dataset = str(json.loads(row.read_bytes())["dataset"])
-    return Evaluated(dataset, results_of_run(folder, dataset), counted_detections(cfg))
+    path = folder / "row.json"
+    if not path.is_file():
+        raise SmallObjError(f"{folder} has no row.json: it is no folder of a run with evaluation.")
+    with reading(path):
+        row = json.loads(path.read_bytes())
+        dataset, detections = str(row["dataset"]), int(row["detections"])
+        files = Path(row["json_file"]), Path(row["images"])
+    return Evaluated(folder, dataset, *files, results_of_run(folder, dataset), detections)
 
 
 def results_of_run(folder: Path, dataset: str) -> list[Result]:
@@ -79,13 +75,33 @@ def results_of_run(folder: Path, dataset: str) -> list[Result]:
     return results
 
 
-def ground_truth_of(dataset: str) -> COCO:
-    """The annotations of a registered dataset, to evaluate against."""
-    return load_ground_truth(dataset_info(dataset).json_file)
+def ground_truth_of(run: Evaluated, load: Callable[[Path], COCO] = load_ground_truth) -> COCO:
+    """The annotations that a run was evaluated against.
+
+    Args:
+        run: what `evaluated_run` gives.
+        load: reads the file; one that keeps what it has read, for several runs.
+
+    Raises:
+        SmallObjError: if they are not there, or are other ones now.
+    """
+    evaluate = "Evaluate the run again: smallobj train --eval-only with --val-json, --val-images."
+    if not run.json_file.is_file():
+        raise SmallObjError(
+            f"{run.folder} was evaluated on {run.json_file}, which is not there. {evaluate}"
+        )
+    truth = load(run.json_file)
+    found = {(r["image_id"], r["category_id"]) for r in run.results}
+    if any(image not in truth.imgs or category not in truth.cats for image, category in found):
+        raise SmallObjError(
+            f"{run.json_file} lacks images or categories that {run.folder} has detections of: it "
+            f"has changed since. {evaluate}"
+        )
+    return truth
 
 
-def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[str, dict[str, Evaluated]]:
-    """The test set that runs have in common, and what each has found in it.
+def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[COCO, dict[str, Evaluated]]:
+    """The annotations of the test set that runs have in common, and what each has found in it.
 
     Args:
         folders: ``OUTPUT_DIR`` of each run, by name.
@@ -94,7 +110,9 @@ def runs_of_one_test_set(folders: Mapping[str, Path]) -> tuple[str, dict[str, Ev
         SmallObjError: if they were evaluated on different sets, or one is no run.
     """
     runs = {name: evaluated_run(folder) for name, folder in folders.items()}
-    datasets = {run.dataset for run in runs.values()}
-    if len(datasets) > 1:
-        raise SmallObjError(f"The runs have different test sets: {', '.join(sorted(datasets))}.")
-    return datasets.pop(), runs
+    files = sorted({os.path.realpath(run.json_file) for run in runs.values()})
+    if len(files) > 1:
+        raise SmallObjError(f"The runs have different test sets: {', '.join(files)}.")
+    load = cache(lambda _: load_ground_truth(files[0]))
+    truth, *_ = [ground_truth_of(run, load) for run in runs.values()]
+    return truth, runs

@@ -23,12 +23,11 @@ from smallobj_d2.analysis.matching import match
 from smallobj_d2.analysis.objects import objects_of
 from smallobj_d2.analysis.protocols import PAPER, training_protocol
 from smallobj_d2.analysis.table2 import Row, Table, as_json, table2
-from smallobj_d2.config import get_cfg, load_cfg
+from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.evaluation.ap import SIZES, TITLES
+from smallobj_d2.evaluation.ap import SIZES, TITLES, load_ground_truth
 from smallobj_d2.evaluation.bootstrap import resampled_ap, resampled_images
-from smallobj_d2.evaluation.by_size import by_size
 from smallobj_d2.evaluation.run_folder import evaluated_run, ground_truth_of
 from smallobj_d2.experiments.paper import AP
 from smallobj_d2.experiments.runs import HOW, Run, State
@@ -140,7 +139,6 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
     runs, failed, requests, versions = [], [], [], []
     devices, names = set(), set()
     ground_truth: dict[str, dict[str, int]] = {}
-    truth_of = cache(ground_truth_of)
     for run in _runs(folder):
         state, path = run.state(), run.folder
         if state is State.FAILED:
@@ -155,7 +153,8 @@ def distil(scale: Scale, folder: Path) -> dict[str, Any]:
                 entry[kind] = {s: v if v is None else round(v, 5) for s, v in row[kind].items()}
         if not run.dataset:
             entry |= training_log(path / "metrics.json")
-            if sizes := _by_size(path, row, truth_of):
+            if "by_size" in row:
+                sizes = row["by_size"][next(t for t in TITLES if t in row)]
                 entry["by_size"] = {key: sizes[key] for key in ("pixels", "small")}
             requests.append(path / "request.yaml")
             names.add(name)
@@ -217,17 +216,6 @@ def _measures(sizes: Mapping[str, Any]) -> list[float]:
     return [math.nan if ap is None else ap for ap in aps]
 
 
-def _by_size(path: Path, row: dict[str, Any], truth_of: Callable[[str], COCO]) -> dict[str, Any]:
-    """AP by size as the run has left it, or from its detections; nothing if it kept neither."""
-    task = next(t for t in TITLES if t in row)
-    if "by_size" in row:
-        return dict(row["by_size"][task])
-    if not (path / "inference").is_dir():
-        return {}
-    found, limits = evaluated_run(path), get_cfg().SMALLOBJ.SIZE_LIMITS
-    return by_size(truth_of(found.dataset), found.results, task, limits, found.detections)
-
-
 def over_images(
     results: Results, folders: Sequence[Path], bases: Sequence[str], resamples: int
 ) -> list[dict[str, Any]]:
@@ -246,7 +234,7 @@ def over_images(
     Returns:
         What a results file has under ``over_images``.
     """
-    truth_of = cache(ground_truth_of)
+    load = cache(load_ground_truth)
     rows = [row for row in results.rows if "@" not in row]
     compared = [
         (row, base, seeds)
@@ -257,7 +245,7 @@ def over_images(
         (name, seed) for row, base, seeds in compared for name in (row, base) for seed in seeds
     }
     bar = tqdm(sorted(needed), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
-    aps = {(row, seed): _resampled(folders, row, seed, resamples, truth_of) for row, seed in bar}
+    aps = {(row, seed): _resampled(folders, row, seed, resamples, load) for row, seed in bar}
 
     intervals = []
     for row, base, seeds in compared:
@@ -276,7 +264,7 @@ def _resampled(
     row: str,
     seed: int,
     resamples: int,
-    truth_of: Callable[[str], COCO],
+    load: Callable[[Path], COCO],
 ) -> NDArray[np.float64] | None:
     """Mask AP_S of a run on each resample; None if it has no detections, or no masks."""
     places = (folder / row / f"seed{seed}" for folder in reversed(folders))
@@ -295,12 +283,12 @@ def _resampled(
         with reading(kept):
             ap: NDArray[np.float64] = np.load(kept)
             return ap
-    name, found, counted = evaluated_run(path)
+    run = evaluated_run(path)
     ap = np.zeros(resamples)
-    if found:
-        truth = truth_of(name)
+    if run.results:
+        truth = ground_truth_of(run, load)
         counts = resampled_images(len(truth.imgs), resamples)
-        ap = resampled_ap(truth, found, counts, detections=counted)
+        ap = resampled_ap(truth, run.results, counts, detections=run.detections)
     with suppress(SmallObjError), writing(kept) as temporary:  # the runs may be another's
         np.save(temporary, ap)
     return ap

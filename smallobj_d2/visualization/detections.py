@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from smallobj_d2.datasets.coco import load_dataset
+from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.matches import Outcome, match_detections
-from smallobj_d2.evaluation.run_folder import ground_truth_of, runs_of_one_test_set
+from smallobj_d2.evaluation.run_folder import runs_of_one_test_set
 from smallobj_d2.masks.shapes import Bitmap
 from smallobj_d2.sizes import is_small
 from smallobj_d2.visualization.sheets import (
@@ -60,18 +60,18 @@ def detection_sheet(
     Raises:
         SmallObjError: naming what a run lacks, or an image that is not in the test set.
     """
-    dataset, found = runs_of_one_test_set(folders)
-    truth = ground_truth_of(dataset)
+    truth, found = runs_of_one_test_set(folders)
+    first = next(iter(found.values()))
     runs = {
         name: match_detections(truth, run.results, score=score, iou=iou, detections=run.detections)
         for name, run in found.items()
     }
     names = {c: str(cat["name"]) for c, cat in truth.cats.items()} if len(truth.cats) > 1 else {}
-    records = {r["image_id"]: r for r in load_dataset(dataset).records}
+    records = {r["image_id"]: r for r in load_coco(first.json_file, first.images).records}
     by_text = {str(image): image for image in records}
     for image in images:
         if str(image) not in by_text:
-            raise SmallObjError(f"There is no image {image} in {dataset}.")
+            raise SmallObjError(f"There is no image {image} in {first.json_file}.")
     chosen = [by_text[str(image)] for image in images]
     rows = []
     for image in chosen or _some_with_small_objects(truth, num, seed):
@@ -89,7 +89,7 @@ def detection_sheet(
     legend = {"annotated": ORIGINAL, "found": FOUND, "missed": MISSED, "wrong": WRONG}
     everywhere = _summary(truth, runs, truth.getImgIds())
     sheet = contact_sheet(rows, titles=titles, legend=legend, width=width)
-    return sheet, f"{dataset}, detections with a score of {score} or more: {everywhere}"
+    return sheet, f"{first.dataset}, detections with a score of {score} or more: {everywhere}"
 
 
 def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import TITLES, aligned, cell
 from smallobj_d2.evaluation.by_size import by_size, side
-from smallobj_d2.evaluation.run_folder import ground_truth_of, runs_of_one_test_set
+from smallobj_d2.evaluation.run_folder import runs_of_one_test_set
 from smallobj_d2.visualization.plots import COLOURS, GREY, file_of, panels, plain, styled
 
 
@@ -28,20 +28,21 @@ def compare(
     Raises:
         SmallObjError: naming what a run lacks.
     """
-    dataset, runs = runs_of_one_test_set(folders)
-    truth = ground_truth_of(dataset)
+    truth, runs = runs_of_one_test_set(folders)
     measures = {}
-    for name, (_, results, detections) in runs.items():
-        if iou_type == "segm" and any("segmentation" not in r for r in results):
+    for name, run in runs.items():
+        if iou_type == "segm" and any("segmentation" not in r for r in run.results):
             raise SmallObjError(
                 f"{folders[name]} has found boxes without masks; compare boxes (--boxes)."
             )
-        measures[name] = by_size(truth, results, iou_type, limits, detections)
+        measures[name] = by_size(truth, run.results, iou_type, limits, run.detections)
     text = "\n\n".join(
         aligned(_lines(measures, kind, f"{TITLES[iou_type]} by {what}"))
         for kind, what in (("pixels", "side in pixels"), ("relative", "share of the image's side"))
     )
-    return f"{dataset}\n{text}", over_size(measures, TITLES[iou_type], suffix=suffix)
+    return f"{next(iter(runs.values())).dataset}\n{text}", over_size(
+        measures, TITLES[iou_type], suffix=suffix
+    )
 
 
 def _lines(measures: Mapping[str, Any], kind: str, title: str) -> list[list[str]]:
