@@ -317,6 +317,7 @@ def test_a_dry_run_says_what_is_missing(tmp_path, capsys, monkeypatch):
         ("reproduce --scale tiny --gpus-per-run -1", "--gpus-per-run is -1; it must be 0 or more"),
         ("yolo to-coco data.yaml --out out", "data.yaml names no images: it has none of train"),
         ("yolo to-coco nope.yaml --out out", "There is no file nope.yaml; name the data.yaml of"),
+        ("train --config aug --resume --overwrite", "--resume goes on with a run, and --overwrite"),
         ("report --runs nope", "--runs nope: no folder; it is OUT/SCALE/ENGINE of a sweep."),
         ("reproduce --scale tiny --rows bank", "There is no config"),
     ],

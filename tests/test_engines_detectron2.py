@@ -523,6 +523,12 @@ def test_the_loader_wants_a_seed_that_is_one():
         build_train_loader(config("baseline", "SEED", "-1"))
 
 
+def test_the_loader_refuses_a_sampler_that_it_does_not_use():
+    name = "RepeatFactorTrainingSampler"
+    with pytest.raises(SmallObjError, match=rf"SAMPLER_TRAIN {name}.* SMALLOBJ\.SAMPLER chooses"):
+        build_train_loader(config("baseline", "SEED", "1", "DATALOADER.SAMPLER_TRAIN", name))
+
+
 # --- images that cannot be read
 
 
@@ -603,6 +609,26 @@ def test_mixed_precisions_scale_goes_through_a_resume():
         resumed.load_state_dict(began.state_dict())
         assert resumed._trainer.grad_scaler.get_scale() == scale
     trainer().load_state_dict(trainer(init_scale=8.0).state_dict())
+
+
+@pytest.mark.parametrize("another", [(3, 4), (2, 2), None], ids=["wide", "narrow", "deep"])
+def test_a_run_with_another_model_is_not_gone_on_with(another, tmp_path):
+    """The stock checkpointer would leave what does not fit random, and go on."""
+
+    def checkpointer(*sizes):
+        layers = [torch.nn.Linear(3, 2), *(torch.nn.Linear(*pair) for pair in sizes)]
+        model = torch.nn.Sequential(*layers)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return Checkpointer(model, str(tmp_path), optimizer=optimizer)
+
+    checkpointer((2, 3)).save("model_final", iteration=7)
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    assert checkpointer((2, 3)).resume_or_load("", resume=True)["iteration"] == 7
+    sizes = [another] if another else []
+    with pytest.raises(SmallObjError, match=r"model_final\.pth is not a checkpoint of this model"):
+        checkpointer(*sizes).resume_or_load("", resume=True)
+    initial = str(tmp_path / "model_final.pth")
+    checkpointer(*sizes).resume_or_load(initial, resume=False)
 
 
 def test_a_model_of_which_a_part_is_random_is_not_evaluated(tmp_path):

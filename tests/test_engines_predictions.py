@@ -210,6 +210,14 @@ def test_images_are_read_a_few_ahead_and_no_more(images, tmp_path, monkeypatch):
     assert max(ahead) <= 7
 
 
+def test_an_image_that_resizing_would_leave_nothing_of_is_skipped(images, tmp_path, capsys):
+    Image.new("RGB", (3000, 3)).save(images / "thin.png")
+    summary = write(find_images([images]), tmp_path / "p.json")
+    (said,) = summary.skipped
+    assert said.startswith(f"{images / 'thin.png'} is 3000 x 3 pixels")
+    assert summary.images == len(json.loads((tmp_path / "p.json").read_text())["images"]) > 0
+
+
 def test_nothing_is_left_if_no_image_can_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(SmallObjError, match="None of the 1 images can be read"):

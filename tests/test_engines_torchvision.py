@@ -18,7 +18,7 @@ from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
-from smallobj_d2.engines.folder import close_logging, last_checkpoint
+from smallobj_d2.engines.folder import close_logging, last_checkpoint, record_run
 from smallobj_d2.engines.launch import launch
 from smallobj_d2.engines.seed_and_device import settle_device, settle_seed
 from smallobj_d2.engines.torchvision.inference import paste_masks
@@ -886,7 +886,12 @@ def test_a_run_leaves_what_detectron2s_does(unbroken):
     assert {"loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"} <= set(training)
     assert training["iteration"] == 5
     assert "segm/APs" in lines[-1]
-    assert json.loads((output / "row.json").read_text()) == {"dataset": "tiny", **row}
+    kept = json.loads((output / "row.json").read_text())
+    about = {key: kept.pop(key) for key in ("dataset", "json_file", "images", "detections")}
+    assert (about["dataset"], about["detections"]) == ("tiny", 100)
+    assert Path(about["json_file"]).is_file()
+    assert Path(about["images"]).is_dir()
+    assert kept == row
     assert row["ground_truth"]["all"] == 24
     assert isinstance(
         json.loads((output / "inference" / "coco_instances_results.json").read_text()), list
@@ -994,6 +999,8 @@ def test_evaluation_alone_gives_the_row_of_the_run(unbroken, cfg):
     assert not (Path(cfg.OUTPUT_DIR) / "run.json").exists()
     with pytest.raises(SmallObjError, match="nothing to evaluate"):
         engine.main(changed(cfg, "MODEL.WEIGHTS", ""), eval_only=True)
+    with pytest.raises(SmallObjError, match=r"nothing to evaluate on: DATASETS\.TEST is empty"):
+        engine.main(changed(cfg, "DATASETS.TEST", ()), eval_only=True)
 
 
 def test_a_finished_run_that_is_resumed_only_evaluates(unbroken, data):
@@ -1003,12 +1010,24 @@ def test_a_finished_run_that_is_resumed_only_evaluates(unbroken, data):
 
 
 def test_a_resume_that_cannot_be_is_refused(unbroken, data):
+    records = [unbroken[0] / name for name in ("run.json", "config.yaml", "row.json")]
+    before = [path.read_bytes() for path in records]
     for opts, message in (
         (("SEED", "6"), "SEED is 6, but the run .* has seed 5"),
         (("MODEL.FPN.OUT_CHANNELS", "64"), "not a checkpoint of this model"),
     ):
         with pytest.raises(SmallObjError, match=message):
             engine.main(tiny_cfg(data, unbroken[0], *opts), resume=True)
+        assert [path.read_bytes() for path in records] == before
+
+
+def test_a_run_is_not_overwritten_by_one_without_its_dataset(unbroken, data):
+    files = {path.name for path in unbroken[0].iterdir()}
+    cfg = tiny_cfg(data, unbroken[0], "DATASETS.TRAIN", "('gone',)")
+    gone = [*cfg.SMALLOBJ.DATASETS, ["gone", "gone.json", "images"]]
+    with pytest.raises(SmallObjError, match=r"Dataset gone: there is no file gone\.json"):
+        engine.main(changed(cfg, "SMALLOBJ.DATASETS", gone), overwrite=True)
+    assert {path.name for path in unbroken[0].iterdir()} == files
 
 
 def test_mixed_precisions_scale_goes_through_a_resume(tmp_path):
@@ -1126,7 +1145,7 @@ def test_without_a_gpu_it_is_the_cpu(cfg, monkeypatch, caplog):
 
 
 def test_another_engines_run_is_not_gone_on_with(cfg):
-    with run.running(cfg, "detectron2"):
-        pass
+    with run.running(cfg, "detectron2") as settled:
+        record_run(settled, "detectron2")
     with pytest.raises(SmallObjError, match="a run of the engine detectron2"):
         engine.main(cfg, resume=True)

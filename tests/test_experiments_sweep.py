@@ -410,7 +410,9 @@ def test_a_plan_says_which_rows_and_seeds(tmp_path, capsys):
 
 def test_planned_rows_without_a_config_are_left_out_and_named(tmp_path, capsys):
     file = tmp_path / "plan.yaml"
-    file.write_text("scales: {tiny: {seeds: [4], rows: [baseline, beyond/gone, aug@augmented_val]}}")
+    file.write_text(
+        "scales: {tiny: {seeds: [4], rows: [baseline, beyond/gone, aug@augmented_val]}}"
+    )
     words = ["--scale", "tiny", "--engine", "torchvision", "--dry-run", "--plan", str(file)]
     assert reproduce.main([*words, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("3. Training and evaluation", flush=True)
     run = args.out / "run"
     words = ["--config", "demo", "--engine", args.engine, "--overwrite"]
-    if code := train_net.main([*words, "OUTPUT_DIR", str(run), *args.opts]):
+    if code := train_net.main([*words, *args.opts, "OUTPUT_DIR", str(run)]):
         return code
     found = args.out / "detections.png"
     pictures, text = detection_sheet({"this model": run}, num=args.num, width=384)

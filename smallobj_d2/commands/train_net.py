@@ -17,7 +17,7 @@ from typing import Any
 from smallobj_d2.commands import CommandLine, add_dataset_options, parse, with_dataset
 from smallobj_d2.config import load_cfg
 from smallobj_d2.engines import ENGINES, choose_engine, load_engine
-from smallobj_d2.errors import command
+from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.registry import import_modules
 
 
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes of torchrun, the first
     cfg = with_dataset(load_cfg(args.config_file, args.opts), args)
     cfg = with_dataset(cfg, args, "TEST", "val-")
+    if args.resume and args.overwrite:
+        raise SmallObjError("--resume goes on with a run, and --overwrite starts anew: name one.")
     engine = choose_engine(args.engine)
     why = "as asked" if args.engine == engine else "chosen by --engine auto"
     if speaks:

@@ -178,7 +178,7 @@ class Checked:
         if max(height, width) >= FARTHEST or height * width > TOO_MANY_PIXELS:
             self._add("size-huge", what, number)
             return 0, 0
-        if max(height, width) > _THINNEST * min(height, width):
+        if max(height, width) > THINNEST * min(height, width):
             self._add("size-thin", what, number)
         elif max(height, width) < _TINY:
             self._add("size-tiny", what, number)
@@ -262,7 +262,8 @@ _KEYS: dict[str, tuple[list[str], list[str], list[str]]] = {
 
 _ABOUT = {"images": "image", "annotations": "annotation"}
 _TYPES = {int: "number", str: "string"}
-_THINNEST = 500  # at 1333 pixels long, it is then less than 3 wide
+THINNEST = 500
+"""How many times as long as wide an image may be; at 1333 pixels long, it is 3 wide then."""
 _TINY = 16  # pixels
 _MANY = 100  # instances; the default of TEST.DETECTIONS_PER_IMAGE
 

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.check import THINNEST
 from smallobj_d2.datasets.coco import categories_of, register_from_config
 from smallobj_d2.datasets.images import SUFFIXES, Pixels, in_order, read_rgb
 from smallobj_d2.datasets.reading import read_json
@@ -338,9 +339,16 @@ def picture_of(name: str, pictures: Path) -> Path:
 
 def _read(record: Mapping[str, Any]) -> Pixels | UnreadableImage:
     try:
-        return read_rgb(record)
+        pixels = read_rgb(record)
     except UnreadableImage as e:
         return e
+    height, width = pixels.shape[:2]
+    if max(height, width) > THINNEST * min(height, width):
+        return UnreadableImage(
+            f"{record['file_name']} is {width} x {height} pixels, and resizing would leave nothing "
+            "of its shorter side. Cut or pad it."
+        )
+    return pixels
 
 
 def require_new(out: Path, pictures: Path | None, images: Images, *, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,7 +16,12 @@ import torch
 from smallobj_d2.config import changed
 from smallobj_d2.copy_paste import CopyPaste
 from smallobj_d2.datasets.categories import Categories, check_categories
-from smallobj_d2.datasets.coco import categories_of, dataset_info, register_from_config
+from smallobj_d2.datasets.coco import (
+    categories_of,
+    dataset_info,
+    is_registered,
+    register_from_config,
+)
 from smallobj_d2.engines import processes
 from smallobj_d2.engines.folder import last_checkpoint, record_run, setup_logging, start_anew
 from smallobj_d2.engines.loader import TrainLoader
@@ -58,9 +64,10 @@ class Run(ABC):
         """The categories of a dataset, None where they are not known."""
         return categories_of(name)
 
-    def json_file(self, name: str) -> Path:
-        """The annotations of a test set."""
-        return dataset_info(name).json_file
+    def files(self, name: str) -> tuple[Path, Path]:
+        """The annotations of a test set, and the folder of its images."""
+        info = dataset_info(name)
+        return info.json_file, info.image_root
 
     @abstractmethod
     def evaluate(self, weights: Path) -> dict[str, Row]:
@@ -105,6 +112,11 @@ def carry_out(
     # What makes no sense is refused before anything is taken away.
     CopyPaste.from_config(cfg)
     _ = REPEAT_FACTORS[cfg.SMALLOBJ.SAMPLER]
+    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        if is_registered(name):
+            dataset_info(name)
+    if eval_only and not cfg.DATASETS.TEST:
+        raise SmallObjError("There is nothing to evaluate on: DATASETS.TEST is empty.")
     if processes.restarts():
         resume, overwrite = resume or not eval_only, False
     how = {"resume": resume, "eval_only": eval_only, "overwrite": overwrite}
@@ -125,11 +137,14 @@ def carry_out(
                     "or add --resume for the last one in OUTPUT_DIR."
                 )
             rows = run.evaluate(weights)
+            record_run(cfg, kind.engine, eval_only=True)
         else:
             run.build(checkpoint, weights)
             # A catalog knows categories once its records have been read.
             names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
             check_categories(cfg, names, run.categories_of)
+            # Not before, so that a run which cannot be gone on with keeps its records.
+            record_run(cfg, kind.engine, resume=resume)
             record_categories(output, names, run.categories_of)
             try:
                 rows = run.train()
@@ -139,7 +154,7 @@ def carry_out(
                 )
                 raise
             report_losses(output, run.loader)
-        return write_row(cfg, rows, run.json_file(cfg.DATASETS.TEST[0])) if rows else None
+        return write_row(cfg, rows, *run.files(cfg.DATASETS.TEST[0])) if rows else None
 
 
 @contextmanager
@@ -153,8 +168,8 @@ def running(
 ) -> Iterator[Any]:
     """Everything around a run, in each of its processes.
 
-    Settles the device and the seed, takes the output folder for this run alone, logs there, and
-    records what runs. A folder with a run that could be resumed is refused, unless it is to be
+    Settles the device and the seed, takes the output folder for this run alone, and logs there. A
+    folder with a run that could be resumed is refused, unless it is to be
     resumed, evaluated or overwritten.
 
     Yields:
@@ -177,7 +192,6 @@ def running(
         else:
             cfg = settle_precision(cfg, engine)
             cfg = settle_seed(cfg, resume, engine=engine)
-        record_run(cfg, engine, resume=resume, eval_only=eval_only)
         yield cfg
 
 
@@ -226,7 +240,7 @@ def report_losses(output: Path, loader: Any) -> None:
 
     Images that could not be read are listed in the log and in skipped.json, which is added to after
     a resume; where nothing was skipped the file does not exist. Copies that were not placed are
-    counted in the log, by reason.
+    counted in the log, by reason. What came before an interruption is in neither.
 
     Args:
         output: the run's folder.
@@ -258,13 +272,13 @@ def report_losses(output: Path, loader: Any) -> None:
     write_json(path, dict(skipped.most_common()))
 
 
-def write_row(cfg: Any, rows: Mapping[str, Row], json_file: str | Path) -> Row:
+def write_row(cfg: Any, rows: Mapping[str, Row], json_file: Path, images: Path) -> Row:
     """Measure the first test set by size as well, log that, and write all of it to row.json.
 
     Args:
         cfg: the config.
         rows: by test set; their detections lie in OUTPUT_DIR.
-        json_file: annotations of the first test set.
+        json_file, images: annotations and image folder of the first test set; row.json has them.
 
     Returns:
         Its row, with ``by_size``: what `smallobj_d2.evaluation.by_size.by_size` gives for each
@@ -276,7 +290,9 @@ def write_row(cfg: Any, rows: Mapping[str, Row], json_file: str | Path) -> Row:
     sizes = {t: by_size(truth, results, t, limits, counted) for t in TITLES if t in rows[first]}
     logger.info("%s by size:\n%s", first, size_table(sizes))
     row = {**rows[first], "by_size": sizes}
-    write_json(output / "row.json", {"dataset": first, **row})
+    files = {"json_file": os.path.abspath(json_file), "images": os.path.abspath(images)}
+    about = {"dataset": first, **files, "detections": counted}
+    write_json(output / "row.json", {**about, **row})
     return row
 
 

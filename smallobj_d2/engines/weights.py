@@ -26,6 +26,19 @@ _ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
+NOT_OF_THIS_MODEL = (KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+"""What torch may raise for a checkpoint of another model, or of none."""
+
+
+def not_of_this_model(path: str | Path, error: Exception) -> SmallObjError:
+    """What to say of a checkpoint that a run cannot be gone on with."""
+    why = " ".join(str(error).split())[:200]
+    return SmallObjError(
+        f"{path} is not a checkpoint of this model ({why}). Resume with the config of that run, or "
+        "choose another OUTPUT_DIR."
+    )
+
+
 def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
     """Refuse to evaluate a model of which a part is still random.
 
@@ -123,7 +136,8 @@ def read_file(path: str | Path) -> Any:
         asked = re.search(r"GLOBAL:? (\S+)", str(e))
         if asked is None:
             raise SmallObjError(
-                f"{path} is not a weights file, or is damaged: {type(e).__name__}."
+                f"{path} is not a weights file, or is damaged: {type(e).__name__}. To go on from "
+                "an earlier checkpoint of a run, write its name into last_checkpoint."
             ) from e
         read = "torch.load(sys.argv[1], weights_only=False)"
         if path.suffix == ".pkl":

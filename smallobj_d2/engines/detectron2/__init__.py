@@ -91,8 +91,9 @@ class _Run(run.Run):
     def categories_of(self, name: str) -> Categories | None:
         return catalog_categories(name)
 
-    def json_file(self, name: str) -> Path:
-        return Path(MetadataCatalog.get(name).json_file)
+    def files(self, name: str) -> tuple[Path, Path]:
+        about = MetadataCatalog.get(name)
+        return Path(about.json_file), Path(about.get("image_root", ""))
 
     def evaluate(self, weights: Path) -> dict[str, Row]:
         model = Trainer.build_model(self.cfg)
@@ -118,7 +119,7 @@ class _Run(run.Run):
         """Log the table row of each test set."""
         rows: dict[str, Row] = {}
         for name in self.cfg.DATASETS.TEST if processes.rank() == 0 else ():
-            truth = load_ground_truth(self.json_file(name))
+            truth = load_ground_truth(self.files(name)[0])
             metrics = results if len(self.cfg.DATASETS.TEST) == 1 else results[name]
             rows[name] = from_detectron2(metrics, count_objects(truth))
             logger.info("%s:\n%s", name, table(rows[name]))

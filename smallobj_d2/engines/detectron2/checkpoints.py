@@ -7,7 +7,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from smallobj_d2.engines.folder import last_checkpoint
-from smallobj_d2.engines.weights import read_file, require_whole, save_checkpoint
+from smallobj_d2.engines.weights import (
+    NOT_OF_THIS_MODEL,
+    not_of_this_model,
+    read_file,
+    require_whole,
+    save_checkpoint,
+)
 from smallobj_d2.errors import SmallObjError
 
 
@@ -15,6 +21,7 @@ class Checkpointer(DetectionCheckpointer):
     """DetectionCheckpointer that writes whole files or none, and executes nothing that it reads."""
 
     _whole = False
+    _exact = False
 
     @classmethod
     def load_whole(cls, model: nn.Module, path: Path) -> None:
@@ -37,6 +44,23 @@ class Checkpointer(DetectionCheckpointer):
         """As the stock method, but a checkpoint that is gone is named."""
         return str(last_checkpoint(Path(self.save_dir)) or "")
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As the stock method, but a run is gone on with as a whole, or not at all.
+
+        Raises:
+            SmallObjError: if the last checkpoint is not one of this model.
+        """
+        last = self.get_checkpoint_file() if resume else ""
+        self._exact = bool(last)
+        try:
+            return dict(super().resume_or_load(path, resume=resume))
+        except SmallObjError:
+            raise
+        except NOT_OF_THIS_MODEL as e:
+            if not last:
+                raise
+            raise not_of_this_model(last, e) from e
+
     def _load_file(self, filename: str) -> Any:
         """As the stock methods, for files that hold no more than weights and basic types."""
         data = read_file(filename)
@@ -53,7 +77,10 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         """As the stock method, but a model that is to be whole, and is not, is an error."""
         incompatible = super()._load_model(checkpoint)
+        others = [name for name, _, _ in incompatible.incorrect_shapes]
         if self._whole:
-            others = (name for name, _, _ in incompatible.incorrect_shapes)
             require_whole(self.model, {*incompatible.missing_keys, *others})
+        differ = [*incompatible.missing_keys, *incompatible.unexpected_keys, *others]
+        if self._exact and differ:
+            raise KeyError(f"{len(differ)} parameters differ, {differ[0]} among them")
         return incompatible

@@ -319,7 +319,16 @@ def build_train_loader(cfg: CfgNode, *, start_iter: int = 0) -> TrainLoader:
     Args:
         cfg: a Detectron2 config with ``SMALLOBJ``; ``SEED`` must not be negative.
         start_iter: the iteration to start at.
+
+    Raises:
+        SmallObjError: if DATALOADER.SAMPLER_TRAIN asks for one of Detectron2's samplers.
     """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise SmallObjError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: this loader has a sampler "
+            "of its own, which SMALLOBJ.SAMPLER chooses. Leave the key at 'TrainingSampler', or "
+            "use Detectron2's loader with our mapper (README.md)."
+        )
 
     def read_checked(names: Iterable[str]) -> Records:
         records = read_records(names)

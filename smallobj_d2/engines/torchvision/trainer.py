@@ -24,7 +24,12 @@ from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.mapper import inputs_on
-from smallobj_d2.engines.weights import read_file, save_checkpoint
+from smallobj_d2.engines.weights import (
+    NOT_OF_THIS_MODEL,
+    not_of_this_model,
+    read_file,
+    save_checkpoint,
+)
 from smallobj_d2.errors import SmallObjError, clock
 
 logger = logging.getLogger(__name__)
@@ -261,14 +266,10 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.next_iteration = int(state["iteration"]) + 1
             seed = state["seed"]
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:
-            why = " ".join(str(e).split())[:200]
-            raise SmallObjError(
-                f"{path} is not a checkpoint of this model ({why}). Resume with the config of that "
-                "run, or choose another OUTPUT_DIR."
-            ) from e
+        except NOT_OF_THIS_MODEL as e:
+            raise not_of_this_model(path, e) from e
         if seed != self.seed:
-            raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}.")
+            raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}: set it to that.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
 
 
