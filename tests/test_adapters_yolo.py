@@ -225,6 +225,11 @@ def test_an_image_on_its_side_is_measured_upright(tmp_path):
     assert data["annotations"][0]["bbox"] == [0, 0, 10, 20]
 
 
+def test_a_box_that_the_border_cuts_is_clipped(tmp_path):
+    data, _ = to_coco(write_yolo(tmp_path, ["0 0.05 0.5 0.2 0.2\n"]), "train")
+    assert data["annotations"][0]["bbox"] == [0, 4, 3, 2]
+
+
 def test_shares_just_off_the_image_are_clipped_and_lines_count_once(tmp_path):
     line = "0 -0.005 0 1.005 0 1 0.5\n"
     data, _ = to_coco(write_yolo(tmp_path, [line * 2]), "train")
@@ -241,8 +246,8 @@ def test_shares_just_off_the_image_are_clipped_and_lines_count_once(tmp_path):
         ("0.5 0.5 0.5 0.5 0.5", "line 2: there is no class 0.5"),
         ("0 0.1 0.2 0.3", "line 2: it has 3 numbers after the class"),
         ("0 0.1 0.2 0.3 0.1 0.2", "line 2: it has 5 numbers after the class"),
-        ("0 0.5 0.5 1.5 0.5", "line 2: it leaves the image"),
-        ("0 nan 0.5 0.5 0.5", "line 2: it leaves the image"),
+        ("0 0.5 0.5 1.5 0.5", "line 2: it has numbers that are no shares"),
+        ("0 nan 0.5 0.5 0.5", "line 2: it has numbers that are no shares"),
         ("0 0.5 0.5 0 0.5", "line 2: its object has no width"),
     ],
 )
@@ -271,8 +276,19 @@ def test_a_data_yaml_that_is_invalid_is_named(tmp_path, more, words):
 def test_nothing_is_overwritten_or_mixed(scenes, tmp_path):
     images = scenes.parent / "images"
     to_yolo(scenes, images, tmp_path, "train")
-    with pytest.raises(SmallObjError, match="is there already"):
+    with pytest.raises(SmallObjError, match="has a split train already"):
         to_yolo(scenes, images, tmp_path, "train")
+    (tmp_path / "labels" / "val").mkdir()
+    with pytest.raises(SmallObjError, match="val is there already"):
+        to_yolo(scenes, images, tmp_path, "val")
+    (tmp_path / "labels" / "val").rmdir()
+    names = yaml.safe_load((tmp_path / "data.yaml").read_text())["names"]
+    for more in ({"train": "train/images"}, {"path": "../elsewhere"}):
+        other = tmp_path / next(iter(more))
+        other.mkdir()
+        (other / "data.yaml").write_text(yaml.safe_dump({"names": names, **more}))
+        with pytest.raises(SmallObjError, match="has a split train already, or keeps images else"):
+            to_yolo(scenes, images, other, "train")
     other = json.loads(scenes.read_bytes())
     other["categories"][0]["name"] = "another"
     (tmp_path / "other.json").write_text(json.dumps(other))
@@ -287,6 +303,14 @@ def test_nothing_is_overwritten_or_mixed(scenes, tmp_path):
 
 
 # --- The command
+
+
+def test_a_json_that_is_there_is_not_overwritten(tmp_path, capsys):
+    file = write_yolo(tmp_path, ["0 0.5 0.5 1 1"])
+    (tmp_path / "train.json").write_text("mine")
+    assert yolo.main(["to-coco", str(file), "--out", str(tmp_path)]) == 2
+    assert "train.json is there already" in capsys.readouterr().err
+    assert (tmp_path / "train.json").read_text() == "mine"
 
 
 def test_augmented_copies_go_to_yolo_and_back(scenes, tmp_path, capsys, forget_datasets):

@@ -350,9 +350,26 @@ def test_says_what_is_wrong_with_an_image(scenes, tmp_path, workers):
     assert len(read(done)["images"]) == len(data["images"]) - 1
 
 
+def test_an_image_that_training_leaves_out_may_be_skipped_too(scenes, tmp_path):
+    """It has no annotations, and its file is not there."""
+    data = json.loads(scenes.read_text())
+    data["images"].append({"id": 100, "file_name": "gone.png", "width": 40, "height": 30})
+    other = tmp_path / "offline_gone.json"
+    other.write_text(json.dumps(data))
+    datasets = str([["offline_gone", str(other), str(scenes.parent / "images")]])
+    opts = ["SMALLOBJ.DATASETS", datasets, "DATASETS.TRAIN", "('offline_gone',)"]
+    with pytest.raises(SmallObjError, match=r"gone\.png"):
+        augment_dataset(config(scenes, "aug", *opts), tmp_path / "stops", progress=False)
+    opts += ["SMALLOBJ.UNREADABLE_IMAGES", "skip"]
+    done = augment_dataset(config(scenes, "aug", *opts), tmp_path / "skips", progress=False)
+    assert len(done.skipped) == 1
+    assert "gone.png" in done.skipped[0]
+    assert len(read(done)["images"]) == len(data["images"]) - 1
+
+
 def test_refuses_what_it_cannot_do(scenes, made, tmp_path):
     for other in (["aug"], ["orig_aug_multi3x", "SMALLOBJ.COPIES", "2"]):
-        with pytest.raises(SmallObjError, match="another dataset, config or seed"):
+        with pytest.raises(SmallObjError, match="of another config or seed"):
             augment_dataset(config(scenes, *other), made.json_file.parent, progress=False)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SmallObjError, match="not empty"):

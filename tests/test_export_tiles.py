@@ -241,8 +241,19 @@ def test_each_image_is_read_once_and_not_at_all_when_resumed(both_kinds, tmp_pat
 def test_a_folder_of_tiles_that_were_made_otherwise_is_refused(both_kinds, tmp_path, other):
     how = {"size": 64, "progress": False}
     tile_dataset(*both_kinds, tmp_path / "out", **how)
-    with pytest.raises(SmallObjError, match="holds the copy of another"):
+    with pytest.raises(SmallObjError, match="holds the copy of other"):
         tile_dataset(*both_kinds, tmp_path / "out", **{**how, **other})
+
+
+def test_tiles_of_other_images_under_the_same_names_are_refused(both_kinds, tmp_path):
+    how = {"size": 64, "progress": False}
+    tile_dataset(*both_kinds, tmp_path / "out", **how)
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(both_kinds[1] / "big.png")
+    with pytest.raises(SmallObjError, match="holds the copy of other annotations or images"):
+        tile_dataset(*both_kinds, tmp_path / "out", **how)
+    (tmp_path / "out" / "recipe.json").write_text("")
+    with pytest.raises(SmallObjError, match=r"recipe\.json is damaged"):
+        tile_dataset(*both_kinds, tmp_path / "out", **how)
 
 
 def test_jpegs_stay_jpegs_and_small_images_are_linked(tmp_path):
@@ -262,11 +273,12 @@ def test_empty_tiles_are_kept_or_dropped(tmp_path):
     assert len(list(dropped.image_root.iterdir())) == 1
 
 
-def test_images_that_cannot_be_read_stop_it_or_are_named(both_kinds, tmp_path):
+@pytest.mark.parametrize("size", [64, 640], ids=["cut", "linked"])
+def test_images_that_cannot_be_read_stop_it_or_are_named(both_kinds, tmp_path, size):
     (both_kinds[1] / "big.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=r"big\.png"):
-        tile_dataset(*both_kinds, tmp_path / "out", size=64, progress=False)
-    how = {"size": 64, "skip_unreadable": True, "progress": False}
+        tile_dataset(*both_kinds, tmp_path / "out", size=size, progress=False)
+    how = {"size": size, "skip_unreadable": True, "progress": False}
     done = tile_dataset(*both_kinds, tmp_path / "out", **how)
     assert "big.png" in done.skipped[0]
     assert done.tiles == 0

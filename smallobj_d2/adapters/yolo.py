@@ -146,8 +146,8 @@ def _annotation(
     shares = np.array(rest).reshape(-1, 2)
     is_box = len(shares) == 2
     corners = shares[0] + shares[1] * [[-0.5], [0.5]] if is_box else shares
-    if not (np.abs(corners - 0.5) <= 0.5 + _OUTSIDE).all():  # NaN is not
-        raise SmallObjError(f"{where}: it leaves the image; shares are from 0 to 1.")
+    if not (np.abs(shares - 0.5) <= 0.5 + _OUTSIDE).all():  # NaN is not
+        raise SmallObjError(f"{where}: it has numbers that are no shares, from 0 to 1.")
     points = np.round(corners.clip(0, 1) * (width, height), _DECIMALS)
     x, y = points.min(axis=0).tolist()
     w, h = np.ptp(points, axis=0).tolist()
@@ -257,6 +257,11 @@ def to_yolo(
             raise SmallObjError(
                 f"{file} has other categories than {json_file}; choose another folder."
             )
+        if data.get(split) or Path(out, data.get("path") or ".").resolve() != out.resolve():
+            raise SmallObjError(
+                f"{file} has a split {split} already, or keeps images elsewhere (path). Choose "
+                "another folder."
+            )
     folders = [out / kind / split for kind in ("images", "labels")]
     if taken := next((f for f in folders if f.exists()), None):
         raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
@@ -267,7 +272,10 @@ def to_yolo(
         name = Path(record["file_name"]).relative_to(image_root)
         label = label_file((folders[0] / name).absolute())
         if label in written:
-            raise SmallObjError(f"{name} and {written[label]} would share one label file.")
+            raise SmallObjError(
+                f"{name} and {written[label]} would share one label file. Rename one, or make them "
+                "one image if they are one file."
+            )
         written[label] = str(name)
         link(Path(record["file_name"]), folders[0] / name)
         lines = [_line(a, record["height"], record["width"], done) for a in record["annotations"]]

@@ -21,7 +21,7 @@ from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.check import check_coco
 from smallobj_d2.datasets.coco import dataset_info, register_from_config
 from smallobj_d2.datasets.findings import exit_code, report
-from smallobj_d2.errors import SmallObjError, command
+from smallobj_d2.errors import SmallObjError, command, printable
 from smallobj_d2.visualization.document import Table
 
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             register_from_config(config)
     if args.json:
         json_file, images = args.json, args.images
-        name, stem = json_file.name, json_file.stem
+        name, stem = printable(json_file.name), json_file.stem
     else:
         info = dataset_info(args.words[0])
         json_file, images = info.json_file, args.images or info.image_root

@@ -55,6 +55,9 @@ def _to_coco(file: Path, out: Path) -> None:
     splits = [split for split in SPLITS if read_yaml(file).get(split)]
     if not splits:
         raise SmallObjError(f"{file} names no images: it has none of {', '.join(SPLITS)}.")
+    files = [out / f"{split}.json" for split in splits]
+    if taken := next((f for f in files if f.exists()), None):
+        raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
     for split in splits:
         data, root = to_coco(file, split)
         write_json(out / f"{split}.json", data)

@@ -8,9 +8,9 @@ only images in which something was pasted are written, without loss.
 
 import os
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from smallobj_d2.datasets.coco import (
 )
 from smallobj_d2.datasets.images import in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.export.folder import Entry, Exported, export
+from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
@@ -96,7 +96,7 @@ def augment_dataset(
     recipe = {
         "generator": "smallobj_d2.offline",
         "format": _FORMAT,
-        "source_sha256": sha256(info.json_file.read_bytes()).hexdigest(),
+        **made_of(info.json_file, info.image_root, (i["file_name"] for i in checked.images)),
         "seed": cfg.SEED,
         "draws": len(stream),
         "smallobj": settings,
@@ -108,7 +108,7 @@ def augment_dataset(
             cfg, cfg.SEED, records, read_rgb, factors, progress=progress
         )
         writer = _Writer(
-            checked, dataset, info.image_root, cfg.SEED, augmentation, summary, images, annotations
+            cfg, checked, dataset, info.image_root, augmentation, summary, images, annotations
         )
 
         def work(draw: Draw) -> tuple[Plan, bool] | None:
@@ -122,16 +122,13 @@ def augment_dataset(
         )
         with closing(in_order(work, draws, workers)) as copies:
             for draw, copy in copies:
-                try:
+                with writer.may_skip():
                     writer.add(records[draw.index], draw, copy.result())
-                except UnreadableImage as e:
-                    if cfg.SMALLOBJ.UNREADABLE_IMAGES != "skip":
-                        raise
-                    summary.skipped.append(str(e))
         trained_on = {r["image_id"] for r in records}
         for record in dataset.records:
             if record["image_id"] not in trained_on:
-                writer.add(record)
+                with writer.may_skip():
+                    writer.add(record)
         images.sort(key=lambda i: i["id"])
     return summary
 
@@ -141,10 +138,10 @@ class _Writer:
 
     def __init__(
         self,
+        cfg: Any,
         checked: Checked,
         dataset: CocoDataset,
         image_root: Path,
-        seed: int,
         augmentation: DrawAugmentation | None,
         summary: Summary,
         images: list[Entry],
@@ -158,13 +155,24 @@ class _Writer:
                 f"{checked.path}: an offline copy needs whole numbers as ids of images and of "
                 "annotations."
             )
-        self.category_ids, self.image_root, self.seed = dataset.category_ids, image_root, seed
+        self.category_ids, self.image_root = dataset.category_ids, image_root
+        self.seed, self.skips = cfg.SEED, cfg.SMALLOBJ.UNREADABLE_IMAGES == "skip"
         self.augmentation, self.summary = augmentation, summary
         self.images, self.annotations = images, annotations
         self.next_image = max(self.raw_images, default=0) + 1
         self.next_annotation = max(self.raw_annotations, default=0) + 1
         self.kept: set[int] = set()
         self.taken = {i["file_name"] for i in checked.images}
+
+    @contextmanager
+    def may_skip(self) -> Iterator[None]:
+        """Note an image that cannot be read, where the config skips such images."""
+        try:
+            yield
+        except UnreadableImage as e:
+            if not self.skips:
+                raise
+            self.summary.skipped.append(str(e))
 
     def augment(self, record: Entry) -> tuple[Plan, bool] | None:
         """Write the image of a draw, unless it is there; None if the draw shows the original.
@@ -196,7 +204,10 @@ class _Writer:
         name = Path(self.raw_images[image_id]["file_name"])
         new = str(name.with_name(f"{name.stem}_draw{draw.position}{suffix}"))
         if new in self.taken:
-            raise SmallObjError(f"The name {new} is taken by an image of the original dataset.")
+            raise SmallObjError(
+                f"The name {new} is taken by an image of the original dataset. Rename that, or "
+                "choose another SEED."
+            )
         return new
 
     def add(

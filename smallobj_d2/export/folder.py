@@ -1,14 +1,15 @@
 """What all exports do with the folder that they write to."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.files import locked, remove_leftovers, write_json, writing
+from smallobj_d2.files import locked, reading, remove_leftovers, write_json, writing
 
 Entry = dict[str, Any]
 """An image or an annotation of a COCO JSON."""
@@ -27,6 +28,22 @@ class Exported:
     json_file: Path
     image_root: Path
     skipped: list[str] = field(default_factory=list)
+
+
+def made_of(json_file: Path, image_root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The part of a recipe that says what an export is made of.
+
+    Args:
+        json_file: the annotations, of which it has a hash.
+        image_root: the folder of the images.
+        names: of the images, relative to it; it has a hash of these and of the sizes of the files.
+    """
+    files = [(name, image_root / name) for name in sorted(names)]
+    sizes = [[name, path.stat().st_size if path.is_file() else None] for name, path in files]
+    return {
+        "source_sha256": sha256(json_file.read_bytes()).hexdigest(),
+        "images_sha256": sha256(json.dumps(sizes).encode()).hexdigest(),
+    }
 
 
 @contextmanager
@@ -49,10 +66,12 @@ def export(
     folder = done.json_file.parent
     path = folder / "recipe.json"
     if path.is_file():
-        if json.loads(path.read_bytes()) != recipe:
+        with reading(path):
+            before = json.loads(path.read_bytes())
+        if before != recipe:
             raise SmallObjError(
-                f"{folder} holds the copy of another dataset, config or seed; see {path}. Choose "
-                "another folder, or remove that one."
+                f"{folder} holds the copy of other annotations or images, or of another config or "
+                f"seed; see {path}. Choose another folder, or remove that one."
             )
     elif folder.exists() and any(folder.iterdir()):
         raise SmallObjError(f"{folder} is not empty. Choose a new folder.")

@@ -8,7 +8,6 @@ and RLE to the very pixels.
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from smallobj_d2.datasets.coco import mask_area, read_coco, repaired
 from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
-from smallobj_d2.export.folder import Entry, Exported, export
+from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
 from smallobj_d2.masks.outlines import geometry_of, polygons_of, without_holes
 from smallobj_d2.masks.rle import decode, encode
@@ -96,7 +95,7 @@ def tile_dataset(
     recipe = {
         "generator": "smallobj_d2.tiles",
         "format": _FORMAT,
-        "source_sha256": sha256(Path(json_file).read_bytes()).hexdigest(),
+        **made_of(Path(json_file), Path(image_root), (i["file_name"] for i in checked.images)),
         "size": size,
         "overlap": overlap,
         "min_share": min_share,
@@ -132,7 +131,10 @@ def tile_dataset(
                 if drop_empty and not tile.annotations:
                     continue
                 if tile.name in names:
-                    raise SmallObjError(f"Two images would have a tile {tile.name}; rename one.")
+                    raise SmallObjError(
+                        f"Two images would have a tile {tile.name}. Rename one, or make them "
+                        "one image if they are one file."
+                    )
                 names.add(tile.name)
                 images.append(tile.entry(image, len(images) + 1))
                 for own in tile.annotations:
@@ -274,9 +276,6 @@ def _without_keypoints_outside(annotation: Entry, window: Window) -> Entry:
 def _write_tiles(image: Entry, source: Path, tiles: list[_Tile], folder: Path) -> None:
     """Write those tiles of an image that are not there; it is read once, if at all."""
     missing = [t for t in tiles if not (folder / t.name).exists()]
-    if missing and missing[0].window[2:] == (int(image["width"]), int(image["height"])):
-        link(source, folder / missing[0].name)
-        return
     record = {
         "file_name": str(source),
         "image_id": image["id"],
@@ -284,7 +283,10 @@ def _write_tiles(image: Entry, source: Path, tiles: list[_Tile], folder: Path) -
     }
     pixels: Any = read_rgb(record) if missing else None
     for tile in missing:
-        _write_image(folder / tile.name, tile.window.of(pixels))
+        if tile.window[2:] == (record["width"], record["height"]):
+            link(source, folder / tile.name)
+        else:
+            _write_image(folder / tile.name, tile.window.of(pixels))
 
 
 def _write_image(path: Path, pixels: Pixels) -> None:
