@@ -334,7 +334,7 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     scale.prepare(CONFIGS, tmp_path, augmented_val=True)
     assert made.stat().st_mtime_ns == stamp
     more = fake_scale(scenes={"num_train": 2, "num_val": 7, "seed": 0, "size": 128})
-    with pytest.raises(SmallObjError, match="holds the copy of another dataset"):
+    with pytest.raises(SmallObjError, match="holds the copy of other annotations"):
         more.prepare(CONFIGS, tmp_path, augmented_val=True)
 
 
