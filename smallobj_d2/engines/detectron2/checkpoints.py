@@ -80,7 +80,7 @@ class Checkpointer(DetectionCheckpointer):
         others = [name for name, _, _ in incompatible.incorrect_shapes]
         if self._whole:
             require_whole(self.model, {*incompatible.missing_keys, *others})
-        differ = [*incompatible.missing_keys, *incompatible.unexpected_keys, *others]
+        differ = sorted({*incompatible.missing_keys, *incompatible.unexpected_keys, *others})
         if self._exact and differ:
             raise KeyError(f"{len(differ)} parameters differ, {differ[0]} among them")
         return incompatible
