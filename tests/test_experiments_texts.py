@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 FILES = sorted((EXPERIMENTS / "screening").glob("*.json"))
 FINALS = sorted(EXPERIMENTS.glob("finals*/*.json"))
-PLAN = EXPERIMENTS / "finals" / "plan.yaml"
 MASKS, BOXES = (
     tuple(f"{kind}.{size}" for size in ("small", "medium", "large", "all"))
     for kind in ("segm", "bbox")
@@ -90,6 +89,17 @@ def judged_by(plan: Path, results):
     return {s.rows: d for family in families for s, d in family.judged(results).items()}
 
 
+def judged_finals(folder: str, scale: str):
+    """Results of finals, and what their plan compares."""
+    results = load_results(EXPERIMENTS / folder / f"{scale}_torchvision.json")
+    return results, judged_by(EXPERIMENTS / folder / "plan.yaml", results)
+
+
+def prose(file: str) -> str:
+    """A page without its line breaks."""
+    return " ".join((ROOT / file).read_text(encoding="utf-8").split())
+
+
 def finals(file: Path) -> list[str]:
     """The rows of the table: each row against the bank, and what its family says of it."""
     results = load_results(file)
@@ -133,7 +143,7 @@ def small(data: str, measure: str, size: str = "small") -> dict[str, list[float]
 
 
 def test_the_sentences_under_the_table_are_true():
-    page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
+    page = prose("docs/beyond.md")
     assert "above `bank`, and together, as `bank_often_soft`, above either" in page
     ap = {name: mean(each) for name, each in small("nuclei_tiny", "segm").items()}
     assert ap["bank"] < min(ap["bank_often"], ap["bank_soft"])
@@ -157,19 +167,17 @@ def test_the_sentences_under_the_table_are_true():
     assert len([*removed, together]) == 9 + 1, "and `bank_stitch`"
     assert all(own < compared for own, compared in removed)
     assert together.mean < 0
-    assert "0.01 points below `bank` for small objects, and 0.3 over all sizes" in " ".join(
-        (EXPERIMENTS / "PLAN.md").read_text(encoding="utf-8").split()
+    assert "0.01 points below `bank` for small objects, and 0.3 over all sizes" in prose(
+        "experiments/PLAN.md"
     )
     assert round(-100 * together.mean, 2) == 0.01
     assert "in each of its three seeds on photographs, by 0.01 to 0.06 points" in page
     nested = [round(100 * gain, 2) for gain in photos["bank_nested"].values]
     assert (len(nested), min(nested), max(nested)) == (3, 0.01, 0.06)
     medium = small("nuclei_tiny", "segm", size="medium")
-    assert "`bank_medium` was below `bank` for small nuclei" in " ".join(page.split())
+    assert "`bank_medium` was below `bank` for small nuclei" in page
     assert ap["bank_medium"] < ap["bank"]
-    assert "3.2 points above `bank` for medium ones, and for small ones by 0.1" in " ".join(
-        page.split()
-    )
+    assert "3.2 points above `bank` for medium ones, and for small ones by 0.1" in page
     assert round(100 * (ap["bank_often_soft_medium"] - ap["bank"]), 1) == 0.1
     gain = mean(medium["bank_often_soft_medium"]) - mean(medium["bank"])
     assert round(100 * gain, 1) == 3.2
@@ -191,8 +199,8 @@ def test_each_run_of_a_table_tells_its_commit():
 def test_what_is_said_of_the_finals_on_photographs_is_true():
     page = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     assert "On photographs no planned comparison is told from chance." in page
-    results = load_results(EXPERIMENTS / "finals" / "facade_tiny_torchvision.json")
-    assert not any(change.decided for change in judged_by(PLAN, results).values())
+    results, judged = judged_finals("finals", "facade_tiny")
+    assert not any(change.decided for change in judged.values())
     assert "`orig_aug` gained at most 5% in AP_S (95% interval)" in page
     gain = above("orig_aug", "baseline").difference(results)
     base = mean(results.values("baseline", "segm.small", results.seeds("baseline")))
@@ -210,7 +218,7 @@ def test_what_is_said_of_objects_on_objects_is_true():
     if not file.is_file():
         pytest.skip("facade is not in DETECTRON2_DATASETS")
     dataset = load_coco(file, folder / "train")
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
+    page = prose("docs/beyond.md")
     assert "of 5,602 small objects few may be copied, in 73 of the 415 images" in page
     objects = objects_of(dataset.records)
     found = find_sources(dataset.records, objects, load_cfg("orig_aug"))
@@ -219,7 +227,7 @@ def test_what_is_said_of_objects_on_objects_is_true():
         after = presented(dataset.records, objects, load_cfg(row))
         assert (after.objects.num_images, after.counts["copies_pasted"]) == (902, 189)
     assert "in an epoch of 487 draws, where `bank` pastes 500" in page
-    plan = " ".join((EXPERIMENTS / "PLAN.md").read_text(encoding="utf-8").split())
+    plan = prose("experiments/PLAN.md")
     assert "94% of the small objects of the training images count as occluded" in plan
     small = int((objects.areas < SMALL_AREA).sum())
     uncovered = SourceRule(connected=False, inside=False)
@@ -236,7 +244,7 @@ def test_what_is_said_of_objects_on_objects_is_true():
 
 
 def test_what_is_said_of_copies_on_objects_is_true():
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
+    page = prose("docs/beyond.md")
     results = load_results(EXPERIMENTS / "finals_medium" / "facade_tiny_torchvision.json")
     assert (
         "0.01 points above the baseline (95% interval -0.06 to +0.08, so 5% of it at most)" in page
@@ -254,7 +262,7 @@ def test_what_is_said_of_copies_on_objects_is_true():
 
 
 def test_what_is_said_of_overlap_on_photographs_is_true():
-    page = " ".join((EXPERIMENTS / "README.md").read_text(encoding="utf-8").split())
+    page = prose("experiments/README.md")
     assert "`orig_aug_overlap` 0.03 points below `orig_aug`" in page
     results = load_results(EXPERIMENTS / "results" / "facade_tiny_torchvision.json")
     judged = judged_by(EXPERIMENTS / "plan.yaml", results)
@@ -293,7 +301,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
     lost = [above(row, "baseline", "segm.medium").difference(results).mean for row in rows]
     assert (round(-100 * max(lost), 1), round(-100 * min(lost), 1)) == (1.7, 2.4)
     assert above("aug", "baseline", "segm.medium").difference(results).mean > 0
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme = prose("README.md")
     assert (
         "`aug` and of `beyond/bank` on nuclei, is told from the baseline's, and no other" in readme
     )
@@ -312,7 +320,7 @@ def test_what_is_said_of_the_tables_on_nuclei_is_true():
 
 
 def test_nuclei_were_found_alike_by_networks_trained_on_cpu_and_gpu():
-    plan = " ".join((EXPERIMENTS / "PLAN.md").read_text(encoding="utf-8").split())
+    plan = prose("experiments/PLAN.md")
     rows = ("baseline", "orig_aug", "beyond/bank")
     for folder, where in (("results", "on a CPU"), ("finals", "on an H100")):
         results = load_results(EXPERIMENTS / folder / "nuclei_tiny_torchvision.json")
@@ -321,9 +329,8 @@ def test_nuclei_were_found_alike_by_networks_trained_on_cpu_and_gpu():
 
 
 def test_what_is_said_of_the_finals_on_nuclei_is_true():
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
-    results = load_results(EXPERIMENTS / "finals" / "nuclei_tiny_torchvision.json")
-    judged = judged_by(PLAN, results)
+    page = prose("docs/beyond.md")
+    results, judged = judged_finals("finals", "nuclei_tiny")
     best = ("beyond/bank_often_soft", "baseline")
     assert "On nuclei `bank_often_soft` is told from the baseline, by 2.4 points (p = 0.02)" in page
     assert [rows for rows, change in judged.items() if change.decided] == [best]
@@ -342,12 +349,8 @@ def test_what_is_said_of_the_finals_on_nuclei_is_true():
 
 
 def test_what_is_said_of_the_finals_on_scenes_is_true():
-    page, readme, recipe = (
-        " ".join((ROOT / file).read_text(encoding="utf-8").split())
-        for file in ("docs/beyond.md", "README.md", "docs/recipe.md")
-    )
-    results = load_results(EXPERIMENTS / "finals" / "tiny_torchvision.json")
-    judged = judged_by(PLAN, results)
+    page, readme, recipe = map(prose, ("docs/beyond.md", "README.md", "docs/recipe.md"))
+    results, judged = judged_finals("finals", "tiny")
     best = "beyond/bank_often_soft"
     rows = ("orig_aug", "beyond/bank", best)
     told = [rows for rows, change in judged.items() if change.decided]
@@ -387,14 +390,11 @@ def test_what_is_said_of_the_finals_on_scenes_is_true():
 
 
 def test_nothing_is_told_from_the_bank():
-    pages = " ".join(
-        (ROOT / file).read_text(encoding="utf-8") for file in ("docs/beyond.md", "README.md")
-    )
-    pages = " ".join(pages.split())
+    page, readme = prose("docs/beyond.md"), prose("README.md")
     assert (
-        "Of those that had [finals](#finals) none is told from `bank` on any kind of data" in pages
+        "Of those that had [finals](#finals) none is told from `bank` on any kind of data" in page
     )
-    assert "Of what is beyond the paper nothing is told from `beyond/bank` on any data" in pages
+    assert "Of what is beyond the paper nothing is told from `beyond/bank` on any data" in readme
     assert len(FINALS) == 6
     for file in FINALS:
         judged = judged_by(file.parent / "plan.yaml", load_results(file))
@@ -403,10 +403,8 @@ def test_nothing_is_told_from_the_bank():
 
 
 def test_what_is_said_of_the_finals_with_medium_objects_is_true():
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
-    folder = EXPERIMENTS / "finals_medium"
-    results = load_results(folder / "nuclei_tiny_torchvision.json")
-    judged = judged_by(folder / "plan.yaml", results)
+    page = prose("docs/beyond.md")
+    results, judged = judged_finals("finals_medium", "nuclei_tiny")
     row = "beyond/bank_often_soft_medium"
     gain, bank, orig = (judged[row, base] for base in ("baseline", "beyond/bank", "orig_aug"))
     assert "is told from the baseline, by 2.8 points (p < 0.001)" in page
@@ -426,10 +424,8 @@ def test_what_is_said_of_the_finals_with_medium_objects_is_true():
 
 
 def test_what_is_said_of_medium_objects_on_scenes_and_photographs_is_true():
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text(encoding="utf-8").split())
-    folder = EXPERIMENTS / "finals_medium"
-    results = load_results(folder / "tiny_torchvision.json")
-    judged = judged_by(folder / "plan.yaml", results)
+    page = prose("docs/beyond.md")
+    results, judged = judged_finals("finals_medium", "tiny")
     row = "beyond/bank_often_soft_medium"
     assert (
         "On synthetic scenes it is told from the baseline, too, by 2.7 points (p < 0.001)" in page
@@ -447,8 +443,7 @@ def test_what_is_said_of_medium_objects_on_scenes_and_photographs_is_true():
         change = above(row, "baseline", f"segm.{size}").difference(results)
         assert [round(100 * x, 1) for x in (change.mean, *interval(change.values))] == said
     assert "On photographs no comparison is told from chance, of `bank_nested` neither." in page
-    results = load_results(folder / "facade_tiny_torchvision.json")
-    judged = judged_by(folder / "plan.yaml", results)
+    results, judged = judged_finals("finals_medium", "facade_tiny")
     assert len(judged) == 6
     assert not any(change.decided for change in judged.values())
 

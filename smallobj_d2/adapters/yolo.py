@@ -7,7 +7,7 @@ one polygon.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from os.path import commonpath
 from pathlib import Path
@@ -230,6 +230,16 @@ def _nearest(a: Points, b: Points) -> tuple[float, Points, int]:
     return float(distance[i, j]), a[i], int(j)
 
 
+def require_absent(paths: Iterable[Path]) -> None:
+    """Refuse to write over a file or a folder.
+
+    Raises:
+        SmallObjError: naming the first that is there.
+    """
+    if taken := next((path for path in paths if path.exists()), None):
+        raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
+
+
 def to_yolo(
     json_file: Path, image_root: Path, out: Path, split: str, *, boxes: bool = False
 ) -> Summary:
@@ -263,8 +273,7 @@ def to_yolo(
                 "another folder."
             )
     folders = [out / kind / split for kind in ("images", "labels")]
-    if taken := next((f for f in folders if f.exists()), None):
-        raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
+    require_absent(folders)
     instances = [a for r in dataset.records for a in r["annotations"] if not a["iscrowd"]]
     done = Summary(masks=not boxes and all(map(has_mask, instances)))
     written: dict[Path, str] = {}

@@ -12,7 +12,7 @@ outlines joined by lines without width.
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.adapters.yolo import SPLITS, read_yaml, to_coco, to_yolo
+from smallobj_d2.adapters.yolo import SPLITS, read_yaml, require_absent, to_coco, to_yolo
 from smallobj_d2.commands import CommandLine, add_dataset_options, path, writable_folder
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.files import write_json
@@ -55,9 +55,7 @@ def _to_coco(file: Path, out: Path) -> None:
     splits = [split for split in SPLITS if read_yaml(file).get(split)]
     if not splits:
         raise SmallObjError(f"{file} names no images: it has none of {', '.join(SPLITS)}.")
-    files = [out / f"{split}.json" for split in splits]
-    if taken := next((f for f in files if f.exists()), None):
-        raise SmallObjError(f"{taken} is there already. Remove it, or choose another folder.")
+    require_absent(out / f"{split}.json" for split in splits)
     for split in splits:
         data, root = to_coco(file, split)
         write_json(out / f"{split}.json", data)

@@ -169,8 +169,8 @@ def running(
     """Everything around a run, in each of its processes.
 
     Settles the device and the seed, takes the output folder for this run alone, and logs there. A
-    folder with a run that could be resumed is refused, unless it is to be
-    resumed, evaluated or overwritten.
+    folder with a run that could be resumed is refused, unless it is to be resumed, evaluated or
+    overwritten.
 
     Yields:
         The config, frozen, with the ``MODEL.DEVICE``, ``SEED`` and ``SOLVER.AMP.ENABLED`` that are

@@ -11,7 +11,8 @@ import pickle
 import re
 import socket
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,17 +27,19 @@ _ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
 
 
-NOT_OF_THIS_MODEL = (KeyError, RuntimeError, ValueError, TypeError, AttributeError)
-"""What torch may raise for a checkpoint of another model, or of none."""
-
-
-def not_of_this_model(path: str | Path, error: Exception) -> SmallObjError:
-    """What to say of a checkpoint that a run cannot be gone on with."""
-    why = " ".join(str(error).split())[:200]
-    return SmallObjError(
-        f"{path} is not a checkpoint of this model ({why}). Resume with the config of that run, or "
-        "choose another OUTPUT_DIR."
-    )
+@contextmanager
+def resuming(path: str | Path) -> Iterator[None]:
+    """Turn what torch may raise for a checkpoint of another model, or of none, into one line."""
+    try:
+        yield
+    except SmallObjError:
+        raise
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:
+        why = " ".join(str(e).split())[:200]
+        raise SmallObjError(
+            f"{path} is not a checkpoint of this model ({why}). Resume with the config of that "
+            "run, or choose another OUTPUT_DIR."
+        ) from e
 
 
 def require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:

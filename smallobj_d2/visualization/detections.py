@@ -61,7 +61,7 @@ def detection_sheet(
         SmallObjError: naming what a run lacks, or an image that is not in the test set.
     """
     truth, found = runs_of_one_test_set(folders)
-    first = next(iter(found.values()))
+    first, *_ = found.values()
     runs = {
         name: match_detections(truth, run.results, score=score, iou=iou, detections=run.detections)
         for name, run in found.items()

@@ -40,9 +40,8 @@ def compare(
         aligned(_lines(measures, kind, f"{TITLES[iou_type]} by {what}"))
         for kind, what in (("pixels", "side in pixels"), ("relative", "share of the image's side"))
     )
-    return f"{next(iter(runs.values())).dataset}\n{text}", over_size(
-        measures, TITLES[iou_type], suffix=suffix
-    )
+    first, *_ = runs.values()
+    return f"{first.dataset}\n{text}", over_size(measures, TITLES[iou_type], suffix=suffix)
 
 
 def _lines(measures: Mapping[str, Any], kind: str, title: str) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Checkpoints that are written whole or not at all, and execute nothing when read."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from smallobj_d2.engines.folder import last_checkpoint
-from smallobj_d2.engines.weights import (
-    NOT_OF_THIS_MODEL,
-    not_of_this_model,
-    read_file,
-    require_whole,
-    save_checkpoint,
-)
+from smallobj_d2.engines.weights import read_file, require_whole, resuming, save_checkpoint
 from smallobj_d2.errors import SmallObjError
 
 
@@ -52,14 +47,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         last = self.get_checkpoint_file() if resume else ""
         self._exact = bool(last)
-        try:
+        with resuming(last) if last else nullcontext():
             return dict(super().resume_or_load(path, resume=resume))
-        except SmallObjError:
-            raise
-        except NOT_OF_THIS_MODEL as e:
-            if not last:
-                raise
-            raise not_of_this_model(last, e) from e
 
     def _load_file(self, filename: str) -> Any:
         """As the stock methods, for files that hold no more than weights and basic types."""

@@ -24,12 +24,7 @@ from smallobj_d2.engines import processes, run
 from smallobj_d2.engines.folder import last_checkpoint
 from smallobj_d2.engines.seed_and_device import seed_step
 from smallobj_d2.engines.torchvision.mapper import inputs_on
-from smallobj_d2.engines.weights import (
-    NOT_OF_THIS_MODEL,
-    not_of_this_model,
-    read_file,
-    save_checkpoint,
-)
+from smallobj_d2.engines.weights import read_file, resuming, save_checkpoint
 from smallobj_d2.errors import SmallObjError, clock
 
 logger = logging.getLogger(__name__)
@@ -256,7 +251,7 @@ class Trainer:
         state = read_file(path)
         if not isinstance(state, dict):
             raise SmallObjError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
-        try:
+        with resuming(path):
             self.model.load_state_dict(state["model"])
             asked = [{**g, "params": None} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
@@ -266,8 +261,6 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.next_iteration = int(state["iteration"]) + 1
             seed = state["seed"]
-        except NOT_OF_THIS_MODEL as e:
-            raise not_of_this_model(path, e) from e
         if seed != self.seed:
             raise SmallObjError(f"{path} has seed {seed}, but SEED is {self.seed}: set it to that.")
         logger.info("Resuming from %s at iteration %d.", path, self.next_iteration)
