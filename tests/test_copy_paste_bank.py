@@ -173,6 +173,9 @@ def test_there_is_no_bank_without_objects():
     bank = bank_of(random_records(np.random.default_rng(3), 8), ANY)
     with pytest.raises(IndexError):
         bank[len(bank)]
+    donors = [[bank[0]], [bank[1]]]
+    with pytest.raises(SmallObjError, match="above 0"):  # nothing is left for the first image
+        ObjectBank(donors, factors=(1.0, 0.0))
 
 
 # --- Pasting

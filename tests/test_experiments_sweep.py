@@ -330,12 +330,17 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     data = json.loads(made.read_text())
     assert len(data["images"]) == 6
     assert any("copy_paste" in a for a in data["annotations"])
-    stamp = made.stat().st_mtime_ns
     scale.prepare(CONFIGS, tmp_path, augmented_val=True)
-    assert made.stat().st_mtime_ns == stamp
+    assert json.loads(made.read_text()) == data
     more = fake_scale(scenes={"num_train": 2, "num_val": 7, "seed": 0, "size": 128})
     with pytest.raises(SmallObjError, match="holds the copy of other annotations"):
         more.prepare(CONFIGS, tmp_path, augmented_val=True)
+    other = tmp_path / "configs"
+    other.mkdir()
+    aug = {"_BASE_": str(CONFIGS / "aug.yaml"), "SMALLOBJ": {"ROTATION": [-45.0, 45.0]}}
+    (other / "aug.yaml").write_text(yaml.safe_dump(aug))
+    with pytest.raises(SmallObjError, match="of another config"):
+        scale.prepare(other, tmp_path, augmented_val=True)
 
 
 def test_a_scale_can_be_on_a_dataset_that_is_there(tmp_path, monkeypatch):

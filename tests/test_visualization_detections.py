@@ -211,6 +211,18 @@ def test_ids_may_be_words(scenes, tmp_path):
         detection_sheet(runs, images=["n999"])
 
 
+def test_where_no_object_is_small_the_images_are_to_be_named(scenes, tmp_path):
+    data = json.loads(scenes.read_text())
+    data["annotations"] = [a for a in data["annotations"] if a["area"] > 1024]
+    json_file = scenes.parent / "none_small.json"
+    json_file.write_text(json.dumps(data))
+    run = {"run": run_folder(tmp_path / "run", json_file, [], name="none_small")}
+    with pytest.raises(SmallObjError, match="has no small objects: name the images"):
+        detection_sheet(run, width=64)
+    _, text = detection_sheet(run, images=[data["images"][0]["id"]], width=64)
+    assert "0 small objects" in text
+
+
 def test_the_newest_detections_of_a_run_are_meant(scenes, truth, tmp_path):
     """Runs of several test sets write them elsewhere than runs of one."""
     new = [result(i, 1, np.ones((9, 9), np.uint8), 0.5) for i in list(truth.imgs)[:1]]

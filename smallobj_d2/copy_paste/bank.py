@@ -57,7 +57,11 @@ class ObjectBank:
     Args:
         donors: of each image its objects, one at least.
         names: of each image its name, or None.
-        factors: how often each image is chosen, in relation to the others; alike unless given.
+        factors: how often each image is chosen, in relation to the others, above 0; alike unless
+            given.
+
+    Raises:
+        SmallObjError: if there are no objects, or a factor is not above 0.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class ObjectBank:
     ) -> None:
         if not donors or not all(donors):
             raise SmallObjError("A bank needs objects: an image at least, and of each one object.")
+        if factors is not None and not min(factors) > 0:
+            raise SmallObjError("A bank's factors must be above 0: leave out what is never chosen.")
         cutouts = [cutout for donor in donors for cutout in donor]
         self._ends = np.cumsum([len(donor) for donor in donors])
         self._sizes = np.array([c.pixels.shape[:2] for c in cutouts], dtype=np.int32)

@@ -6,11 +6,9 @@ data are synthetic scenes (``scenes``), a dataset that exists already (``existin
 the configs name. As a config does, a scale names another as its ``_BASE_``.
 """
 
-import json
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +134,8 @@ class Scale:
             augmented_val: whether any run is evaluated on the augmented validation set.
 
         Raises:
-            SmallObjError: if the augmented validation set is of another one.
+            SmallObjError: if the augmented validation set that is there is another one: of other
+                images or annotations, or by another config.
         """
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
@@ -149,15 +148,7 @@ class Scale:
         path = folder / "augmented_val.yaml"
         with writing(path) as temporary:
             temporary.write_text(yaml.safe_dump(request))
-        splits, made = self.splits(folder), folder / AUGMENTED_VAL
-        source = (
-            Path(splits[1][1]) if splits else dataset_info(*request["DATASETS"]["TEST"]).json_file
-        )
-        if (made / "annotations.json").is_file():
-            recipe = json.loads((made / "recipe.json").read_bytes())
-            if recipe["source_sha256"] == sha256(source.read_bytes()).hexdigest():
-                return
-        augment_dataset(load_cfg(path), made)  # which refuses a copy of another validation set
+        augment_dataset(load_cfg(path), folder / AUGMENTED_VAL)
 
 
 def _made(root: Path) -> list[str]:

@@ -58,7 +58,8 @@ def detection_sheet(
         The sheet, and what to say about all images of the test set.
 
     Raises:
-        SmallObjError: naming what a run lacks, or an image that is not in the test set.
+        SmallObjError: naming what a run lacks, or an image that is not in the test set; or if no
+            images are given and none has small objects.
     """
     truth, found = runs_of_one_test_set(folders)
     first, *_ = found.values()
@@ -94,6 +95,10 @@ def detection_sheet(
 
 def _some_with_small_objects(truth: COCO, num: int, seed: int) -> list[Any]:
     having = sorted({a["image_id"] for a in truth.anns.values() if is_small(a)})
+    if not having:
+        raise SmallObjError(
+            "The test set has no small objects: name the images to show by their ids."
+        )
     return [having[i] for i in np.random.default_rng(seed).permutation(len(having))[:num]]
 
 
