@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from smallobj_d2.config import config_names
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES
 from smallobj_d2.experiments.paper import load_paper
@@ -344,7 +343,7 @@ def test_the_committed_report_is_made_of_the_committed_results(folder, plan):
     folder = ROOT / "experiments" / folder
     plan = load_plan(ROOT / "experiments" / plan)
     each = [load_results(path) for path in sorted(folder.glob("*.json"))]
-    document = build_report(PAPER, each, plan, config_names())
+    document = build_report(PAPER, each, plan)
     assert document.markdown("report_files") == (folder / "report.md").read_text(encoding="utf-8")
 
 

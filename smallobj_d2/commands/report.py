@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.commands import CommandLine, path, scale_file
-from smallobj_d2.config import ROOT, config_names
+from smallobj_d2.config import ROOT
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import Plan, Planned, load_plan
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not paths:
         raise SmallObjError(f"There are no results in {args.results}; name --runs.")
     paper = load_paper(EXPERIMENTS / "paper.yaml")
-    document = build_report(paper, [*map(load_results, paths)], plan, config_names())
+    document = build_report(paper, [*map(load_results, paths)], plan)
     for file in document.write(args.results, "report"):
         print(file)
 

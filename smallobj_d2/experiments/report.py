@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -44,27 +44,22 @@ def build_report(
     paper: Paper,
     results: Sequence[Results],
     plan: Plan | None = None,
-    configs: Collection[str] | None = None,
 ) -> Document:
     """The report on one or several scales and engines.
 
     Args:
         paper: what was published.
-        results: what was measured; not every row need be there, nor every seed.
+        results: what was measured; not every row need be there, nor every seed. A row is shown
+            if its config is gone, too: what was removed as it did not help is part of the answer.
         plan: what was planned; without one, nothing was, and nothing is in bold.
-        configs: the rows whose configs are there; others are left out. None for all rows.
     """
     each = []
     for found in results:
-        kept = found
-        if configs is not None:
-            kept = kept.keep(lambda row, _: row.partition("@")[0] in configs)
-        least = 1 if kept == found else 2  # what was left out must leave something to compare
-        if len(kept.rows) < least:
+        if not found.rows:
             continue
-        planned = (plan or {}).get(found.about["scale"], Planned()).fitting(kept)
-        left = planned.only(kept)
-        each.append(_Experiment(paper, left, planned, sorted(kept.runs.keys() - left.runs.keys())))
+        planned = (plan or {}).get(found.about["scale"], Planned()).fitting(found)
+        left = planned.only(found)
+        each.append(_Experiment(paper, left, planned, sorted(found.runs.keys() - left.runs.keys())))
     if each and all(one.own for one in each):
         names = dict.fromkeys(one.data for one in each)
         document = Document(f"Copy-paste for the small objects of {', '.join(names)}")
