@@ -93,5 +93,14 @@ def test_what_cannot_follow_is_refused():
         compose()(**sample(mask=hosts.masks()[0]))
     with pytest.raises(SmallObjError, match="3 masks for 4 bboxes"):
         compose()(**sample(masks=hosts.masks()[:3]))
-    with pytest.raises(SmallObjError, match="bboxes are missing"):
-        A.Compose([CopyPasteTransform(COPY, p=1)])(image=hosts.image(), masks=hosts.masks())
+    for boxes in ({}, {"bboxes": hosts.boxes()}):  # without bbox_params they are what was given
+        with pytest.raises(SmallObjError, match="bboxes are missing"):
+            A.Compose([CopyPasteTransform(COPY, p=1)], strict=False)(
+                image=hosts.image(), masks=hosts.masks(), **boxes
+            )
+    with pytest.raises(SmallObjError, match="not infrared"):
+        compose(additional_targets={"infrared": "image"})(**sample(infrared=hosts.image()))
+    params = A.BboxParams("pascal_voc", label_fields=["labels", "ids"])
+    replay = A.ReplayCompose([CopyPasteTransform(COPY, p=1)], bbox_params=params)
+    with pytest.raises(SmallObjError, match="cannot be replayed"):
+        replay(**sample())

@@ -1,5 +1,6 @@
 """Copy-paste between a Hugging Face dataset and the processors of DETR and RT-DETR."""
 
+from copy import deepcopy
 from functools import partial
 
 import hosts
@@ -52,7 +53,7 @@ def augmented(things, **more):
 def test_a_sample_is_what_the_core_makes_of_the_same_annotations(form):
     rng = np.random.default_rng((5, 0, 7))  # seed, epoch, image id
     rng.random()  # whether to augment
-    given = [{**o, "iscrowd": 0, "bbox_mode": 1} for o in objects()]
+    given = [{**o, "iscrowd": 0} for o in objects()]
     expected, labels = COPY(hosts.image(), given, rng)
     image, target = augmented(form(objects()))
     assert (image == expected).all()
@@ -114,7 +115,41 @@ def test_boxes_alone_need_leave_to_be_pasted():
     assert len(got["annotations"][0]["annotations"]) == 5
 
 
+def test_an_image_without_masks_passes_where_the_dataset_has_them():
+    things = [{**o, "segmentation": []} for o in objects()]
+    _, target = augmented(things)
+    assert len(target["annotations"]) == 4
+
+
+def test_boxes_of_two_corners_are_refused():
+    things = [{**o, "bbox": [x, y, x + w, y + h]} for o in objects() for x, y, w, h in [o["bbox"]]]
+    with pytest.raises(SmallObjError, match="fits its mask as x0, y0, x1, y1 only"):
+        augmented(things)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_16_bits_or_more_are_refused(mode):
+    image = Image.new(mode, (hosts.WIDTH, hosts.HEIGHT))
+    with pytest.raises(SmallObjError, match=f"`image` is of mode {mode}"):
+        CopyPasteTransform(COPY, collected, p=1)({**batch(objects()), "image": [image]})
+
+
+def test_a_deep_copy_hears_of_epochs_too():
+    """Some operations on a dataset copy its transform."""
+    transform = CopyPasteTransform(COPY, collected, p=1, seed=0)
+    twin = deepcopy(transform)
+    transform.set_epoch(3)
+    one, two = (t(batch(objects()))["images"][0] for t in (transform, twin))
+    assert (one == two).all()
+
+
 def test_what_is_missing_is_named():
+    given = batch(objects())
+    del given["image_id"]
+    with pytest.raises(SmallObjError, match="A batch has no image_id"):
+        CopyPasteTransform(COPY, collected)(given)
+    with pytest.raises(SmallObjError, match="`image` is ndarray"):
+        CopyPasteTransform(COPY, collected)({**batch(objects()), "image": [hosts.image()]})
     with pytest.raises(SmallObjError, match="has no 'category'"):
         augmented([{"bbox": [1, 2, 3, 4]}])
     with pytest.raises(SmallObjError, match="image_id is 'a'"):

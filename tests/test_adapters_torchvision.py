@@ -222,6 +222,16 @@ def test_other_keys_are_extended_as_told():
         ({"labels": torch.tensor([1])}, "entries for different numbers"),
         ({"boxes": torch.zeros(4, 4)}, "must be tv_tensors.BoundingBoxes"),
         ({"image_id": "a"}, "image_id is 'a'; with a seed"),
+        ({"keypoints": torch.zeros(4, 1, 3)}, "would stay where their source is"),
+        ({"other": tv_tensors.KeyPoints(torch.zeros(4, 2), canvas_size=(90, 110))}, "would stay"),
+        (
+            {
+                "boxes": tv_tensors.BoundingBoxes(
+                    torch.zeros(4, 5), format="CXCYWHR", canvas_size=(90, 110)
+                )
+            },
+            "are CXCYWHR; copy-paste takes upright boxes",
+        ),
         ({"masks": tv_tensors.Mask(torch.zeros(4, 5, 5, dtype=torch.uint8))}, "has shape"),
     ],
 )
@@ -229,6 +239,27 @@ def test_what_does_not_fit_is_refused(change, words):
     image, target = sample(**change)
     with pytest.raises(SmallObjError, match=words):
         CopyPasteTransform(ALL, p=1, seed=0)(image, target)
+
+
+def test_a_target_that_is_none_is_refused_with_what_to_do():
+    """CocoDetection without its wrapper, and `transform` in place of `transforms`."""
+    image, _ = sample()
+    transform = CopyPasteTransform(ALL, p=1)
+    for given in ((image, [{"bbox": [1, 2, 3, 4]}]), (image,), (Image.fromarray(hosts.image()),)):
+        with pytest.raises(SmallObjError, match="`transforms`, not as `transform`"):
+            transform(*given)
+
+
+def test_arrays_stay_arrays():
+    image, target = sample()
+    arrays = {k: np.asarray(target[k]) for k in ("masks", "labels", "area", "iscrowd")}
+    transform = CopyPasteTransform(ALL, p=1, seed=0)
+    _, expected = transform(image, target)
+    _, new = transform(image, target | arrays)
+    for key, given in arrays.items():
+        assert isinstance(new[key], np.ndarray)
+        assert new[key].dtype == given.dtype
+        assert (new[key] == np.asarray(expected[key])).all()
 
 
 def test_a_float_image_is_refused():

@@ -263,7 +263,10 @@ def test_a_line_that_is_invalid_is_named(tmp_path, line, words):
         ({"kpt_shape": [17, 3]}, "has keypoints"),
         ({"names": 3}, "data.yaml is damaged, or another kind of file"),
         ({"train": "nowhere"}, "names nowhere, but there is no"),
+        ({"names": "cat"}, "data.yaml is damaged, or another kind of file"),
         ({"train": None}, "has no 'train'"),
+        ({"train": 5}, "train is 5; it must be a path, or a list"),
+        ({"train": [None]}, "must be a path, or a list"),
         ({"train": "labels"}, "there are no images in train"),
         ({"path": "elsewhere"}, "names images/train, but there is no"),
     ],
@@ -271,6 +274,12 @@ def test_a_line_that_is_invalid_is_named(tmp_path, line, words):
 def test_a_data_yaml_that_is_invalid_is_named(tmp_path, more, words):
     with pytest.raises(SmallObjError, match=words):
         to_coco(write_yolo(tmp_path, [None], **more), "train")
+
+
+def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
+    file = write_yolo(tmp_path, ["\ufeff0 0.5 0.5 1 1\n"])
+    (annotation,) = to_coco(file, "train")[0]["annotations"]
+    assert annotation["category_id"] == 0
 
 
 def test_nothing_is_overwritten_or_mixed(scenes, tmp_path):

@@ -103,6 +103,20 @@ def test_only_the_part_that_is_needed_is_looked_at_and_it_is_enough(seed):
     assert abs(cut(image, matrix, target).reshape(-1, 3) - exact).max() <= PIXEL_TOLERANCE
 
 
+@pytest.mark.parametrize("shape", [(40, 40_000), (40_000, 40)])
+def test_a_side_may_be_longer_than_opencv_takes(shape):
+    image = noise(np.random.default_rng(4), *shape)
+    at = np.array(shape[::-1]) - 30
+    linear = Jitter().sample(np.random.default_rng(5))
+    matrix = np.column_stack([linear, at + 2 - linear @ at])
+    part, target = np.maximum(at - 100, 0), Window(*(at - 6), 16, 16)
+    moved = matrix.copy()
+    moved[:, 2] += linear @ part
+    expected = cut(image[part[1] :, part[0] :], moved, target)
+    assert abs(cut(image, matrix, target).astype(int) - expected).max() <= PIXEL_TOLERANCE
+    assert expected.any()
+
+
 def test_copies_are_cut_before_the_first_is_laid():
     """With overlap, the second copy shows the original object, not what was pasted over it."""
     image = noise(np.random.default_rng(1), 20, 20)

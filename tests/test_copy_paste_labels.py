@@ -165,6 +165,13 @@ def test_keypoints_move_with_their_object_and_keep_their_visibility(mode):
         assert (points[[0, 2], :2] < (x1, y1)).all()
 
 
+def test_keypoints_may_be_an_array():
+    thing = {**rectangle(20, 20, 10, 10), "keypoints": np.array([25.0, 25.0, 2.0])}
+    _, copy = CopyPaste().plan([thing], 80, 80, 0).annotations
+    x, y, w, h = copy["bbox"]
+    assert copy["keypoints"][:2] == pytest.approx([x + w / 2, y + h / 2])
+
+
 def test_keys_of_the_users_own_go_with_the_copy_but_its_id_does_not():
     thing = rectangle(10, 10, 8, 6, id=7, colour="red", track={"of": [1]})
     copy = CopyPaste().plan([thing], 90, 90, np.random.default_rng(0)).annotations[1]

@@ -297,7 +297,9 @@ def square_mask(x, y, side, dtype=bool, value=1):
     return mask
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(bool, 1), (np.uint8, 1), (np.uint8, 255)])
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.int8, -1)]
+)
 @pytest.mark.parametrize("overlap", [False, True])
 def test_masks_may_be_arrays_and_stay_arrays(dtype, value, overlap):
     """What is pasted is what the same masks as RLE give."""
@@ -318,7 +320,7 @@ def test_masks_may_be_arrays_and_stay_arrays(dtype, value, overlap):
         mask = label["segmentation"]
         assert (mask.dtype, mask.shape) == (dtype, (60, 70))
         assert set(np.unique(mask)) == {0, value}
-        assert ((mask > 0) == raster(want["segmentation"], 60, 70)).all()
+        assert ((mask != 0) == raster(want["segmentation"], 60, 70)).all()
         assert label["bbox"] == want["bbox"]
 
 
@@ -361,6 +363,32 @@ def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
         CopyPaste().plan([thing], 60, 70, 0)
     CopyPaste()(image, [{**thing, "bbox_mode": 0}], 0)
     CopyPaste()(image, [{**thing, "bbox": [30, 30, 15, 20]}], 0)
+
+
+@pytest.mark.parametrize("form", ["polygon", "rle", "array"])
+def test_copies_stay_off_a_mask_that_its_box_does_not_hold(form):
+    """No loader has looked at boxes without `bbox_mode`."""
+    large = np.zeros((100, 100), np.uint8)
+    large[10:90, 30:95] = 1
+    forms = {"polygon": [[30, 10, 95, 10, 95, 90, 30, 90]], "rle": rle_of(large), "array": large}
+    small = {"bbox": [8, 8, 9, 9], "area": 81.0, "segmentation": [[8, 8, 17, 8, 17, 17, 8, 17]]}
+    cut = {"bbox": [50, 30, 20, 40], "area": 5200.0, "segmentation": forms[form]}
+    copy_paste = CopyPaste(copies=3)
+    placed = 0
+    for seed in range(20):
+        for copy in copy_paste.plan([small, cut], 100, 100, seed).annotations[2:]:
+            assert not (raster(copy["segmentation"], 100, 100) & large).any()
+            placed += 1
+    assert placed > 30
+
+
+def test_an_object_that_its_box_does_not_hold_is_copied_whole():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[40:60, 40:60] = 1
+    thing = {"bbox": [45, 45, 8, 8], "area": 400.0, "segmentation": rle_of(mask)}
+    same = Jitter(scale=(1.0, 1.0), rotation=(0.0, 0.0))
+    _, copy = CopyPaste(jitter=same).plan([thing], 100, 100, 0).annotations
+    assert copy["area"] == 400
 
 
 def test_copies_that_own_no_pixel_are_counted_apart():

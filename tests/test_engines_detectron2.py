@@ -32,6 +32,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as coco_mask
 
+from proofs.random_scenes import rle_of
 from smallobj_d2.augmentation import DrawAugmentation, draw_state
 from smallobj_d2.config import load_cfg
 from smallobj_d2.copy_paste import CopyPaste
@@ -451,6 +452,27 @@ def test_a_measured_area_is_that_of_the_json(registered):
     ours = sorted(a["area"] for r in records for a in r["annotations"])
     assert len(ours) > 50
     assert set(ours) <= set(theirs)
+
+
+@pytest.mark.parametrize("mode", [BoxMode.XYXY_ABS, BoxMode.XYWH_ABS])
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+def test_a_box_that_does_not_hold_its_mask_becomes_the_masks(mode, form):
+    mask = np.zeros((50, 60), np.uint8)
+    mask[10:40, 20:50] = 1
+    forms = {"polygon": [[20.0, 10, 50, 10, 50, 40, 20, 40]], "rle": rle_of(mask)}
+    thing = {"bbox_mode": mode, "category_id": 0, "segmentation": forms[form], "area": 900}
+    boxes = {BoxMode.XYXY_ABS: (25, 15, 45, 35), BoxMode.XYWH_ABS: (25, 15, 20, 20)}
+    held = {BoxMode.XYXY_ABS: (20.5, 10, 50, 40), BoxMode.XYWH_ABS: (20.5, 10, 30, 30)}
+    things = [{**thing, "bbox": [*box[mode]]} for box in (boxes, held)]
+    image = {"file_name": "a.png", "height": 50, "width": 60, "annotations": things}
+    (complete,) = with_areas([image])
+    mended, kept = (a["bbox"] for a in complete["annotations"])
+    assert mended == ([20, 10, 50, 40] if mode == BoxMode.XYXY_ABS else [20, 10, 30, 30])
+    assert kept == [*held[mode]]
+    assert things[0]["bbox"] == [*boxes[mode]]
+    things[0]["segmentation"] = {"size": [9, 9], "counts": b"x"}
+    with pytest.raises(SmallObjError, match=r"a\.png: An RLE"):
+        with_areas([image])
 
 
 def test_records_without_a_size_get_that_of_the_image(registered):

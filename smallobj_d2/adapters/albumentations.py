@@ -40,13 +40,19 @@ class CopyPasteTransform(albumentations.DualTransform):
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
         """What is pasted, planned for the whole sample."""
-        others = {"mask", "keypoints", "images", "volume", "volumes", "mask3d"} & data.keys()
-        if others or "bboxes" not in data:
+        others = {"mask", "keypoints", "images", "volume", "volumes", "mask3d"}
+        others = (others | self._additional_targets.keys()) & data.keys()
+        bboxes, masks = data.get("bboxes"), data.get("masks")
+        if others or not isinstance(bboxes, np.ndarray):
             what = f"not {', '.join(sorted(others))}" if others else "and bboxes are missing"
             raise SmallObjError(
-                f"Copy-paste takes image, masks and bboxes (of bbox_params), {what}."
+                f"Copy-paste takes image, masks and bboxes (of a Compose with bbox_params), {what}."
             )
-        bboxes, masks = data["bboxes"], data.get("masks")
+        if self.deterministic:  # as ReplayCompose makes it
+            raise SmallObjError(
+                "Copy-paste cannot be replayed: what is pasted is of one image. Leave it out of "
+                "ReplayCompose."
+            )
         if masks is not None and len(masks) != len(bboxes):
             raise SmallObjError(
                 f"There are {len(masks)} masks for {len(bboxes)} bboxes. Copy-paste belongs before "

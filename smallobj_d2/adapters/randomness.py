@@ -1,10 +1,12 @@
 """The generator of one sample, where the host gives a transform no index."""
 
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 
+from smallobj_d2.copy_paste.checks import is_whole
 from smallobj_d2.errors import SmallObjError
 
 
@@ -23,14 +25,18 @@ class Randomness:
     def __init__(self, p: float, seed: int | None) -> None:
         if not 0 <= p <= 1:
             raise SmallObjError(f"p is {p!r}; it is a share of the images, from 0 to 1.")
-        if seed is not None and seed < 0:
-            raise SmallObjError(f"seed is {seed!r}; it must not be negative.")
+        if seed is not None and not is_whole(seed, 0, 2**63 - 1):
+            raise SmallObjError(f"seed is {seed!r}; it must be a whole number and not negative.")
         self.p, self.seed = p, seed
         # Shared, so that workers that outlive an epoch hear of the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Randomness":
+        """A copy that hears of epochs, too: some operations on datasets copy their transforms."""
+        return copy(self)
+
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; workers that are running hear of it."""
+        """Say which epoch begins; workers that are running, and copies, hear of it."""
         self._epoch.fill_(epoch)
 
     def generator(self, image_id: Any) -> np.random.Generator | None:

@@ -1,6 +1,6 @@
 """Copy-paste as a transform of ``torchvision.transforms.v2``, for detection datasets."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from smallobj_d2.errors import SmallObjError
 
 _INSTANCE = ("masks", "boxes", "labels", "area", "iscrowd", "bbox", "category_id", "segmentation")
 """Keys of a target with an entry for each instance, as ``CocoDetection`` has them."""
+
+
+_UPRIGHT_FORMATS = tuple(tv_tensors.BoundingBoxFormat[n] for n in ("XYXY", "XYWH", "CXCYWH"))
 
 
 class CopyPasteTransform(v2.Transform):
@@ -62,7 +65,15 @@ class CopyPasteTransform(v2.Transform):
 
     def forward(self, *inputs: Any) -> tuple[Any, dict[str, Any]]:
         """Augment a sample: an image and its target, as two arguments or a pair."""
-        image, target = inputs if len(inputs) > 1 else inputs[0]
+        sample = inputs if len(inputs) > 1 else inputs[0]
+        is_pair = isinstance(sample, list | tuple) and len(sample) == 2
+        if not (is_pair and isinstance(sample[1], Mapping)):
+            raise SmallObjError(
+                "Copy-paste takes an image and its target, a dict as "
+                "wrap_dataset_for_transforms_v2 makes it. Give it to the dataset as `transforms`, "
+                "not as `transform`."
+            )
+        image, target = sample
         count = self._instances(target)
         rng = self.randomness.generator(target.get("image_id")) if count else None
         if rng is None:
@@ -72,7 +83,7 @@ class CopyPasteTransform(v2.Transform):
             self.copy_paste,
             _as_array(image),
             rng,
-            masks=None if masks is None else masks.numpy(),
+            masks=None if masks is None else np.asarray(masks),
             boxes=None if boxes is None else _in_format(boxes, "XYXY").numpy().astype(np.float64),
             areas=target.get("area"),
             crowds=target.get("iscrowd"),
@@ -91,6 +102,13 @@ class CopyPasteTransform(v2.Transform):
             is_many = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
             if not is_many or key in self.image_keys:
                 continue
+            moves = isinstance(value, tv_tensors.KeyPoints | tv_tensors.BoundingBoxes)
+            if key == "keypoints" or (moves and key != "boxes"):
+                raise SmallObjError(
+                    f"target[{key!r}] has keypoints or boxes that would stay where their "
+                    "source is: only masks, boxes, bbox and segmentation follow a copy. Leave it "
+                    "out of the target."
+                )
             if key not in self.instance_keys:
                 raise SmallObjError(
                     f"target[{key!r}] is a {type(value).__name__} of {len(value)}. If it has an "
@@ -104,6 +122,9 @@ class CopyPasteTransform(v2.Transform):
             )
         if "boxes" in counts and not isinstance(target["boxes"], tv_tensors.BoundingBoxes):
             raise SmallObjError("target['boxes'] must be tv_tensors.BoundingBoxes, with a format.")
+        if "boxes" in counts and target["boxes"].format not in _UPRIGHT_FORMATS:
+            kind = target["boxes"].format.value
+            raise SmallObjError(f"target['boxes'] are {kind}; copy-paste takes upright boxes.")
         if "segmentation" in counts and "masks" not in counts:
             raise SmallObjError(
                 "target['segmentation'] needs target['masks'], to follow the copies."
@@ -133,8 +154,9 @@ def _in_format(boxes: Any, new: Any) -> Any:
 def _extended(key: str, value: Any, pasted: Pasted) -> Any:
     """The entries of the instances afterwards."""
     if key == "masks":
-        masks = torch.from_numpy(pasted.masks)
-        return tv_tensors.wrap(masks, like=value)
+        masks = pasted.masks
+        is_tensor = isinstance(value, torch.Tensor)
+        return tv_tensors.wrap(torch.from_numpy(masks), like=value) if is_tensor else masks
     if key == "boxes":
         whole = not value.is_floating_point() and pasted.masks is None
         xyxy = torch.from_numpy(pasted.boxes).to(torch.float32 if whole else value.dtype)
@@ -157,4 +179,6 @@ def _extended(key: str, value: Any, pasted: Pasted) -> Any:
             entries[i] = {**rle, "counts": rle["counts"].decode()}
     if isinstance(value, torch.Tensor):
         return torch.stack([torch.as_tensor(e, dtype=value.dtype) for e in entries])
+    if isinstance(value, np.ndarray):
+        return np.stack([np.asarray(e, dtype=value.dtype) for e in entries])
     return type(value)(entries)

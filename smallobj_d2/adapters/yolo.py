@@ -29,6 +29,8 @@ from smallobj_d2.masks.shapes import Bitmap, Outline, Points, box_xyxy, has_mask
 SPLITS = ("train", "val", "test")
 _OUTSIDE = 0.01
 """By how much a share may be off the image; it is clipped then."""
+_AT_ONCE = 1 << 20
+"""Pairs of points compared in one table."""
 _DECIMALS = 5
 """Of coordinates in pixels. What was divided by the image's size comes back as it was, and COCO's
 rasterizer, which counts fifths of a pixel, gives the same mask."""
@@ -44,6 +46,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     with reading(file):
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
         names = data["names"]
+        if isinstance(names, str):
+            raise TypeError("names must be a list, or a dict by class")
         by_class = names if isinstance(names, dict) else dict(enumerate(names))
         data["names"] = {int(k): str(v) for k, v in by_class.items()}
     if "kpt_shape" in data:
@@ -97,7 +101,10 @@ def _images(file: Path, data: dict[str, Any], split: str) -> Iterator[Path]:
     if not entries:
         raise SmallObjError(f"{file} has no {split!r}; it has: {', '.join(data)}.")
     root = file.parent.absolute() / str(data.get("path") or "")
-    for entry in [entries] if isinstance(entries, str) else entries:
+    entries = [entries] if isinstance(entries, str) else entries
+    if not (isinstance(entries, list) and all(isinstance(e, str) for e in entries)):
+        raise SmallObjError(f"{file}: {split} is {entries!r}; it must be a path, or a list.")
+    for entry in entries:
         place = _first(file, entry, root / entry, root / entry.removeprefix("../"))
         if place.is_dir():
             yield from (p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -121,7 +128,7 @@ def _read_labels(
     if not file.is_file():
         return
     with reading(file):
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     seen = set()
     for number, line in enumerate(lines, 1):
         if line.strip() and line not in seen:
@@ -197,16 +204,24 @@ def one_polygon(annotation: dict[str, Any], height: int, width: int) -> tuple[Po
             rings = _rings(geometry_of(shape))
     joined = rings.pop(max(range(len(rings)), key=lambda i: len(rings[i])))
     several = bool(rings)
-    bridges = [_nearest(joined, ring) for ring in rings]
-    while rings:
-        k = min(range(len(rings)), key=lambda k: bridges[k][0])
-        ring, (_, start, j) = rings.pop(k), bridges.pop(k)
-        i = int(np.flatnonzero((joined == start).all(axis=1))[0])
+    if not several:
+        return joined, several
+    # Prim's algorithm: how near each point that is left comes to what is joined, and where.
+    points = np.concatenate(rings)
+    ring_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    first = np.searchsorted(ring_of, np.arange(len(rings)))
+    distance, at = _nearest(points, joined)
+    while np.isfinite(distance).any():
+        point = int(distance.argmin())
+        k = ring_of[point]
+        ring, j = rings[k], point - first[k]
+        i = int(np.flatnonzero((joined == at[point]).all(axis=1))[0])
         joined = np.concatenate([joined[: i + 1], ring[j:], ring[: j + 1], joined[i:]])
-        bridges = [
-            min(old, _nearest(ring, other), key=lambda b: b[0])
-            for old, other in zip(bridges, rings, strict=True)
-        ]
+        distance[ring_of == k] = np.inf
+        left = np.flatnonzero(np.isfinite(distance))
+        nearer, there = _nearest(points[left], ring)
+        closer = nearer < distance[left]
+        distance[left[closer]], at[left[closer]] = nearer[closer], there[closer]
     return joined, several
 
 
@@ -223,11 +238,17 @@ def _overlap(parts: list[Points]) -> bool:
     return bool(shapely.area(polygons).sum() - shapely.area(shapely.union_all(polygons)) > 1e-6)
 
 
-def _nearest(a: Points, b: Points) -> tuple[float, Points, int]:
-    """How near two rings come, at which point of the first and which number of the second."""
-    distance = np.hypot(*(a[:, None] - b[None]).transpose(2, 0, 1))
-    i, j = np.unravel_index(int(distance.argmin()), distance.shape)
-    return float(distance[i, j]), a[i], int(j)
+def _nearest(points: Points, ring: Points) -> tuple[NDArray[np.float64], Points]:
+    """How near each of some points comes to those of a ring, and to which of them."""
+    distance, nearest = np.empty(len(points)), np.empty_like(points)
+    step = max(1, _AT_ONCE // len(ring))
+    for start in range(0, len(points), step):
+        some = slice(start, start + step)
+        apart = points[some, None] - ring
+        each = np.hypot(apart[..., 0], apart[..., 1])
+        found = each.argmin(axis=1)
+        distance[some], nearest[some] = each[np.arange(len(found)), found], ring[found]
+    return distance, nearest
 
 
 def require_absent(paths: Iterable[Path]) -> None:

@@ -52,7 +52,7 @@ class ObjectBank:
     """Objects of other images, as `smallobj_d2.copy_paste.sources.Sources`.
 
     Each draw takes the objects of one of its images, chosen at random; never those of the image
-    that is augmented.
+    that is augmented, where `CopyPaste.plan` is told its name.
 
     Args:
         donors: of each image its objects, one at least.

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from smallobj_d2.masks.outlines import geometry_of, polygons_of, squares_of, without_holes
 from smallobj_d2.masks.rle import Mask
-from smallobj_d2.masks.shapes import Annotation, Bitmap, Outline, Shape, Window, has_mask
+from smallobj_d2.masks.shapes import Annotation, Bitmap, Outline, Shape, Window, box_of, has_mask
 
 
 def label_of_copy(
@@ -71,7 +71,7 @@ def transformed(
         size: (height, width) of the image after the map.
     """
     label = dict(source)
-    label["bbox"] = _box(shape, source)
+    label["bbox"] = box_of(shape, source)
     if isinstance(shape, Bitmap):
         label["area"] = float(np.count_nonzero(shape.mask))
     else:
@@ -79,7 +79,8 @@ def transformed(
         label["area"] = source["area"] * abs(a * d - b * c)
     if has_mask(source):
         label["segmentation"] = _segmentation(shape, source, *size)
-    if source.get("keypoints"):
+    keypoints = source.get("keypoints")
+    if keypoints is not None and len(keypoints):
         label["keypoints"] = _move_keypoints(source["keypoints"], matrix)
     return label
 
@@ -90,12 +91,6 @@ def _segmentation(shape: Shape, like: Annotation, height: int, width: int) -> An
     if isinstance(shape, Bitmap) and isinstance(given, np.ndarray):
         return shape.as_array(given, height, width)
     return shape.segmentation(height, width)
-
-
-def _box(shape: Shape, like: Annotation) -> list[float]:
-    """The tight box of a shape, in the ``bbox_mode`` of an annotation."""
-    x0, y0, x1, y1 = shape.bounds()
-    return [x0, y0, x1, y1] if like.get("bbox_mode", 1) == 0 else [x0, y0, x1 - x0, y1 - y0]
 
 
 def _move_keypoints(keypoints: Any, matrix: NDArray[np.float64]) -> list[float]:
@@ -140,7 +135,7 @@ def uncovered(label: Annotation, shape: Shape, above: Mask) -> Annotation | None
     if not area:
         return None
     changed = dict(label)
-    changed["bbox"] = _box(rest, label)
+    changed["bbox"] = box_of(rest, label)
     changed["area"] = area
     if has_mask(label):
         changed["segmentation"] = _segmentation(rest, label, height, width)

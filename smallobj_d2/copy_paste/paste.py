@@ -179,8 +179,9 @@ class CopyPaste:
         Args:
             image: (H, W, 3) uint8.
             annotations: the instances of the image, as in Detectron2's dataset dicts: ``bbox``
-                (XYWH unless ``bbox_mode`` says XYXY), ``area``, perhaps ``iscrowd``, ``keypoints``
-                and ``segmentation``: polygons, RLE, or an (H, W) array of bool or whole numbers.
+                (XYWH unless ``bbox_mode`` says XYXY; with that key it must hold the mask, give or
+                take a pixel), ``area``, perhaps ``iscrowd``, ``keypoints`` and ``segmentation``:
+                polygons, RLE, or an (H, W) array of bool or whole numbers.
             rng: source of randomness, or the seed of one.
 
         Returns:
@@ -218,7 +219,7 @@ class CopyPaste:
         """
         rng = _generator(rng)
         scene = Scene(annotations, height, width)
-        _require_xywh(scene)
+        _check_boxes(scene)
         plan = Plan(list(annotations))
         chosen = self.choose(self.sources.candidates(scene, rng, image), rng)
         plan.tried = len(chosen) * self.copies
@@ -296,8 +297,10 @@ def _generator(rng: np.random.Generator | int) -> np.random.Generator:
     )
 
 
-def _require_xywh(scene: Scene) -> None:
-    """Refuse boxes without ``bbox_mode`` that are XYXY for all that their masks or the image say.
+def _check_boxes(scene: Scene) -> None:
+    """Boxes without ``bbox_mode``, which no loader has checked: let them hold their masks.
+
+    Those that are XYXY for all that their masks or the image say are refused.
 
     Raises:
         SmallObjError: naming the first.
@@ -307,7 +310,7 @@ def _require_xywh(scene: Scene) -> None:
             continue
         x, y, a, b = annotation["bbox"]
         if has_mask(annotation):
-            bounds = np.array(scene.shape(i).bounds())
+            bounds = np.array(scene.hold(i).bounds())
             off, off_xyxy = (
                 np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b))
             )

@@ -20,7 +20,7 @@ class Scene:
 
     Args:
         annotations: N instances, crowds included, as in Detectron2's dataset dicts. Boxes must
-            hold their masks, give or take a pixel; `smallobj_d2.datasets.coco` sees to that.
+            hold their masks, give or take a pixel: loaders see to that, and `hold` does.
         height, width: size of the image in pixels.
 
     Raises:
@@ -29,8 +29,8 @@ class Scene:
 
     def __init__(self, annotations: Sequence[Annotation], height: int, width: int) -> None:
         for i, annotation in enumerate(annotations):
-            if "bbox" not in annotation or "area" not in annotation:
-                missing = sorted({"bbox", "area"} - annotation.keys())
+            if annotation.get("bbox") is None or annotation.get("area") is None:
+                missing = [key for key in ("area", "bbox") if annotation.get(key) is None]
                 raise SmallObjError(
                     f"Annotation {i} has no {' and no '.join(missing)}. Copy-paste needs both: "
                     "`area` is that of the mask in pixels (smallobj_d2.load_coco reads it, "
@@ -53,13 +53,23 @@ class Scene:
 
     def shape(self, i: int) -> Shape:
         """The shape of instance ``i``."""
-        shape = self._shapes[i]
-        if shape is None:
-            try:
-                shape = shape_of(self.annotations[i], self.height, self.width)
-            except SmallObjError as e:
-                raise SmallObjError(f"Annotation {i}: {e}") from e
-            self._shapes[i] = shape
+        return self._shapes[i] or self._unpack(i, in_box=True)
+
+    def hold(self, i: int) -> Shape:
+        """The shape of instance ``i``, whose box is widened to hold its mask."""
+        shape = self._unpack(i, in_box=False)
+        bounds = np.array(shape.bounds())
+        if (bounds[:2] < bounds[2:]).all():
+            np.minimum(self.boxes[i, :2], bounds[:2], out=self.boxes[i, :2])
+            np.maximum(self.boxes[i, 2:], bounds[2:], out=self.boxes[i, 2:])
+        return shape
+
+    def _unpack(self, i: int, *, in_box: bool) -> Shape:
+        try:
+            shape = shape_of(self.annotations[i], self.height, self.width, in_box=in_box)
+        except SmallObjError as e:
+            raise SmallObjError(f"Annotation {i}: {e}") from e
+        self._shapes[i] = shape
         return shape
 
     def neighbours(self, chosen: Sequence[int]) -> Callable[[int], Iterable[list[int]]]:

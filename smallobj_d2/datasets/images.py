@@ -78,7 +78,7 @@ def opened(
                 # Before decoding, as a file may claim to be of any size.
                 as_it_lies = image.size == (record["width"], record["height"])
                 require_size(record, image.size if as_it_lies else _upright(image))
-            if _is_deep(image.mode):
+            if is_deep(image.mode):
                 raise UnreadableImage(
                     f"{label} cannot be read: it has 16 bits or more ({image.mode}), and most of "
                     "it would be white. Save it with 8 bits."
@@ -129,7 +129,8 @@ def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
         )
 
 
-def _is_deep(mode: str) -> bool:
+def is_deep(mode: str) -> bool:
+    """Whether an image of that mode of Pillow's has 16 bits or more, which RGB would clip."""
     return mode in _DEEP or mode.startswith("I;")
 
 
@@ -243,7 +244,7 @@ def _look_into(file: Any, height: Any, width: Any) -> Defects:
         upright = _upright(image)
     except Exception as e:  # Pillow's readers of damaged files raise nearly anything
         return [("image-damaged", f"the image cannot be read: {_why(e)}")]
-    if _is_deep(mode):
+    if is_deep(mode):
         found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
     elif mode != "RGB":
         found.append((_KINDS.get(mode, "image-other"), f"its mode is {mode}"))

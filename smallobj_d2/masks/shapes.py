@@ -26,6 +26,8 @@ Points = NDArray[np.float64]
 
 FARTHEST = 1e5
 """No coordinate may be larger; COCO's tools count fifths of a pixel in 32 bits."""
+_LONGEST = 32_766
+"""The longest side that OpenCV's warps can take."""
 _SHIFT = 6
 """Fractional bits of a coordinate handed to OpenCV."""
 _FINE = 2
@@ -128,30 +130,45 @@ def box_xyxy(annotation: Mapping[str, Any]) -> tuple[float, float, float, float]
     return (x, y, a, b) if annotation.get("bbox_mode", 1) == 0 else (x, y, x + a, y + b)
 
 
+def box_of(shape: Shape, like: Mapping[str, Any]) -> list[float]:
+    """The tight box of a shape, in the ``bbox_mode`` of an annotation."""
+    x0, y0, x1, y1 = shape.bounds()
+    return [x0, y0, x1, y1] if like.get("bbox_mode", 1) == 0 else [x0, y0, x1 - x0, y1 - y0]
+
+
 def has_mask(annotation: Mapping[str, Any]) -> bool:
     """Whether an annotation has a mask: polygons, an RLE, or an array of pixels."""
     segmentation = annotation.get("segmentation")
     return segmentation is not None and len(segmentation) > 0
 
 
-def shape_of(annotation: Mapping[str, Any], height: int, width: int) -> Shape:
+def shape_of(
+    annotation: Mapping[str, Any], height: int, width: int, *, in_box: bool = True
+) -> Shape:
     """The shape of an instance: that of its mask, or of its box where it has none.
 
     Args:
-        annotation: its ``bbox`` must hold its mask, give or take a pixel.
+        annotation: the instance.
         height, width: size of the image.
+        in_box: its ``bbox`` holds its mask, give or take a pixel, so that of an RLE the rest need
+            not be decoded.
 
     Raises:
         SmallObjError: for an invalid mask; `smallobj_d2.datasets.coco` leaves none in.
     """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
+        if not {"size", "counts"} <= segmentation.keys():
+            raise SmallObjError(
+                f"An RLE in `segmentation` has the keys {sorted(segmentation)}; it needs size and "
+                "counts."
+            )
         if list(segmentation["size"]) != [height, width]:
             raise SmallObjError(
                 f"An RLE in `segmentation` has size {segmentation['size']}; it must be the image's "
                 f"height and width, {[height, width]}."
             )
-        return Bitmap.decode(segmentation, box_xyxy(annotation))
+        return Bitmap.decode(segmentation, box_xyxy(annotation) if in_box else None)
     if isinstance(segmentation, np.ndarray):
         return Bitmap.of_array(segmentation, height, width)
     if not isinstance(segmentation, list | tuple | None):
@@ -350,9 +367,10 @@ class Bitmap:
         return encode(self.mask, self.x, self.y, width, height)
 
     def as_array(self, like: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-        """(H, W) of the type and the largest value of another mask, in an image of that size."""
+        """(H, W) of the type and the largest value in another mask, in an image of that size."""
         mask: NDArray[Any] = self.pixels(Window(0, 0, width, height)).astype(like.dtype)
-        mask *= like.max(initial=0)
+        values = like[like != 0]
+        mask *= values.max() if values.size else like.dtype.type(0)
         return mask
 
 
@@ -370,12 +388,28 @@ def warp(
         window: in coordinates after the map.
         border: OpenCV's word for what lies outside the source; nothing (0) unless said.
     """
+    if max(source.shape[:2]) > _LONGEST:
+        source, matrix = _seen(source, matrix, window)
     (a, b, c), (d, e, f) = matrix.tolist()
     # OpenCV puts pixel centres at whole numbers.
     c, f = c + (a + b) / 2 - 0.5 - window.x, f + (d + e) / 2 - 0.5 - window.y
     index = np.array([(a, b, c), (d, e, f)])
     size = window.width, window.height
     return np.asarray(cv2.warpAffine(source, index, size, borderMode=border), np.uint8)
+
+
+def _seen(
+    source: NDArray[np.uint8], matrix: NDArray[np.float64], window: Window
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The part of an image that a window shows under an affine map, and the map from there."""
+    x, y, width, height = window
+    corners = np.array([(x, y), (x + width, y), (x, y + height), (x + width, y + height)])
+    shown = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    part = Window.around(*(shown.min(axis=0) - 2), *(shown.max(axis=0) + 2))
+    part = part.clipped(source.shape[1], source.shape[0])
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ part[:2]
+    return part.of(source), moved
 
 
 def _one_piece(mask: Mask) -> bool:

@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from smallobj_d2.datasets.categories import Categories, require_same_categories
 from smallobj_d2.datasets.coco import (
     BUILTIN,
+    XYWH,
     categories_of,
     dataset_info,
     is_registered,
@@ -23,7 +24,9 @@ from smallobj_d2.datasets.coco import (
     mask_area,
 )
 from smallobj_d2.datasets.images import opened, require_size
+from smallobj_d2.datasets.instances import does_not_hold
 from smallobj_d2.errors import SmallObjError
+from smallobj_d2.masks.shapes import box_of, box_xyxy, has_mask, shape_of
 from smallobj_d2.sampling import factors_from_config, repeat_factors
 from smallobj_d2.sizes import SMALL_AREA
 from smallobj_d2.training_set import Records
@@ -93,10 +96,12 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
 
     Args:
         dataset_dicts: what a dataset registered with Detectron2 gives. Without ``height`` and
-            ``width`` the size is read from the image file; without ``area`` it is measured.
+            ``width`` the size is read from the image file; without ``area`` it is measured. A box
+            that does not hold its mask becomes the mask's, as `smallobj_d2.load_coco` has it.
 
     Raises:
         UnreadableImage: if the size of an image is to be read, and cannot be.
+        SmallObjError: naming the image of an invalid mask.
     """
     records = []
     for record in dataset_dicts:
@@ -109,11 +114,28 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
             # Whole numbers would stay whole numbers after a resize.
             box = [float(v) for v in annotation["bbox"]]
             annotation = {"iscrowd": 0, **annotation, "bbox": box}
+            if has_mask(annotation) and annotation.get("bbox_mode", XYWH) in (
+                BoxMode.XYXY_ABS,
+                XYWH,
+            ):
+                try:
+                    _hold(annotation, record["height"], record["width"])
+                except SmallObjError as e:
+                    raise SmallObjError(f"{record.get('file_name', 'An image')}: {e}") from e
             if "area" not in annotation:
                 annotation["area"] = area_of(annotation, record["height"], record["width"])
             annotations.append(annotation)
         records.append({**record, "annotations": annotations})
     return records
+
+
+def _hold(annotation: dict[str, Any], height: int, width: int) -> None:
+    """Give an annotation the box of its mask, in place, if its own does not hold that."""
+    shape = shape_of(annotation, height, width, in_box=False)
+    x0, y0, x1, y1 = bounds = shape.bounds()
+    is_there = x0 < x1 and y0 < y1
+    if is_there and does_not_hold(np.array([box_xyxy(annotation)]), np.array([bounds]))[0]:
+        annotation["bbox"] = box_of(shape, annotation)
 
 
 def area_of(annotation: dict[str, Any], height: int, width: int) -> float:
