@@ -393,6 +393,7 @@ RULES: dict[str, Rule] = {
     "INPUT.MIN_SIZE_TEST": _SIDE,
     "INPUT.MAX_SIZE_TEST": _SIZES,
     "INPUT.FORMAT": _one_of("BGR", "RGB"),
+    "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": _one_of("choice", "range"),
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
     "MODEL.DEVICE": Rule(

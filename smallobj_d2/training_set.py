@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.augmentation import require_masks
+from smallobj_d2.datasets.categories import classes_of
 from smallobj_d2.datasets.coco import get_records, is_registered, load_dataset, without_empty
 from smallobj_d2.datasets.images import require_files, require_readable
 from smallobj_d2.errors import SmallObjError
@@ -42,10 +43,11 @@ def training_data(
     if not records:
         raise SmallObjError(f"No image of {names} has an annotation that is not a crowd.")
     highest = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
-    if highest >= cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    key, classes = classes_of(cfg)
+    if highest >= classes:
         raise SmallObjError(
-            f"{names} has {highest + 1} categories or more, but the model has "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set MODEL.ROI_HEADS.NUM_CLASSES to their number."
+            f"{names} has {highest + 1} categories or more, but the model has {classes}. Set {key} "
+            "to their number."
         )
     require_masks(records, cfg)
     if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":

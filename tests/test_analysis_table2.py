@@ -184,7 +184,7 @@ def test_gains_are_per_epoch(scenes):
         before = table2(objects, match(objects, PAPER), data="", protocol="paper")
         matches = match(found.objects, PAPER)
         after = table2(found.objects, matches, data="", protocol="paper")
-        tables.append({g.what: g for g in gains([before], [after], found.epochs)})
+        tables.append({g.what: g for g in gains([before], [after], found.epochs, before.images)})
     one, three = tables
     drawn = "images drawn per epoch"
     assert one[drawn].after == pytest.approx(three[drawn].after)
@@ -239,6 +239,17 @@ def test_advice_where_nearly_all_images_have_small_objects():
     text = advice([record(100) for _ in range(199)] + [record(2000)])
     assert "199 of 200 images (99.5%)" in text
     assert "Nearly every image has small objects, so oversampling cannot help" in text
+
+
+def test_images_that_training_leaves_out_do_not_count_for_oversampling():
+    """All that is drawn has small objects, though most images have nothing."""
+    records = [record(100), record(200, 5000), *(record() for _ in range(8))]
+    text = advice(records)
+    assert "2 of 10 images (20%) have a small object" in text
+    assert "Training leaves out the 8 images without annotations" in text
+    assert "All of these have small objects, so oversampling cannot help" in text
+    text = advice(records, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
+    assert "33% of the drawn images would have small objects instead of 20%" in text
 
 
 def test_advice_where_small_objects_are_not_rare():

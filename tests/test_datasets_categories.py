@@ -3,10 +3,10 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fvcore.common.config import CfgNode
 
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.categories import check_categories, require_same_categories
@@ -37,16 +37,22 @@ def test_equal_lists_pass():
     require_same_categories({"train": PETS, "val": dict(PETS), "more": dict(PETS)})
 
 
+def model(roi_heads, retinanet=80, name="GeneralizedRCNN"):
+    classes = {"ROI_HEADS": {"NUM_CLASSES": roi_heads}, "RETINANET": {"NUM_CLASSES": retinanet}}
+    return CfgNode({"MODEL": {"META_ARCHITECTURE": name, **classes}})
+
+
 @pytest.mark.parametrize("classes", [1, 3, 80])
 def test_the_model_must_have_a_class_for_each_category_and_no_more(classes):
-    heads = SimpleNamespace(ROI_HEADS=SimpleNamespace(NUM_CLASSES=classes))
-    with pytest.raises(SmallObjError, match=r"NUM_CLASSES 2\.$"):
-        check_categories(SimpleNamespace(MODEL=heads), ["train"], {"train": PETS}.get)
+    with pytest.raises(SmallObjError, match=r"Set MODEL\.ROI_HEADS\.NUM_CLASSES 2\.$"):
+        check_categories(model(classes), ["train"], {"train": PETS}.get)
+    with pytest.raises(SmallObjError, match=r"Set MODEL\.RETINANET\.NUM_CLASSES 2\.$"):
+        check_categories(model(2, classes, "RetinaNet"), ["train"], {"train": PETS}.get)
+    check_categories(model(80, 2, "RetinaNet"), ["train"], {"train": PETS}.get)
 
 
 def test_a_dataset_of_unknown_categories_is_not_compared():
-    heads = SimpleNamespace(ROI_HEADS=SimpleNamespace(NUM_CLASSES=2))
-    check_categories(SimpleNamespace(MODEL=heads), ["train", "x"], {"train": PETS}.get)
+    check_categories(model(2), ["train", "x"], {"train": PETS}.get)
 
 
 # --- in the engines

@@ -345,6 +345,21 @@ def test_the_good_dataset_has_nothing_to_remark_on(tmp_path):
     assert sum(len(r["annotations"]) for r in load_coco(path, tmp_path).records) == 5
 
 
+def test_a_loose_box_at_the_corner_is_not_two_corners(tmp_path):
+    """There both readings are about the same, and the other may happen to be nearer."""
+    data = good()
+    annotation(bbox=[0, 1, 40, 38], segmentation=[[1, 2, 39, 2, 39, 36.5, 1, 36.5]])(data)
+    assert "bbox-xyxy" not in {f.kind for f in check_coco(write(tmp_path, data))}
+
+
+def test_a_polygon_that_crosses_itself_has_an_area_whatever_the_shoelace_formula_says(tmp_path):
+    data = good()
+    polygons([10, 10, 30, 30, 30, 10, 10, 30])(data)
+    kinds = {f.kind for f in check_coco(write(tmp_path, data))}
+    assert "polygon-crossing" in kinds
+    assert "mask-empty" not in kinds
+
+
 @pytest.mark.parametrize("name", CORPUS)
 def test_each_defect_of_a_json_is_named(tmp_path, caplog, name):
     change, kind, number, owner = CORPUS[name]

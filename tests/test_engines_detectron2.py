@@ -389,6 +389,17 @@ def test_a_dataset_of_a_function_is_evaluated_wherever_its_images_are(tmp_path, 
     written = evaluator._coco_api
     assert os.path.isabs(next(iter(written.imgs.values()))["file_name"])
     assert len(written.anns) == sum(len(r["annotations"]) for r in records)
+    records[0]["annotations"] = records[0]["annotations"][:1]
+    MetadataCatalog.pop(name)  # as in a new process; the file that was written is still there
+    MetadataCatalog.get(name).set(thing_classes=[f"class{i}" for i in range(6)])
+    again = Trainer.build_evaluator(cfg, name)._coco_api
+    assert len(again.anns) == sum(len(r["annotations"]) for r in records) < len(written.anns)
+
+
+def test_keypoints_are_evaluated_by_the_sigmas_of_the_config(registered):
+    sigmas = [0.1, 0.2, 0.3, 0.4]
+    cfg = config("demo", "TEST.KEYPOINT_OKS_SIGMAS", sigmas)
+    assert [*Trainer.build_evaluator(cfg, registered)._kpt_oks_sigmas] == sigmas
 
 
 @pytest.fixture

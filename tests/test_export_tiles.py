@@ -191,6 +191,20 @@ def test_boxes_without_masks_are_clipped():
     assert "segmentation" not in part
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_leaves_the_image_is_no_part_of_an_object(masked):
+    """An outline may go on where the image ends; its share is of what can be seen."""
+    own = annotation([[-80.0, 10, 20, 10, 20, 30, -80, 30]])
+    if not masked:
+        del own["segmentation"]
+    (whole,) = parts([own], size=200, min_share=0.3)
+    assert whole.annotations[0]["tile"]["share"] == 1
+    assert whole.annotations[0]["bbox"] == own["bbox"]
+    cut = parts([own], size=15, overlap=0, min_share=0.2)
+    shares = {t.window[:2]: t.annotations[0]["tile"]["share"] for t in cut if t.annotations}
+    assert shares == {(0, 0): 75 / 400, (0, 14): 225 / 400, (14, 14): 90 / 400}
+
+
 def test_keypoints_outside_are_not_labeled():
     own = annotation([[30.0, 10, 60, 10, 60, 20, 30, 20]], keypoints=[35, 12, 2, 55, 12, 2])
     (part,) = parts([own], size=40, overlap=0)[0].annotations

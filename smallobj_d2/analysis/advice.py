@@ -103,12 +103,16 @@ def advise(
     """
     s, training = cfg.SMALLOBJ, next((t for t in tables if t.protocol == "training"), None)
     small = tables[0].rows["small"]
-    share, factor = small.image_share, s.OVERSAMPLING_FACTOR if s.OVERSAMPLING_FACTOR > 1 else 3.0
+    factor = s.OVERSAMPLING_FACTOR if s.OVERSAMPLING_FACTOR > 1 else 3.0
+    trained = images_of_training(objects, cfg)
+    share = small.images / max(trained, 1)
     most, in_image = cfg.TEST.DETECTIONS_PER_IMAGE, np.diff(objects.ranges())
     counts = after.counts if after else Counter[str]()
     facts = {
         "objects": len(objects),
         "images": objects.num_images,
+        "trained": trained,
+        "share": share,
         "masked": int(objects.masked.sum()),
         "small": small,
         "paper": PUBLISHED.rows["small"],
@@ -134,6 +138,13 @@ def advise(
     if training and small.images:
         facts |= _as_the_network_sees_them(objects, cfg)
     return TEXTS("advice", **facts)
+
+
+def images_of_training(objects: Objects, cfg: Any) -> int:
+    """How many images training with a config draws from."""
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return objects.num_images
+    return int(np.count_nonzero(np.diff(objects.ranges())))
 
 
 def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:

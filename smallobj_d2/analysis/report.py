@@ -65,7 +65,8 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
     if analysis.gains:
         document.heading("What the augmentation changes")
         document.text(
-            "What training with the config shows of small objects, against the dataset itself."
+            "What training with the config shows of small objects, against the images that it "
+            "draws from, as they are."
         )
         header = ["", analysis.name, f"with {analysis.config}", "change"]
         document.add(Table(header, [g.cells() for g in analysis.gains]))

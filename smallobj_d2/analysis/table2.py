@@ -150,26 +150,29 @@ class Gain:
         return [self.what, cell(self.before, self.form), cell(self.after, self.form), change]
 
 
-def gains(before: Sequence[Table], after: Sequence[Table], epochs: float) -> list[Gain]:
+def gains(
+    before: Sequence[Table], after: Sequence[Table], epochs: float, images: int
+) -> list[Gain]:
     """Compare a dataset, as it is, with the stream of draws that a config makes of it.
 
     Args:
         before, after: one table per protocol, in the same order.
         epochs: how many epochs the draws of ``after`` make.
+        images: how many images of the dataset are drawn from.
     """
     b, a = before[0], after[0]
     old, new = b.rows["small"], a.rows["small"]
     found = [
-        Gain("images drawn per epoch", b.images, a.images / epochs, "{:,.0f}"),
+        Gain("images drawn per epoch", images, a.images / epochs, "{:,.0f}"),
         Gain("small objects per epoch", old.objects, new.objects / epochs, "{:,.0f}"),
-        Gain("small objects per image", old.objects / b.images, new.objects / a.images),
-        Gain("images with small objects", old.image_share, new.image_share, "{:.1%}"),
+        Gain("small objects per image", old.objects / images, new.objects / a.images),
+        Gain("images with small objects", old.images / images, new.image_share, "{:.1%}"),
         Gain("objects that are small", old.object_share, new.object_share, "{:.1%}"),
         Gain("object area that is small", old.area_share, new.area_share, "{:.1%}"),
     ]
     for x, y in zip(before, after, strict=True):
         old, new = x.rows["small"], y.rows["small"]
-        per_image = (old.matched / x.images, new.matched / y.images)
+        per_image = (old.matched / images, new.matched / y.images)
         share = (old.matched_share, new.matched_share)
         found += [
             Gain(f"anchors of small objects per image, {x.protocol} protocol", *per_image),

@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = draws_of(engine, cfg)
     positions = args.positions or augmented_positions(dataset, args.num)
     if not positions:
-        raise SmallObjError("No draw of this config pastes anything: no object may be copied.")
+        raise SmallObjError(
+            "None of the first draws of this config pastes anything; smallobj analyze --augment "
+            "says why. --positions shows draws that are as they were."
+        )
     sheet = sheet_of_draws(engine, cfg, dataset, positions, width=args.width)
     sheet.save(out)
     print(f"{counted(len(positions), 'draw')} of seed {cfg.SEED}: {out}")

@@ -314,7 +314,7 @@ def _check_boxes(scene: Scene) -> None:
             off, off_xyxy = (
                 np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b))
             )
-            is_xyxy = off_xyxy <= 1.5 < off
+            is_xyxy = off_xyxy <= 1.5 < off and max(x, y) > 4  # else both say about the same
             why = "its mask"
         else:
             leaves = x + a > scene.width + 1 or y + b > scene.height + 1

@@ -49,7 +49,7 @@ def check_categories(
     """Refuse datasets of other categories than each other or than the model, before training.
 
     Args:
-        cfg: a config; its ``MODEL.ROI_HEADS.NUM_CLASSES`` must be the number of categories. A class
+        cfg: a config; the classes of its model must be as many as the categories. A class
             without a category would be trained on nothing, and could not be evaluated.
         names: the datasets.
         categories_of: name to categories, or to None where they are not known.
@@ -59,10 +59,17 @@ def check_categories(
     """
     lists = {n: c for n in names if (c := categories_of(n)) is not None}
     require_same_categories(lists)
-    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    key, classes = classes_of(cfg)
     for name, categories in lists.items():
         if len(categories) != classes:
             raise SmallObjError(
                 f"{name} has {len(categories)} categories, but the model has {classes}. "
-                f"Set MODEL.ROI_HEADS.NUM_CLASSES {len(categories)}."
+                f"Set {key} {len(categories)}."
             )
+
+
+def classes_of(cfg: Any) -> tuple[str, int]:
+    """The key that says how many classes a config's model has, and its value."""
+    one_stage = cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and "RETINANET" in cfg.MODEL
+    head = "RETINANET" if one_stage else "ROI_HEADS"
+    return f"MODEL.{head}.NUM_CLASSES", cfg.MODEL[head].NUM_CLASSES

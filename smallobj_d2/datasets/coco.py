@@ -148,7 +148,8 @@ def dataset_info(name: str) -> DatasetInfo:
     if name in BUILTIN:
         remedy = (
             "DETECTRON2_DATASETS must name the folder that holds coco/; it is "
-            f"{datasets_root()} now."
+            f"{datasets_root()} now. For your own validation set give --val-json and --val-images, "
+            "for none DATASETS.TEST '()'."
         )
     if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")

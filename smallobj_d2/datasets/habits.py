@@ -117,7 +117,9 @@ def _by_comparison(
             found[which] = near.max(axis=1) < _NEAR
             habit = Habit(order, units, found)
             if (order, units) == ("two corners", "pixels") and len(orders) > 2:
-                if found.any():  # each is certain
+                # Each is certain, but at the image's corner, where both readings say the same.
+                found[which] &= np.abs(values[which, :2]).max(axis=1, initial=0) > 2 * _NEAR
+                if found.any():
                     yield habit
             elif best is None or found.sum() > best.found.sum():
                 best = habit

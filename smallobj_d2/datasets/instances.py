@@ -183,7 +183,7 @@ def _check_areas(annotations: Annotations, boxes: Floats, masks: Masks, blame: B
     blame("area-form", wrong, "means nothing", "area")
     measured = masks.area.copy()
     crossing = [i for i, kind, _ in masks.defects if kind == "polygon-crossing"]
-    measured[crossing] = np.nan  # of these the shoelace formula knows nothing
+    measured[crossing] = np.nan  # these are filled in ways that differ
     box = boxes[:, 2] * boxes[:, 3]
     true = np.where(np.isnan(measured), box, measured)
     fraction = area_habit(area, true)

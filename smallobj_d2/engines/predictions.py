@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from smallobj_d2.config import load_cfg
+from smallobj_d2.datasets.categories import classes_of
 from smallobj_d2.datasets.check import THINNEST
 from smallobj_d2.datasets.coco import categories_of, register_from_config
 from smallobj_d2.datasets.images import SUFFIXES, Pixels, in_order, read_rgb
@@ -118,10 +119,11 @@ def load_run(
             f"{folder} has no categories.json, and its datasets are not here, so that the names of "
             "its classes are unknown. Give --json FILE, the annotations that it was trained on."
         )
-    if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    _, classes = classes_of(cfg)
+    if len(names) != classes:
         raise SmallObjError(
-            f"The model has {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, but {len(names)} category "
-            f"names are known: {', '.join(names.values())}."
+            f"The model has {classes} classes, but {len(names)} category names are known: "
+            f"{', '.join(names.values())}."
         )
     engine = load_engine(record["engine"])
     if not hasattr(engine, "predictor"):

@@ -186,8 +186,9 @@ class _Tile:
 def _tiles(
     image: Entry, annotations: list[Entry], size: int, overlap: float, min_share: float
 ) -> Iterator[_Tile]:
-    objects = [_Object(a) for a in annotations]
-    cut = windows(int(image["width"]), int(image["height"]), size, overlap)
+    width, height = int(image["width"]), int(image["height"])
+    objects = [_Object(a, width, height) for a in annotations]
+    cut = windows(width, height, size, overlap)
     name = Path(image["file_name"])
     for window in cut:
         suffix = name.suffix if name.suffix.lower() in _JPEG or len(cut) == 1 else ".png"
@@ -203,9 +204,14 @@ def _tiles(
 
 
 class _Object:
-    """An annotation of `repaired`, of which tiles show parts."""
+    """An annotation of `repaired`, of which tiles show parts; what leaves the image is none of it.
 
-    def __init__(self, annotation: Entry) -> None:
+    Args:
+        annotation: the annotation.
+        width, height: of its image.
+    """
+
+    def __init__(self, annotation: Entry, width: int, height: int) -> None:
         self.annotation = annotation
         self.mask = annotation.get("segmentation")
         if isinstance(self.mask, dict):
@@ -218,7 +224,10 @@ class _Object:
             self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
             self.geometry = geometry_of(self.outline)
-            self.bounds = self.outline.bounds()
+            self.bounds = left, top, right, bottom = self.outline.bounds()
+            if min(left, top) < 0 or right > width or bottom > height:
+                self.geometry = self.geometry.intersection(shapely.box(0, 0, width, height))
+                self.bounds = self.geometry.bounds  # NaN if nothing is left
             self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:

@@ -76,6 +76,8 @@ class Trainer(DefaultTrainer):
             tasks=tuple(tasks),
             output_dir=output,
             max_dets_per_image=counted_detections(cfg),
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            allow_cached_coco=False,
         )
         evaluator._coco_api = load_ground_truth(MetadataCatalog.get(dataset_name).json_file)
         return evaluator
