@@ -440,7 +440,10 @@ RULES: dict[str, Rule] = {
     "SOLVER.MOMENTUM": _from(0),
     "SOLVER.WEIGHT_DECAY": _from(0),
     "SOLVER.GAMMA": _from(0),
-    "SOLVER.STEPS": _each(_whole(0), empty=True),
+    "SOLVER.STEPS": Rule(
+        lambda value: _each(_whole(1), empty=True).holds(value) and list(value) == sorted({*value}),
+        "must be a list of whole numbers of iterations, 1 or more, in ascending order",
+    ),
     "SOLVER.WARMUP_FACTOR": _from(0),
     "SOLVER.WARMUP_ITERS": _whole(0),
     "SOLVER.CHECKPOINT_PERIOD": _whole(1),

@@ -201,6 +201,8 @@ WRONG_FILES = [
     ),
     ("INPUT: {MIN_SIZE_TRAIN: []}", "INPUT.MIN_SIZE_TRAIN is (); it must be whole numbers"),
     ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan; it must be a number"),
+    ("SOLVER: {STEPS: [30, 20]}", "whole numbers of iterations, 1 or more, in ascending order"),
+    ("INPUT: {MASK_FORMAT: rle}", "INPUT.MASK_FORMAT is 'rle'; it must be one of"),
     ("SOLVER: {NESTEROV: True, MOMENTUM: 0.0}", "it needs a SOLVER.MOMENTUM above 0"),
 ]
 

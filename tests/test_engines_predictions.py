@@ -286,6 +286,18 @@ def test_an_id_of_a_json_is_given_once(images, tmp_path):
             predictions.with_ids_of(only, tmp_path / "a.json")
 
 
+def test_the_folder_of_an_image_says_which_of_a_json_it_is(images, tmp_path):
+    """Of two files of one name, though only one of them is asked for."""
+    name = first(images).name
+    (images / "b").mkdir()
+    Image.open(first(images)).save(images / "b" / name)
+    entries = [{"id": 1, "file_name": name}, {"id": 2, "file_name": f"b/{name}"}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": entries, "categories": []}))
+    for given, number in ((images / "b", 2), (images / name, 1), (images / "b" / name, 2)):
+        found, _ = predictions.with_ids_of(find_images([given]), tmp_path / "a.json")
+        assert [r["image_id"] for r in found.records] == [number]
+
+
 def test_ids_come_by_name_and_images_of_another_size_are_skipped(scenes, images, tmp_path):
     data = json.loads(scenes.read_text())
     data["images"][0]["width"] += 1

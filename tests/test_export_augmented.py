@@ -350,6 +350,20 @@ def test_says_what_is_wrong_with_an_image(scenes, tmp_path, workers):
     assert len(read(done)["images"]) == len(data["images"]) - 1
 
 
+def test_an_original_is_looked_at_though_nothing_is_pasted_into_it(scenes, tmp_path):
+    data = json.loads(scenes.read_text())
+    root = tmp_path / "images"
+    root.mkdir()
+    first, *others = (image["file_name"] for image in data["images"])
+    for name in others:
+        (root / name).symlink_to(scenes.parent / "images" / name)
+    (root / first).write_text("no image")
+    datasets = str([["looked_at", str(scenes), str(root)]])
+    opts = ["SMALLOBJ.DATASETS", datasets, "DATASETS.TRAIN", "('looked_at',)"]
+    with pytest.raises(SmallObjError, match=first):
+        augment_dataset(config(scenes, "baseline", *opts), tmp_path / "out", progress=False)
+
+
 def test_an_image_that_training_leaves_out_may_be_skipped_too(scenes, tmp_path):
     """It has no annotations, and its file is not there."""
     data = json.loads(scenes.read_text())

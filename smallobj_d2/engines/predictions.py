@@ -210,8 +210,8 @@ def _images_in(path: Path, out: Path | None) -> list[Path]:
 def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]]:
     """The images with the ids of a COCO JSON, and its categories.
 
-    An image is found in the JSON by its ``name``, or else by the name of the file alone, where both
-    the JSON and the images have that but once.
+    An image is found in the JSON by its ``name``, with as much of its path before it as stands
+    there, or else by the name of the file alone, where both have that but once.
     """
     with reading(json_file):
         data = read_json(json_file)
@@ -223,7 +223,10 @@ def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]
     alone = {b: entry for n, entry in known.items() if names[b := _base(n)] == ours[b] == 1}
     records, unknown = [], []
     for record in images.records:
-        entry = known.get(record["name"]) or alone.get(_base(record["name"]))
+        above = _place(Path(record["file_name"])).as_posix().removesuffix(record["name"]).split("/")
+        ends = ("/".join([*above[i:-1], record["name"]]) for i in range(len(above)))
+        named = next((known[end] for end in ends if end in known), None)
+        entry = named or alone.get(_base(record["name"]))
         if entry is None:
             unknown.append(record["file_name"])
             continue

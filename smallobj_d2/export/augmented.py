@@ -162,6 +162,7 @@ class _Writer:
         self.next_image = max(self.raw_images, default=0) + 1
         self.next_annotation = max(self.raw_annotations, default=0) + 1
         self.kept: set[int] = set()
+        self.read: set[int] = set()
         self.taken = {i["file_name"] for i in checked.images}
 
     @contextmanager
@@ -177,6 +178,8 @@ class _Writer:
     def augment(self, record: Entry) -> tuple[Plan, bool] | None:
         """Write the image of a draw, unless it is there; None if the draw shows the original.
 
+        That is read once, to see whether training could.
+
         Args:
             record: a dataset dict with its ``draw``.
 
@@ -185,6 +188,9 @@ class _Writer:
         """
         plan = self.augmentation.plan(record) if self.augmentation else None
         if self.augmentation is None or plan is None or not plan.pasted:
+            if record["image_id"] not in self.read:
+                read_rgb(record)
+                self.read.add(record["image_id"])
             return None
         name = self._file_name(record["image_id"], record["draw"], ".png")
         target = self.summary.image_root / name
