@@ -252,6 +252,17 @@ def test_images_that_training_leaves_out_do_not_count_for_oversampling():
     assert "33% of the drawn images would have small objects instead of 20%" in text
 
 
+def test_advice_where_to_start():
+    assert "we advise beyond/bank: small objects" in advice([record(100), record(200, 5000)])
+    hidden = record(100, 90_000)
+    hidden["annotations"][0]["bbox"][0] += 60  # onto the large one
+    x = hidden["annotations"][0]["segmentation"][0]
+    x[::2] = [v + 60 for v in x[::2]]
+    text = advice([record(100), *([hidden] * 4)])
+    assert "Do not expect much of copy-paste" in text
+    assert "we advise" not in text
+
+
 def test_advice_where_small_objects_are_not_rare():
     assert "have 100% of the matched anchors already" in advice([record(100, 100)])
     assert "matched anchors already" not in advice([record(100, 5000, 5000)])

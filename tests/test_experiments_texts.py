@@ -402,6 +402,30 @@ def test_nothing_is_told_from_the_bank():
         assert "beyond/bank" not in {base for _, base in told}
 
 
+def test_what_analyze_advises_to_start_with_is_what_was_measured():
+    text = " ".join((ROOT / "smallobj_d2/analysis/templates/report.txt").read_text().split())
+    assert "raised AP of small objects by two points on synthetic scenes and on cell nuclei" in text
+    _, scenes = judged_finals("finals", "tiny")
+    results = load_results(EXPERIMENTS / "results" / "nuclei_tiny_torchvision.json")
+    nuclei = judged_by(EXPERIMENTS / "plan.yaml", results)
+    for judged in (scenes, nuclei):
+        gain = judged["beyond/bank", "baseline"]
+        assert gain.decided
+        assert round(100 * gain.mean) == 2
+    assert "where it was 73 of 415" in text
+    assert "in 73 of the 415 images that have some" in prose("docs/beyond.md")
+    for folder in ("finals", "finals_medium"):
+        _, photographs = judged_finals(folder, "facade_tiny")
+        assert not any(change.decided for change in photographs.values())
+    ap = small("nuclei_boxes", "bbox")
+    pairs = [*zip(ap["bank_boxes"], ap["baseline"], strict=True)]
+    assert "In each of three runs on nuclei without their masks it was above the baseline" in text
+    assert len(pairs) == 3
+    assert all(bank > base for bank, base in pairs)
+    page = prose("README.md")
+    assert "told from the baseline's with it on synthetic scenes and on nuclei" in page
+
+
 def test_what_is_said_of_the_finals_with_medium_objects_is_true():
     page = prose("docs/beyond.md")
     results, judged = judged_finals("finals_medium", "nuclei_tiny")

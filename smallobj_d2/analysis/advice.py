@@ -19,6 +19,8 @@ from smallobj_d2.visualization.texts import Texts
 
 TEXTS = Texts("smallobj_d2.analysis")
 
+FEW_SOURCES = 0.25
+"""Below this share of images with an object to copy, no gain was measured."""
 NEARLY_ALL = 0.99
 """Where so many images have small objects, there are hardly any to draw less often."""
 
@@ -121,6 +123,7 @@ def advise(
         "drawn": factor * share / (factor * share + 1 - share),
         "matched": (training or tables[0]).rows["small"].matched_share,
         "sources": sources,
+        "few": FEW_SOURCES,
         "s": s,
         "draws": after and after.objects.num_images,
         "counts": counts,
