@@ -16,7 +16,6 @@ from detectron2.utils.file_io import PathManager
 from smallobj_d2.datasets.categories import Categories, require_same_categories
 from smallobj_d2.datasets.coco import (
     BUILTIN,
-    XYWH,
     categories_of,
     dataset_info,
     is_registered,
@@ -30,6 +29,8 @@ from smallobj_d2.masks.shapes import box_of, box_xyxy, has_mask, shape_of
 from smallobj_d2.sampling import factors_from_config, repeat_factors
 from smallobj_d2.sizes import SMALL_AREA
 from smallobj_d2.training_set import Records
+
+_UPRIGHT = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
 def register_datasets(names: Iterable[str]) -> None:
@@ -114,28 +115,32 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
             # Whole numbers would stay whole numbers after a resize.
             box = [float(v) for v in annotation["bbox"]]
             annotation = {"iscrowd": 0, **annotation, "bbox": box}
-            if has_mask(annotation) and annotation.get("bbox_mode", XYWH) in (
-                BoxMode.XYXY_ABS,
-                XYWH,
-            ):
-                try:
-                    _hold(annotation, record["height"], record["width"])
-                except SmallObjError as e:
-                    raise SmallObjError(f"{record.get('file_name', 'An image')}: {e}") from e
+            annotations.append(annotation)
+        _hold(annotations, record)
+        for annotation in annotations:
             if "area" not in annotation:
                 annotation["area"] = area_of(annotation, record["height"], record["width"])
-            annotations.append(annotation)
         records.append({**record, "annotations": annotations})
     return records
 
 
-def _hold(annotation: dict[str, Any], height: int, width: int) -> None:
-    """Give an annotation the box of its mask, in place, if its own does not hold that."""
-    shape = shape_of(annotation, height, width, in_box=False)
-    x0, y0, x1, y1 = bounds = shape.bounds()
-    is_there = x0 < x1 and y0 < y1
-    if is_there and does_not_hold(np.array([box_xyxy(annotation)]), np.array([bounds]))[0]:
-        annotation["bbox"] = box_of(shape, annotation)
+def _hold(annotations: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    """Give annotations whose box does not hold their mask the mask's, in place."""
+    masked = [
+        a for a in annotations if has_mask(a) and a.get("bbox_mode", BoxMode.XYWH_ABS) in _UPRIGHT
+    ]
+    if not masked:
+        return
+    size = record["height"], record["width"]
+    try:
+        shapes = [shape_of(a, *size, in_box=False) for a in masked]
+    except SmallObjError as e:
+        raise SmallObjError(f"{record.get('file_name', 'An image')}: {e}") from e
+    bounds = np.array([shape.bounds() for shape in shapes])
+    outside = does_not_hold(np.array([box_xyxy(a) for a in masked]), bounds)
+    empty = (bounds[:, :2] >= bounds[:, 2:]).any(axis=1)
+    for i in np.flatnonzero(outside & ~empty).tolist():
+        masked[i]["bbox"] = box_of(shapes[i], masked[i])
 
 
 def area_of(annotation: dict[str, Any], height: int, width: int) -> float:
