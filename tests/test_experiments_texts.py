@@ -403,7 +403,7 @@ def test_nothing_is_told_from_the_bank():
 
 
 def test_what_analyze_advises_to_start_with_is_what_was_measured():
-    text = " ".join((ROOT / "smallobj_d2/analysis/templates/report.txt").read_text().split())
+    text = prose("smallobj_d2/analysis/templates/report.txt")
     assert "raised AP of small objects by two points on synthetic scenes and on cell nuclei" in text
     _, scenes = judged_finals("finals", "tiny")
     results = load_results(EXPERIMENTS / "results" / "nuclei_tiny_torchvision.json")

@@ -203,13 +203,11 @@ def one_polygon(annotation: dict[str, Any], height: int, width: int) -> tuple[Po
         if len(rings) > 1 and _overlap(rings):
             rings = _rings(geometry_of(shape))
     joined = rings.pop(max(range(len(rings)), key=lambda i: len(rings[i])))
-    several = bool(rings)
-    if not several:
-        return joined, several
+    if not rings:
+        return joined, False
     # Prim's algorithm: how near each point that is left comes to what is joined, and where.
-    points = np.concatenate(rings)
-    ring_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
-    first = np.searchsorted(ring_of, np.arange(len(rings)))
+    points, counts = np.concatenate(rings), [len(ring) for ring in rings]
+    ring_of, first = np.repeat(np.arange(len(rings)), counts), np.cumsum([0, *counts])
     distance, at = _nearest(points, joined)
     while np.isfinite(distance).any():
         point = int(distance.argmin())
@@ -222,7 +220,7 @@ def one_polygon(annotation: dict[str, Any], height: int, width: int) -> tuple[Po
         nearer, there = _nearest(points[left], ring)
         closer = nearer < distance[left]
         distance[left[closer]], at[left[closer]] = nearer[closer], there[closer]
-    return joined, several
+    return joined, True
 
 
 def _rings(geometry: Any) -> list[Points]:

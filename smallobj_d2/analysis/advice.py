@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from smallobj_d2.analysis.objects import Objects
-from smallobj_d2.analysis.presented import Presented
+from smallobj_d2.analysis.presented import Presented, drawn_from
 from smallobj_d2.analysis.protocols import training_protocol
 from smallobj_d2.analysis.table2 import PUBLISHED, Table
 from smallobj_d2.copy_paste import CopyPaste, SourceRule
@@ -106,7 +106,7 @@ def advise(
     s, training = cfg.SMALLOBJ, next((t for t in tables if t.protocol == "training"), None)
     small = tables[0].rows["small"]
     factor = s.OVERSAMPLING_FACTOR if s.OVERSAMPLING_FACTOR > 1 else 3.0
-    trained = images_of_training(objects, cfg)
+    trained = len(drawn_from(objects, cfg))
     share = small.images / max(trained, 1)
     most, in_image = cfg.TEST.DETECTIONS_PER_IMAGE, np.diff(objects.ranges())
     counts = after.counts if after else Counter[str]()
@@ -141,13 +141,6 @@ def advise(
     if training and small.images:
         facts |= _as_the_network_sees_them(objects, cfg)
     return TEXTS("advice", **facts)
-
-
-def images_of_training(objects: Objects, cfg: Any) -> int:
-    """How many images training with a config draws from."""
-    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        return objects.num_images
-    return int(np.count_nonzero(np.diff(objects.ranges())))
 
 
 def _as_the_network_sees_them(objects: Objects, cfg: Any) -> dict[str, float]:

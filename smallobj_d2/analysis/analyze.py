@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smallobj_d2.analysis.advice import Sources, advise, find_sources, images_of_training
+from smallobj_d2.analysis.advice import Sources, advise, find_sources
 from smallobj_d2.analysis.coco_file import CocoFile
 from smallobj_d2.analysis.matching import Matches, match
 from smallobj_d2.analysis.objects import Objects
@@ -33,15 +33,13 @@ class Analysis:
     """What the advice and ``after`` are about."""
     after: Presented | None
     after_tables: list[Table]
-    drawn_from: int
-    """How many images training with the config draws from."""
 
     @property
     def gains(self) -> list[Gain]:
         """What the config changes for small objects."""
         if self.after is None:
             return []
-        return gains(self.tables, self.after_tables, self.after.epochs, self.drawn_from)
+        return gains(self.tables, self.after_tables, self.after.epochs, self.after.drawn_from)
 
 
 def analyze(
@@ -111,7 +109,6 @@ def analyze(
         config=config_name,
         after=after,
         after_tables=after_tables,
-        drawn_from=images_of_training(objects, settings),
     )
 
 

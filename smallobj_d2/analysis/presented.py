@@ -29,6 +29,8 @@ class Presented:
 
     objects: Objects
     """Each draw is an image here."""
+    drawn_from: int
+    """How many images the draws are of."""
     epochs: float
     """How many epochs these draws make."""
     counts: dict[str, int]
@@ -46,6 +48,13 @@ class _Chosen(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._records[self._chosen[index]]
+
+
+def drawn_from(objects: Objects, cfg: Any) -> NDArray[np.intp]:
+    """The images that training with a config draws from."""
+    if not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        return np.arange(objects.num_images)
+    return np.flatnonzero(np.diff(objects.ranges()))
 
 
 def presented(
@@ -70,9 +79,7 @@ def presented(
         draws: no more draws than this; the first ones of the shuffled order are a fair sample.
         progress: show a progress bar.
     """
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        ranges = objects.ranges()
-        records = _Chosen(records, (ranges[1:] > ranges[:-1]).nonzero()[0].tolist())
+    records = _Chosen(records, drawn_from(objects, cfg).tolist())
     if not len(records):
         raise SmallObjError("There is no image with an annotation that is not a crowd.")
     seed = max(cfg.SEED, 0)
@@ -95,7 +102,7 @@ def presented(
                     counts[name] += getattr(plan, of_plan)
             yield record
 
-    return Presented(objects_of(shown()), count / whole * epochs, counts)
+    return Presented(objects_of(shown()), len(records), count / whole * epochs, counts)
 
 
 def _blank(record: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -107,8 +107,8 @@ def _measure_polygons(given: Sequence[Any], which: list[int], masks: Masks) -> N
     )
     crossing = np.zeros(len(good), dtype=bool)
     crossing[good] = ~shapely.is_simple(rings)
-    odd = shapely.polygons(rings[crossing[good]])
-    shoelace[crossing] = shapely.area(shapely.make_valid(odd))  # else it may be 0 for a bow
+    bows = crossing & (shoelace == 0)  # which may have an area nevertheless
+    shoelace[bows] = shapely.area(shapely.make_valid(shapely.polygons(rings[bows[good]])))
     for kind, bad, what in (
         ("polygon-not-finite", ~fine, "a polygon has NaN or infinity among its numbers"),
         ("polygon-off-image", fine & far, f"a polygon has a coordinate beyond {FARTHEST:.0f}"),

@@ -223,8 +223,8 @@ def with_ids_of(images: Images, json_file: Path) -> tuple[Images, dict[Any, str]
     alone = {b: entry for n, entry in known.items() if names[b := _base(n)] == ours[b] == 1}
     records, unknown = [], []
     for record in images.records:
-        above = _place(Path(record["file_name"])).as_posix().removesuffix(record["name"]).split("/")
-        ends = ("/".join([*above[i:-1], record["name"]]) for i in range(len(above)))
+        parts = _place(Path(record["file_name"])).as_posix().split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts) - record["name"].count("/")))
         named = next((known[end] for end in ends if end in known), None)
         entry = named or alone.get(_base(record["name"]))
         if entry is None:

@@ -104,30 +104,35 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
         UnreadableImage: if the size of an image is to be read, and cannot be.
         SmallObjError: naming the image of an invalid mask.
     """
-    records = []
-    for record in dataset_dicts:
-        if "height" not in record or "width" not in record:
-            with opened(record, PathManager.open) as file:
-                width, height = utils._apply_exif_orientation(file).size
-            record = {**record, "height": height, "width": width}
-        annotations = []
-        for annotation in record["annotations"]:
-            # Whole numbers would stay whole numbers after a resize.
-            box = [float(v) for v in annotation["bbox"]]
-            annotation = {"iscrowd": 0, **annotation, "bbox": box}
-            annotations.append(annotation)
-        _hold(annotations, record)
-        for annotation in annotations:
-            if "area" not in annotation:
-                annotation["area"] = area_of(annotation, record["height"], record["width"])
-        records.append({**record, "annotations": annotations})
+    records = [_measured(record) for record in dataset_dicts]
+    for record in records:
+        _hold(record)
     return records
 
 
-def _hold(annotations: list[dict[str, Any]], record: dict[str, Any]) -> None:
+def _measured(record: dict[str, Any]) -> dict[str, Any]:
+    """A dataset dict with a size and areas, which are all that oversampling needs."""
+    if "height" not in record or "width" not in record:
+        with opened(record, PathManager.open) as file:
+            width, height = utils._apply_exif_orientation(file).size
+        record = {**record, "height": height, "width": width}
+    annotations = []
+    for annotation in record["annotations"]:
+        # Whole numbers would stay whole numbers after a resize.
+        box = [float(v) for v in annotation["bbox"]]
+        annotation = {"iscrowd": 0, **annotation, "bbox": box}
+        if "area" not in annotation:
+            annotation["area"] = area_of(annotation, record["height"], record["width"])
+        annotations.append(annotation)
+    return {**record, "annotations": annotations}
+
+
+def _hold(record: dict[str, Any]) -> None:
     """Give annotations whose box does not hold their mask the mask's, in place."""
     masked = [
-        a for a in annotations if has_mask(a) and a.get("bbox_mode", BoxMode.XYWH_ABS) in _UPRIGHT
+        a
+        for a in record["annotations"]
+        if has_mask(a) and a.get("bbox_mode", BoxMode.XYWH_ABS) in _UPRIGHT
     ]
     if not masked:
         return
@@ -163,7 +168,7 @@ def sampler_from_config(
         cfg: a config with ``SMALLOBJ``, whose function ``SMALLOBJ.SAMPLER`` gives the factors.
         dataset: N dataset dicts, from ``get_detection_dataset_dicts``.
     """
-    factors = factors_from_config(with_areas(dataset), cfg)
+    factors = factors_from_config([*map(_measured, dataset)], cfg)
     return _sampler(factors, cfg.SEED if cfg.SEED >= 0 else None)
 
 
@@ -181,7 +186,7 @@ def oversampling_sampler(
         factor, small_area: see `smallobj_d2.repeat_factors`.
         seed: as for ``RepeatFactorTrainingSampler``; None draws one for all processes.
     """
-    return _sampler(repeat_factors(with_areas(dataset), factor, small_area), seed)
+    return _sampler(repeat_factors([*map(_measured, dataset)], factor, small_area), seed)
 
 
 def _sampler(factors: np.ndarray, seed: int | None) -> RepeatFactorTrainingSampler:
