@@ -336,9 +336,10 @@ def test_nothing_is_written_over_in_silence(images, tmp_path, capsys):
 
 def test_overrides_are_told_from_images(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Image.open(first(images)).save("LARGE.PNG")
-    words = ["MODEL.DEVICE", "cpu", "LARGE.PNG", "images", "TEST.DETECTIONS_PER_IMAGE", "5"]
-    assert _apart(words) == (["LARGE.PNG", "images"], [*words[:2], *words[4:]])
+    (tmp_path / "SET.A").mkdir()
+    found = ["MISSING.JPG", "SET.A", "images"]
+    words = ["MODEL.DEVICE", "cpu", *found, "TEST.DETECTIONS_PER_IMAGE", "5"]
+    assert _apart(words) == (found, [*words[:2], *words[-2:]])
 
 
 @pytest.mark.skipif(find_spec("sahi") is not None, reason="SAHI is installed")

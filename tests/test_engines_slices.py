@@ -103,6 +103,19 @@ def test_it_is_a_model_of_sahi(run, scene):
     assert {p.category.name for p in plain.object_prediction_list} == {"bright"}
 
 
+def test_categories_may_have_strings_for_ids(run, scene):
+    names = {"d": "dark", "b": "bright"}
+    named = TrainedRun(run.folder, run.weights, run.cfg, names, find_bright)
+    (numbered,) = in_slices(run, 100, overlap=0.3, score=0.2)([scene])
+    (results,) = in_slices(named, 100, overlap=0.3, score=0.2)([scene])
+    assert results == [{**r, "category_id": "b"} for r in numbered]
+    model = SahiModel(named, score=0.2)
+    model.perform_inference(scene)
+    model.convert_original_predictions()
+    found = {(p.category.id, p.category.name) for p in model.object_prediction_list}
+    assert found == {(2, "bright")}
+
+
 @pytest.mark.parametrize(("size", "overlap"), [(0, 0.2), (100, 1.0), (100, -0.1)])
 def test_slices_that_cannot_be_are_refused(run, size, overlap):
     with pytest.raises(SmallObjError, match="--slices"):

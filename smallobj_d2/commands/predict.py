@@ -19,6 +19,7 @@ from typing import Any
 
 from smallobj_d2.commands import CommandLine, parse, path, require, writable, writable_folder
 from smallobj_d2.datasets.categories import require_same_categories
+from smallobj_d2.datasets.images import SUFFIXES
 from smallobj_d2.errors import SmallObjError, command, printable
 
 
@@ -96,7 +97,8 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     images, opts = [], []
     rest = iter(words)
     for word in rest:
-        if re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word) and not os.path.exists(word):
+        is_key = re.fullmatch(r"[A-Z_]+(\.[A-Z0-9_]+)+", word)
+        if is_key and not word.lower().endswith(SUFFIXES) and not os.path.exists(word):
             opts += [word, *(value for value in [next(rest, None)] if value is not None)]
         else:
             images.append(word)

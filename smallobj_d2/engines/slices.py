@@ -27,14 +27,19 @@ class SahiModel(DetectionModel):
     Args:
         run: what `smallobj_d2.engines.predictions.load_run` gives.
         score: leave out detections below.
+
+    Attributes:
+        numbers: SAHI's id by category id. SAHI takes only numbers; strings are counted from 1.
     """
 
     def __init__(self, run: TrainedRun, score: float = 0.5) -> None:
+        counted = enumerate(run.categories, 1)
+        self.numbers = {i: i if isinstance(i, int) else number for number, i in counted}
         super().__init__(
             model=run,
             device=run.cfg.MODEL.DEVICE,
             confidence_threshold=score,
-            category_mapping={str(i): name for i, name in run.categories.items()},
+            category_mapping={str(self.numbers[i]): name for i, name in run.categories.items()},
         )
 
     def set_model(self, model: Any, **_: Any) -> None:
@@ -68,7 +73,7 @@ class SahiModel(DetectionModel):
             return None
         return ObjectPrediction(
             bbox=[x, y, x + width, y + height],
-            category_id=result["category_id"],
+            category_id=self.numbers[result["category_id"]],
             category_name=self.model.categories[result["category_id"]],
             segmentation=outline,
             score=result["score"],
@@ -99,11 +104,12 @@ def in_slices(
             "share from 0 to below 1."
         )
     model = SahiModel(run, score)
+    ids = {number: i for i, number in model.numbers.items()}
 
     def predict(images: Sequence[Pixels]) -> list[list[Result]]:
         return [
             [
-                _as_result(p)
+                {"category_id": ids[p.category.id], **_as_result(p)}
                 for p in get_sliced_prediction(
                     image,
                     model,
@@ -126,7 +132,6 @@ def in_slices(
 
 def _as_result(prediction: ObjectPrediction) -> Result:
     result: Result = {
-        "category_id": prediction.category.id,
         "bbox": [float(v) for v in prediction.bbox.to_xywh()],
         "score": float(prediction.score.value),
     }
