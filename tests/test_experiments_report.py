@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -653,6 +654,17 @@ def test_sentences_on_all_seeds_are_true(results):
                 ap = results.of_seed(seed)
                 change = ap(row, f"segm.{size}") - ap("baseline", f"segm.{size}")
                 assert (change > 0) == (word == "above")
+
+
+def test_where_most_rows_are_alike_the_others_are_named(results):
+    rows = [f"row{i}" for i in range(8)]
+    for row, seed in product(rows, range(3)):
+        results.runs[row, seed] = results.runs["orig_aug", seed]
+    said = seed_by_seed(results, ["baseline", *rows], "baseline")
+    assert said.startswith("for small objects above baseline: all rows; for large")
+    results.runs["row5", 1] = results.runs["baseline", 1]
+    said = seed_by_seed(results, ["baseline", *rows], "baseline")
+    assert said.startswith("for small objects above baseline: all rows but row5; for large")
 
 
 def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):

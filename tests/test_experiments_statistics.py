@@ -280,7 +280,8 @@ def test_the_answer_names_what_is_told_from_chance_beside_the_best_row():
     answer = build_report(PAPER, [found], plan).markdown("").split("## ")[0]
     assert "`orig_aug` is best" in answer
     assert "not told from chance (Holm p" in answer
-    assert "Planned, and told from chance on scenes_val: aug - baseline: +3.0 points" in answer
+    told = "Planned, and told from chance on scenes_val, in points: "
+    assert f"{told}aug +3.0, against baseline." in answer
     for other in (
         results_of(baseline=BASELINE, aug=ABOVE),
         results_of(baseline=BASELINE, aug=wild),

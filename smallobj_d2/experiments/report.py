@@ -250,14 +250,19 @@ class _Experiment:
 
     def _told(self, answered: Statement) -> list[str]:
         """What else was planned and is told from chance; the answer may not be."""
-        told = [
-            f"{one.name}: {_points(change)}"
-            for one, change in self.planned.items()
-            if change.decided and one != answered
-        ]
-        if not told:
+        told = {s: d for s, d in self.planned.items() if d.decided and s != answered}
+        against: dict[str, list[str]] = {}
+        others = []
+        for one, change in sorted(told.items(), key=lambda item: -item[1].mean):
+            if one.weights == (1.0, -1.0):
+                row, base = one.rows
+                against.setdefault(base, []).append(f"{row} {_signed(change.mean)}")
+            else:
+                others.append(f"{one.name} {_signed(change.mean)}")
+        parts = [*(f"{', '.join(rows)}, against {base}" for base, rows in against.items()), *others]
+        if not parts:
             return []
-        return [f"Planned, and told from chance on {self.data}: {'; '.join(told)}."]
+        return [f"Planned, and told from chance on {self.data}, in points: {'; '.join(parts)}."]
 
     def _time(self, row: str) -> str:
         """What a row takes against the base, over common seeds."""
@@ -278,14 +283,19 @@ class _Experiment:
     def _found_again(self) -> list[str]:
         """What of the paper was found again, what was not, and what cannot be told."""
         said: dict[Status, list[str]] = {status: [] for status in Status}
+        number = Counter[str]()
         for claim, found in self.verdicts:
-            for metric, verdict in found.items():
-                text = f"{claim.text.removesuffix('.')} ({_metric_name(metric)})"
-                said[verdict.status].append(text)
-        if not any(said[status] for status in Status if status is not Status.UNMEASURED):
+            for status in Status:
+                metrics = [metric for metric, v in found.items() if v.status is status]
+                if metrics:
+                    text = claim.text.removesuffix(".")
+                    said[status].append(f"{text} ({_metric_names(metrics)})")
+                    number[status.name.lower()] += len(metrics)
+        if number.total() == number["unmeasured"]:
             return []
-        by_name = {status.name.lower(): texts for status, texts in said.items()}
-        return _TEXTS("found_again", data=self.data, own=self.own, **by_name)
+        holds, fails = said[Status.HOLDS], said[Status.FAILS]
+        about = {"data": self.data, "own": self.own, "number": number}
+        return _TEXTS("found_again", holds=holds, fails=fails, **about)
 
     # --- The sections
 
@@ -579,9 +589,11 @@ class _Experiment:
     def _pasted(self, document: Document) -> None:
         """Section 6.2: rows that are evaluated on the augmented validation set, too."""
         rows = []
-        for name in (row for row in self.results.rows if row.endswith(f"@{AUGMENTED_VAL}")):
-            pair = (name.partition("@")[0], name)
+        for row in self.rows:
+            pair = (row, f"{row}@{AUGMENTED_VAL}")
             seeds = self.results.seeds(*pair)
+            if not seeds:
+                continue
             published = [self.paper.numbers.get(c, {}).get(self.measure, math.nan) for c in pair]
             aps = [self.results.values(c, self.measure, seeds) for c in pair]
             measured = [float(np.mean(ap)) if ap else math.nan for ap in aps]
@@ -688,11 +700,16 @@ def seed_by_seed(results: Results, rows: Sequence[str], base: str, kind: str = "
     """Which rows are above another in each of at least three seeds, which below; "" for none."""
     parts = []
     for size in (SIZES[0], SIZES[2]):
-        changes = {row: above(row, base, f"{kind}.{size}").difference(results) for row in rows}
+        metric = f"{kind}.{size}"
+        changes = {r: above(r, base, metric).difference(results) for r in rows if r != base}
         sure = {row: d.values for row, d in changes.items() if d and len(d.values) >= FEWEST}
         for sign, word in ((1, "above"), (-1, "below")):
             if found := [row for row, each in sure.items() if all(sign * v > 0 for v in each)]:
-                parts.append(f"for {size} objects {word} {base}: {', '.join(found)}")
+                others = ", ".join(row for row in sure if row not in found)
+                which = ", ".join(found)
+                if len(found) > 6 and len(others) < len(which):
+                    which = f"all rows but {others}" if others else "all rows"
+                parts.append(f"for {size} objects {word} {base}: {which}")
     return "; ".join(parts)
 
 
@@ -709,6 +726,14 @@ def _words(metric: str) -> tuple[str, str]:
 
 def _metric_name(metric: str) -> str:
     return ", ".join(_words(metric))
+
+
+def _metric_names(metrics: Sequence[str]) -> str:
+    """Of masks and boxes together, where they are about the same size of objects."""
+    kinds: dict[str, list[str]] = {}
+    for kind, size in map(_words, metrics):
+        kinds.setdefault(size, []).append(kind)
+    return "; ".join(f"{' and '.join(of)}, {size}" for size, of in kinds.items())
 
 
 def _title(metric: str, *, capital: bool = True) -> str:
