@@ -298,6 +298,16 @@ def test_one_seed_of_what_was_planned_is_planned():
     assert "Interim: 2 of 8 planned runs" in text
 
 
+def test_the_answer_says_when_it_is_not_the_last():
+    results = results_of(baseline=BASELINE, aug=ABOVE)
+    plan = plan_of(range(4), "aug", "orig_aug")
+    text = build_report(PAPER, [results], plan).markdown("")
+    assert "from chance (Holm p = " in text
+    assert "; interim, with 8 of 12 planned runs." in text
+    whole = results_of(baseline=BASELINE, aug=ABOVE, orig_aug=ABOVE)
+    assert "interim" not in build_report(PAPER, [whole], plan).markdown("")
+
+
 def test_what_the_plan_does_not_count_is_named():
     found = results_of(baseline=BASELINE, aug=ABOVE)
     text = build_report(PAPER, [found], plan_of([0, 1, 2], "aug")).markdown("")

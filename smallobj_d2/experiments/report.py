@@ -182,6 +182,13 @@ class _Experiment:
         judged = self.planned if judged is None else judged
         return judged.get(statement) or statement.difference(self.results)
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many of the planned runs and evaluations are finished, and how many there are."""
+        runs = self.results.runs
+        planned = [(row, seed) for row in self.plan.rows for seed in self.plan.seeds]
+        return sum(run in runs and bool(runs[run].commit) for run in planned), len(planned)
+
     @cached_property
     def verdicts(self) -> list[tuple[Claim, dict[str, Verdict]]]:
         return [
@@ -223,7 +230,9 @@ class _Experiment:
             return [Markup("{}: there is nothing to compare yet.").format(where)]
         row, gain = best
         low, _ = interval(gain.values)
-        (evidence,) = _TEXTS("evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low)
+        (evidence,) = _TEXTS(
+            "evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low, progress=self.progress
+        )
         if gain.mean <= 0:
             return [
                 Markup("{}: no row is above {} for {} objects; {}.").format(
@@ -325,7 +334,6 @@ class _Experiment:
         about, runs = self.results.about, self.results.runs
         trained = {key: run.seconds for key, run in runs.items() if "@" not in key[0]}
         truth = about["ground_truth"].get("validation", {})
-        planned = [(row, seed) for row in self.plan.rows for seed in self.plan.seeds]
         left_out: dict[str, list[str]] = {}
         for row, each in groupby(self.left_out, key=lambda run: run[0]):
             left_out.setdefault(seeds_text([seed for _, seed in each]), []).append(row)
@@ -338,8 +346,7 @@ class _Experiment:
             all=sum(run.seconds for run in runs.values()),
             versions=[f"{package} {version}" for package, version in about["versions"].items()],
             objects=[f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth],
-            planned=len(planned),
-            there=sum(run in runs and bool(runs[run].commit) for run in planned),
+            progress=self.progress,
             left_out=[f"seeds {s} of {', '.join(rows)}" for s, rows in left_out.items()],
         )
 
