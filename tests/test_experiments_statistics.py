@@ -339,6 +339,16 @@ def test_intervals_that_do_not_agree_are_named():
         assert (words in build_report(PAPER, [results]).markdown("")) is said
 
 
+def test_intervals_are_compared_over_the_seeds_that_both_have():
+    wild = [*ABOVE[:3], BASELINE[3] - 0.05]
+    found = results_of(baseline=BASELINE, aug=wild)
+    assert interval(above("aug", "baseline").difference(found).values)[0] < 0
+    for ends, said in (((0.01, 0.05), False), ((-0.01, 0.05), True)):
+        results = replace(found, over_images={("aug", "baseline", (0, 1, 2)): ends})
+        text = build_report(PAPER, [results]).markdown("")
+        assert ("whether it is zero: aug - baseline (seeds 0-2)" in text) is said
+
+
 # --- The committed report, recomputed from its JSON by other code
 
 

@@ -377,7 +377,8 @@ class _Experiment:
             self._table(document, kind, {row: code(row) for row in rows}, base)
         kind, _ = self.measure.split(".")
         if same := seed_by_seed(self.results, rows, base, kind):
-            document.text(f"In every seed alike, by {_words(self.measure)[0]} AP, {same}.")
+            by = _words(self.measure)[0]
+            document.text(f"In every seed alike, of three or more, by {by} AP, {same}.")
 
     def _table(
         self,
@@ -459,11 +460,11 @@ class _Experiment:
                 lines.append((name, change, "-"))
                 return
             seeds, over = found
-            whole = seeds == change.seeds
-            some = "" if whole else f" ({_named(seeds)})"
+            some = "" if seeds == change.seeds else f" ({_named(seeds)})"
             lines.append((name, change, _interval(over) + some))
-            if whole and len(seeds) > 1 and _sign(over) != _sign(interval(change.values)):
-                disagree.append(name)
+            values = [v for v, s in zip(change.values, change.seeds, strict=True) if s in seeds]
+            if len(seeds) > 1 and _sign(over) != _sign(interval(values)):
+                disagree.append(name + some)
 
         for family in self.plan.families:
             starts.append(len(lines))
@@ -486,9 +487,15 @@ class _Experiment:
         document.add(_sure("Comparison", lines, "95% over images", starts))
         families = [*self.plan.families, self.plan.trends, self.plan.contrasts]
         number = sum(bool(family.statements) for family in families)
-        by_chance = 1 - LEVEL**number
         document.text(
-            *_TEXTS("sure", absent=absent, disagree=disagree, families=number, by_chance=by_chance)
+            *_TEXTS(
+                "sure",
+                absent=absent,
+                disagree=disagree,
+                families=number if any(change.planned for _, change, _ in lines) else 0,
+                trends=bool(self.plan.trends.statements),
+                by_chance=1 - LEVEL**number,
+            )
         )
 
     def _trends(self, document: Document) -> None:
@@ -521,7 +528,7 @@ class _Experiment:
         for claim, verdicts in self.verdicts:
             reasons = [v.why for v in verdicts.values() if v.why]
             if len(reasons) == len(verdicts):
-                absent[reasons[0]] += 1
+                absent[reasons[0]] += len(reasons)
                 continue
             for at, (metric, verdict) in enumerate(verdicts.items()):
                 count[verdict.status] += 1
