@@ -177,6 +177,24 @@ def test_ap_by_size_stands_beside_the_baseline(runs):
     assert "<!-- oversample_2x -->" not in pictures["fake_torchvision_sizes"]
 
 
+def test_conclusions_stand_side_by_side(results):
+    nuclei = replace(results, about={**results.about, "validation": "nuclei_val"})
+    found = nuclei.keep(lambda row, _: row in ("baseline", "orig_aug"))
+    text = squeezed(build_report(PAPER, [results, found]).markdown(""))
+    assert "| Section | Conclusion | scenes_val | nuclei_val |" in text
+    for claim in PAPER.claims:
+        lines = [line for line in text.splitlines() if f"| {claim.text} | " in line]
+        verdicts = [[judge(claim, m, each) for m in claim.metrics] for each in (results, found)]
+        statuses = [{v.status for v in each} - {Status.UNMEASURED} for each in verdicts]
+        if not any(statuses):
+            assert not lines
+            continue
+        cells = [cell.strip() for cell in lines[0].strip("|").split("|")][2:]
+        for cell, those in zip(cells, statuses, strict=True):
+            assert {s for s in Status if s.value in cell} == those
+            assert those or cell == "-"
+
+
 def test_several_data_stand_side_by_side(results):
     def section(*each, plan=None):
         text = build_report(PAPER, each, plan).markdown("")

@@ -86,10 +86,28 @@ def _side_by_side(document: Document, paper: Paper, each: Sequence["_Experiment"
         "share of it, over common seeds."
     )
     body = [[code(row), _beside(paper, row), *(one.beside(row) for one in shown)] for row in rows]
-    names = [one.data for one in shown]
+    document.add(Table(["", "The paper (COCO)", *_told_apart(shown)], body))
+    shown = [one for one in each if any(one.said_of(claim) != "-" for claim in paper.claims)]
+    body = []
+    for claim in paper.claims:
+        said = [one.said_of(claim) for one in shown]
+        if {*said} != {"-"}:
+            body.append([claim.section, claim.text, *said])
+    if len(shown) > 1:
+        document.text(
+            "The paper's conclusions, for masks and boxes; a dash where the rows that one compares "
+            "were not run. The sections below have the margins."
+        )
+        header = ["Section", "Conclusion", *_told_apart(shown)]
+        document.add(Table(header, body, text=len(header), long=(1,), tones=_TONES))
+
+
+def _told_apart(each: Sequence["_Experiment"]) -> list[str]:
+    """Their names: of the data, and where these are the same, of scale and engine, too."""
+    names = [one.data for one in each]
     if len({*names}) < len(names):
-        names = [f"{one.data}, {one.scale}, {one.results.about['engine']}" for one in shown]
-    document.add(Table(["", "The paper (COCO)", *names], body))
+        return [f"{one.data}, {one.scale}, {one.results.about['engine']}" for one in each]
+    return names
 
 
 def _beside(paper: Paper, row: str) -> str:
@@ -217,6 +235,17 @@ class _Experiment:
         base = float(np.mean(self.results.values(self.base, PRIMARY, change.seeds)))
         text = _gained(change.mean, base)
         return strong(text) if change.decided else text
+
+    def said_of(self, claim: Claim) -> str:
+        """Whether a conclusion holds here, for masks and boxes together where they agree."""
+        found = dict(self.verdicts)[claim].items()
+        said = {metric: v.status.value for metric, v in found if v.status is not Status.UNMEASURED}
+        metrics: dict[str, list[str]] = {}
+        for metric, status in said.items():
+            metrics.setdefault(status, []).append(metric)
+        if len(metrics) < 2:
+            return next(iter(metrics), "-")
+        return "; ".join(f"{_metric_names(of)}: {status}" for status, of in metrics.items())
 
     # --- The answer
 
