@@ -475,11 +475,14 @@ def test_says_for_want_of_what_a_conclusion_is_not_measured(results):
     assert judge(claim, "segm.small", results).why is Why.KIND
 
 
-def test_a_gain_over_nothing_is_not_decided(results):
+def test_the_margin_of_a_gain_is_in_points(results):
     claim = next(c for c in PAPER.claims if c.name == "orig_aug_gain_masks")
-    for seed in range(3):
-        results.runs["baseline", seed].ap["segm.small"] = 0.0
-    assert judge(claim, "segm.small", results).status is Status.OPEN
+    for seed, (base, row) in enumerate([(0.2, 0.23), (0.1, 0.12), (0.0, 0.0)]):
+        results.runs["baseline", seed].ap["segm.small"] = base
+        results.runs["orig_aug", seed].ap["segm.small"] = row
+    verdict = judge(claim, "segm.small", results)
+    assert verdict.status is Status.OPEN
+    assert verdict.mean == pytest.approx(0.35 / 3 - 1.092 * 0.1)
 
 
 def test_shows_partial_results(results, tmp_path):

@@ -63,10 +63,7 @@ def judge(claim: Claim, metric: str, results: Results) -> Verdict:
         elif not results.seeds(*rows, metrics=[f"{kind}.all"]):
             why = Why.KIND
         return Verdict(Status.UNMEASURED, why=why)
-    try:
-        margins = [claim.alternatives(results.of_seed(seed), metric) for seed in seeds]
-    except ZeroDivisionError:  # a gain over nothing
-        return Verdict(Status.OPEN, seeds=seeds)
+    margins = [claim.alternatives(results.of_seed(seed), metric) for seed in seeds]
     return replace(decide(np.array(margins)), seeds=seeds)
 
 

@@ -83,7 +83,8 @@ class Claim:
                     for signs in product((1, -1), repeat=len(rows))
                 ]
             case "gain":
-                return [[rows[0] / than[0] - 1 - self.value + 0.005]]
+                # In AP, as the mean of ratios would grow with the noise of what is divided by.
+                return [[rows[0] - (1 + self.value - 0.005) * than[0]]]
         raise SmallObjError(f"Claim {self.name}: there is no relation {self.relation!r}.")
 
     def holds(self, ap: AP, metric: str) -> bool:

@@ -567,7 +567,7 @@ class _Experiment:
                         _metric_name(metric),
                         "yes" if claim.holds(self.paper.ap, metric) else "no",
                         verdict.status.value,
-                        *_margin(claim, verdict),
+                        *_margin(verdict),
                         seeds_text(verdict.seeds) or "-",
                     ]
                 )
@@ -789,17 +789,15 @@ def _sign(ends: tuple[float, float]) -> int:
     return int(ends[0] > 0) - int(ends[1] < 0)
 
 
-def _margin(claim: Claim, verdict: Verdict) -> list[str]:
+def _margin(verdict: Verdict) -> list[str]:
     """The margin and the smallest that could have been shown, where none was."""
     if math.isnan(verdict.mean):
         return ["-", "-"]
-    unit = " %" if claim.relation == "gain" else ""
-    text = f"{_signed(verdict.mean)}{unit}"
     if math.isnan(verdict.half):
-        return [text, "-"]
+        return [_signed(verdict.mean), "-"]
     ends = _interval((verdict.mean - verdict.half, verdict.mean + verdict.half))
-    open_ = verdict.status is Status.OPEN
-    return [f"{text} ({ends})", f"{_unsigned(verdict.half)}{unit}" if open_ else "-"]
+    least = _unsigned(verdict.half) if verdict.status is Status.OPEN else "-"
+    return [f"{_signed(verdict.mean)} ({ends})", least]
 
 
 def _unsigned(ap: float) -> str:
