@@ -279,15 +279,15 @@ def test_the_answer_names_what_is_told_from_chance_beside_the_best_row():
     found = results_of(baseline=BASELINE, aug=ABOVE, orig_aug=wild)
     answer = build_report(PAPER, [found], plan).markdown("").split("## ")[0]
     assert "`orig_aug` is best" in answer
-    assert "not told from chance (Holm p" in answer
-    told = "Planned, and told from chance on scenes_val, in points: "
+    assert "not significant (Holm p" in answer
+    told = "Planned, and significant on scenes_val, in points: "
     assert f"{told}aug +3.0, against baseline." in answer
     for other in (
         results_of(baseline=BASELINE, aug=ABOVE),
         results_of(baseline=BASELINE, aug=wild),
     ):
         answer = build_report(PAPER, [other], plan).markdown("").split("## ")[0]
-        assert "Planned, and told" not in answer
+        assert "Planned, and significant" not in answer
 
 
 def test_one_seed_of_what_was_planned_is_planned():
@@ -298,11 +298,18 @@ def test_one_seed_of_what_was_planned_is_planned():
     assert "Interim: 2 of 8 planned runs" in text
 
 
+def test_the_answer_has_the_note_of_a_plan(tmp_path):
+    (tmp_path / "plan.yaml").write_text("scales: {fake: {seeds: [0], rows: [aug], note: Mind it.}}")
+    results = results_of(baseline=BASELINE, aug=ABOVE)
+    text = build_report(PAPER, [results], load_plan(tmp_path / "plan.yaml")).markdown("")
+    assert "* About scenes_val: Mind it.\n" in text.split("## ")[0]
+
+
 def test_the_answer_says_when_it_is_not_the_last():
     results = results_of(baseline=BASELINE, aug=ABOVE)
     plan = plan_of(range(4), "aug", "orig_aug")
     text = build_report(PAPER, [results], plan).markdown("")
-    assert "from chance (Holm p = " in text
+    assert "significant (Holm p = " in text
     assert "; interim, with 8 of 12 planned runs." in text
     whole = results_of(baseline=BASELINE, aug=ABOVE, orig_aug=ABOVE)
     assert "interim" not in build_report(PAPER, [whole], plan).markdown("")

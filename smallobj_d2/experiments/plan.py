@@ -111,6 +111,8 @@ class Planned:
     contrasts: Family = Family("contrasts")
     primary: str = PRIMARY
     """The measure that its families compare."""
+    note: str = ""
+    """What readers of its results should know first."""
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -203,4 +205,5 @@ def _planned(data: dict[str, Any], scale: dict[str, Any]) -> Planned:
         family("trends", trends),
         family("contrasts", contrasts),
         primary,
+        str(scale.get("note", "")),
     )

@@ -123,7 +123,7 @@ _HOW_TO_READ = Markup(
     "difference to the row named. Every difference, gain and slope is over the seeds that both "
     "sides have, in pairs of one seed, which share their initial weights; where seeds differ, the "
     "row compared with is repeated for each set of seeds. <strong>Bold</strong> is a comparison "
-    "that was planned before the runs and is told from chance by at least three seeds, after "
+    "that was planned before the runs and is significant: by at least three seeds, after "
     "Holm's correction for its family (paired t test, 5%). All else is exploratory: it shows "
     "where to look, and decides nothing."
 )
@@ -284,10 +284,12 @@ class _Experiment:
             f"{at[0].upper()}{at[1:]}",
             f"{evidence[0].upper()}{evidence[1:]}",
         )
-        return [answer, *self._told(above(row, self.base, self.measure)), *self._found_again()]
+        notes = [f"About {self.data}: {self.plan.note}"] if self.plan.note else []
+        told = self._told(above(row, self.base, self.measure))
+        return [answer, *notes, *told, *self._found_again()]
 
     def _told(self, answered: Statement) -> list[str]:
-        """What else was planned and is told from chance; the answer may not be."""
+        """What else was planned and is significant; the answer may not be."""
         told = {s: d for s, d in self.planned.items() if d.decided and s != answered}
         against: dict[str, list[str]] = {}
         others = []
@@ -300,7 +302,7 @@ class _Experiment:
         parts = [*(f"{', '.join(rows)}, against {base}" for base, rows in against.items()), *others]
         if not parts:
             return []
-        return [f"Planned, and told from chance on {self.data}, in points: {'; '.join(parts)}."]
+        return [f"Planned, and significant on {self.data}, in points: {'; '.join(parts)}."]
 
     def _time(self, row: str) -> str:
         """What a row takes against the base, over common seeds."""
@@ -319,7 +321,7 @@ class _Experiment:
         return "time not known"
 
     def _found_again(self) -> list[str]:
-        """What of the paper was found again, what was not, and what cannot be told."""
+        """What of the paper was found again, what was not, and what is not decided."""
         said: dict[Status, list[str]] = {status: [] for status in Status}
         number = Counter[str]()
         for claim, found in self.verdicts:

@@ -107,7 +107,7 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Planned, and told from chance after the correction, by more than two seeds."""
+        """Planned, and significant after the correction, by more than two seeds."""
         return self.adjusted < 1 - LEVEL and len(self.values) >= FEWEST
 
 
