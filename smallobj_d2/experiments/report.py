@@ -74,7 +74,7 @@ def build_report(
 
 
 def _side_by_side(document: Document, paper: Paper, each: Sequence["_Experiment"]) -> None:
-    """The rows that several data have in common, in AP of small objects against the baseline."""
+    """The rows that several data have in common, in AP of small objects, and the conclusions."""
     shown = [one for one in each if one.base == "baseline" and one.measure == PRIMARY]
     number = Counter(row for one in shown for row in one.rows)
     rows = [row for row in dict.fromkeys([*paper.configs(), *number]) if number[row] > 1]
@@ -87,19 +87,21 @@ def _side_by_side(document: Document, paper: Paper, each: Sequence["_Experiment"
     )
     body = [[code(row), _beside(paper, row), *(one.beside(row) for one in shown)] for row in rows]
     document.add(Table(["", "The paper (COCO)", *_told_apart(shown)], body))
-    shown = [one for one in each if any(one.said_of(claim) != "-" for claim in paper.claims)]
-    body = []
-    for claim in paper.claims:
-        said = [one.said_of(claim) for one in shown]
-        if {*said} != {"-"}:
-            body.append([claim.section, claim.text, *said])
-    if len(shown) > 1:
-        document.text(
-            "The paper's conclusions, for masks and boxes; a dash where the rows that one compares "
-            "were not run. The sections below have the margins."
-        )
-        header = ["Section", "Conclusion", *_told_apart(shown)]
-        document.add(Table(header, body, text=len(header), long=(1,), tones=_TONES))
+    shown = [one for one in each if {*one.conclusions} != {"-"}]
+    if len(shown) < 2:
+        return
+    document.text(
+        "The paper's conclusions, for masks and boxes; a dash where one was not measured. The "
+        "sections below have the margins."
+    )
+    said = zip(*(one.conclusions for one in shown), strict=True)
+    body = [
+        [claim.section, claim.text, *cells]
+        for claim, cells in zip(paper.claims, said, strict=True)
+        if {*cells} != {"-"}
+    ]
+    header = ["Section", "Conclusion", *_told_apart(shown)]
+    document.add(Table(header, body, text=len(header), long=(1,), tones=_TONES))
 
 
 def _told_apart(each: Sequence["_Experiment"]) -> list[str]:
@@ -214,6 +216,17 @@ class _Experiment:
             for claim in self.paper.claims
         ]
 
+    @cached_property
+    def conclusions(self) -> list[str]:
+        """Whether each holds here, for masks and boxes together where they agree."""
+        said = []
+        for _, verdicts in self.verdicts:
+            found = _by_status(verdicts)
+            found.pop(Status.UNMEASURED, None)
+            each = [f"{_metric_name(*metrics)}: {s.value}" for s, metrics in found.items()]
+            said.append("; ".join(each) if len(found) > 1 else next((s.value for s in found), "-"))
+        return said
+
     def best(self) -> tuple[str, Difference] | None:
         """The row that is furthest above the base for small objects.
 
@@ -235,17 +248,6 @@ class _Experiment:
         base = float(np.mean(self.results.values(self.base, PRIMARY, change.seeds)))
         text = _gained(change.mean, base)
         return strong(text) if change.decided else text
-
-    def said_of(self, claim: Claim) -> str:
-        """Whether a conclusion holds here, for masks and boxes together where they agree."""
-        found = dict(self.verdicts)[claim].items()
-        said = {metric: v.status.value for metric, v in found if v.status is not Status.UNMEASURED}
-        metrics: dict[str, list[str]] = {}
-        for metric, status in said.items():
-            metrics.setdefault(status, []).append(metric)
-        if len(metrics) < 2:
-            return next(iter(metrics), "-")
-        return "; ".join(f"{_metric_names(of)}: {status}" for status, of in metrics.items())
 
     # --- The answer
 
@@ -325,17 +327,14 @@ class _Experiment:
         said: dict[Status, list[str]] = {status: [] for status in Status}
         number = Counter[str]()
         for claim, found in self.verdicts:
-            for status in Status:
-                metrics = [metric for metric, v in found.items() if v.status is status]
-                if metrics:
-                    text = claim.text.removesuffix(".")
-                    said[status].append(f"{text} ({_metric_names(metrics)})")
-                    number[status.name.lower()] += len(metrics)
+            for status, metrics in _by_status(found).items():
+                said[status].append(f"{claim.text.removesuffix('.')} ({_metric_name(*metrics)})")
+                number[status.name.lower()] += len(metrics)
         if number.total() == number["unmeasured"]:
             return []
         holds, fails = said[Status.HOLDS], said[Status.FAILS]
-        about = {"data": self.data, "own": self.own, "number": number}
-        return _TEXTS("found_again", holds=holds, fails=fails, **about)
+        facts = {"data": self.data, "own": self.own, "number": number}
+        return _TEXTS("found_again", holds=holds, fails=fails, **facts)
 
     # --- The sections
 
@@ -769,11 +768,15 @@ def _words(metric: str) -> tuple[str, str]:
     return "mask" if kind == "segm" else "box", size
 
 
-def _metric_name(metric: str) -> str:
-    return ", ".join(_words(metric))
+def _by_status(verdicts: Mapping[str, Verdict]) -> dict[Status, list[str]]:
+    """The metrics of each status that there is."""
+    found: dict[Status, list[str]] = {}
+    for metric, verdict in verdicts.items():
+        found.setdefault(verdict.status, []).append(metric)
+    return found
 
 
-def _metric_names(metrics: Sequence[str]) -> str:
+def _metric_name(*metrics: str) -> str:
     """Of masks and boxes together, where they are about the same size of objects."""
     kinds: dict[str, list[str]] = {}
     for kind, size in map(_words, metrics):
