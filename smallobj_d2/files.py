@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 from yaml import YAMLError
 
@@ -152,7 +153,7 @@ def reading(path: Path) -> Iterator[None]:
     except SmallObjError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
-            AssertionError, YAMLError) as e:  # fmt: skip
+            AssertionError, YAMLError, BadZipFile) as e:  # fmt: skip
         what = f"{type(e).__name__}: {e}"[:300]
         raise SmallObjError(f"{path} is damaged, or another kind of file ({what}).") from e
 

@@ -689,7 +689,9 @@ def test_where_most_rows_are_alike_the_others_are_named(results):
     assert said.startswith("for small objects above baseline: all rows but row5; for large")
 
 
-def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
+@pytest.fixture
+def detected(runs, tmp_path):
+    """The runs of two rows kept their detections."""
     json_file = make_dataset(tmp_path, "boot_scenes", 6, seed=3, size=128, progress=False)
     truth = load_ground_truth(json_file)
     for row, score in (("baseline", 0.4), ("orig_aug", 0.9)):
@@ -705,18 +707,25 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
             run_folder(run, json_file, found, name="boot_scenes")
             about = json.loads((run / "row.json").read_text())
             (run / "row.json").write_text(json.dumps(content | about))
-    content = distil(SCALE, runs)
+    return runs
+
+
+def test_intervals_over_images_stand_beside_those_over_seeds(detected, tmp_path):
+    content = distil(SCALE, detected)
     found = parse_results(content)
-    (entry,) = over_images(found, [runs], ["baseline"], 50)
+    kept = tmp_path / "fake.npz"
+    (entry,) = over_images(found, [detected], ["baseline"], 50, kept)
     assert (entry["row"], entry["base"], entry["seeds"]) == ("orig_aug", "baseline", [0, 1, 2])
-    for file in runs.rglob("coco_instances_results.json"):
+    for file in detected.rglob("coco_instances_results.json"):
         file.unlink()  # what was computed of them is kept
-    (back,) = over_images(found, [tmp_path, runs], ["orig_aug"], 50)
+    (back,) = over_images(found, [tmp_path], ["orig_aug"], 50, kept)
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
-    (runs / "baseline" / "seed1" / "row.json").write_text('{"segm": {}}')  # another evaluation
-    with pytest.raises(SmallObjError):  # whose detections are not there
-        over_images(found, [runs], ["baseline"], 50)
+    with pytest.raises(SmallObjError, match="coco_instances_results"):  # of other resamples
+        over_images(found, [detected], ["baseline"], 40, kept)
+    found.runs["baseline", 1].ap["segm.small"] += 0.01  # another evaluation
+    with pytest.raises(SmallObjError, match="coco_instances_results"):
+        over_images(found, [detected], ["baseline"], 50, kept)
     content["over_images"] = [entry]
     assert together(content, content)["over_images"] == []  # its runs are new
     others = {**content, "runs": [r for r in content["runs"] if r["config"] == "aug_oversample_2x"]}
@@ -726,6 +735,32 @@ def test_intervals_over_images_stand_beside_those_over_seeds(runs, tmp_path):
     content["over_images"] = [{**entry, "seeds": [0, 2]}, {**entry, "seeds": [1, 3]}]
     said = markdown_of(parse_results(content))  # of the seeds that it has, and no others
     assert f" to {100 * entry['high']:+.1f} (seeds 0, 2) |" in said
+
+
+def test_runs_of_two_machines_have_intervals_over_images_together(detected, tmp_path):
+    """The second machine needs the results of the first, and none of its detections."""
+    first, second = tmp_path / "first" / "fake" / "torchvision", detected
+    shutil.copytree(second, first)
+    for of_seed in (*first.rglob("seed2"), *second.rglob("seed[01]")):
+        shutil.rmtree(of_seed)
+    scale = tmp_path / "fake.yaml"
+    scale.write_text("about: a fake\ngpus: 0\nrun: {seconds: 60, machine: none}\n")
+    results = tmp_path / "results"
+    common = ["--scale", str(scale), "--add", "--results", str(results), "--resamples", "50"]
+    for of_one in (first, second):
+        assert not report.main(["--runs", str(of_one), *common])
+        shutil.rmtree(of_one)
+    (entry,) = (e for e in load_results(results / "fake_torchvision.json").over_images if 2 in e[2])
+    assert entry == ("orig_aug", "baseline", (0, 1, 2))
+
+
+def test_a_damaged_file_of_resampled_aps_is_named(detected, tmp_path):
+    kept = tmp_path / "fake.npz"
+    found = parse_results(distil(SCALE, detected))
+    over_images(found, [detected], ["baseline"], 5, kept)
+    kept.write_bytes(kept.read_bytes()[:-20])
+    with pytest.raises(SmallObjError, match=r"fake\.npz is damaged"):
+        over_images(found, [detected], ["baseline"], 5, kept)
 
 
 # --- What others wrote

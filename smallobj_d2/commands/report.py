@@ -82,6 +82,7 @@ def _add_intervals(result: Path, folders: Sequence[Path], plan: Plan, resamples:
     found = parse_results(content)
     planned = plan.get(found.about["scale"], Planned())
     counted = planned.fitting(found).only(found)
-    new = over_images(counted, folders, planned.bases, resamples)
+    kept = result.with_suffix(".npz")
+    new = over_images(counted, folders, planned.bases, resamples, kept)
     every = {(i["row"], i["base"], *i["seeds"]): i for i in [*content["over_images"], *new]}
     write_results(result, content | {"over_images": [*every.values()]})

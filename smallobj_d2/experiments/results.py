@@ -217,46 +217,57 @@ def _measures(sizes: Mapping[str, Any]) -> list[float]:
 
 
 def over_images(
-    results: Results, folders: Sequence[Path], bases: Sequence[str], resamples: int
+    results: Results, folders: Sequence[Path], bases: Sequence[str], resamples: int, kept: Path
 ) -> list[dict[str, Any]]:
     """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
 
-    The resamples are the same for all runs; a row counts if all seeds that it has in common with
-    the base kept their detections. APs of a run are kept beside these, so that they are computed
-    once.
+    The resamples are the same for all runs; a row counts if of all seeds that it has in common with
+    the base the detections were kept once. AP of each run on each resample stays, so that it is
+    computed once, and runs of several machines need not be in one place.
 
     Args:
         results: the runs that count.
         folders: where they are, each as `distil` takes it; of a run in several, the last.
         bases: the rows that others are compared with.
         resamples: of the validation images.
+        kept: the ``.npz`` of these APs, which is read and written.
 
     Returns:
         What a results file has under ``over_images``.
     """
+    runs = {run: _name_of_aps(*run, results) for run in sorted(results.runs) if "@" not in run[0]}
+    known = {}
+    if kept.is_file():
+        with reading(kept), np.load(kept) as file:
+            known = {name: file[name] for name in runs.values() if name in file}
     load = cache(load_ground_truth)
-    rows = [row for row in results.rows if "@" not in row]
-    compared = [
-        (row, base, seeds)
-        for base, row in product(bases, rows)
-        if row != base and (seeds := results.seeds(base, row))
-    ]
-    needed = {
-        (name, seed) for row, base, seeds in compared for name in (row, base) for seed in seeds
-    }
-    bar = tqdm(sorted(needed), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
-    aps = {(row, seed): _resampled(folders, row, seed, resamples, load) for row, seed in bar}
+    aps: dict[tuple[str, int], NDArray[np.float32]] = {}
+    bar = tqdm(runs.items(), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
+    for (row, seed), name in bar:
+        if name not in known or len(known[name]) != resamples:
+            computed = _resampled(folders, row, seed, resamples, load)
+            if computed is None:
+                continue
+            known[name] = computed
+            with writing(kept) as temporary:
+                np.savez_compressed(temporary, **known)
+        aps[row, seed] = known[name]
 
     intervals = []
-    for row, base, seeds in compared:
-        pairs = [(aps[row, seed], aps[base, seed]) for seed in seeds]
-        known = [(mine, other) for mine, other in pairs if mine is not None and other is not None]
-        if len(known) < len(pairs):
+    for base, row in product(bases, dict.fromkeys(row for row, _ in runs)):
+        seeds = results.seeds(base, row)
+        if row == base or not seeds or not aps.keys() >= {*product((row, base), seeds)}:
             continue
-        change = np.mean([mine - other for mine, other in known], axis=0)
+        change = np.mean([aps[row, s] - aps[base, s] for s in seeds], axis=0, dtype=np.float64)
         low, high = np.nanpercentile(change, (2.5, 97.5)).round(5).tolist()
         intervals.append({"row": row, "base": base, "seeds": seeds, "low": low, "high": high})
     return intervals
+
+
+def _name_of_aps(row: str, seed: int, results: Results) -> str:
+    """Other detections or another ground truth give another name."""
+    measured = json.dumps(results.runs[row, seed].ap, sort_keys=True)
+    return f"{row} seed{seed} {hashlib.sha256(measured.encode()).hexdigest()[:12]}"
 
 
 def _resampled(
@@ -265,7 +276,7 @@ def _resampled(
     seed: int,
     resamples: int,
     load: Callable[[Path], COCO],
-) -> NDArray[np.float64] | None:
+) -> NDArray[np.float32] | None:
     """Mask AP_S of a run on each resample; None if it has no detections, or no masks."""
     places = (folder / row / f"seed{seed}" for folder in reversed(folders))
     path = next((place for place in places if (place / "inference").is_dir()), None)
@@ -273,25 +284,15 @@ def _resampled(
         return None
     evaluated = path / "row.json"
     with reading(evaluated):
-        content = evaluated.read_bytes()
-        if "segm" not in json.loads(content):
+        if "segm" not in json.loads(evaluated.read_bytes()):
             return None
-    # Other detections or another ground truth give another row.
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    kept = path / "inference" / f"resampled_{resamples}_{digest}.npy"
-    if kept.is_file():
-        with reading(kept):
-            ap: NDArray[np.float64] = np.load(kept)
-            return ap
     run = evaluated_run(path)
     ap = np.zeros(resamples)
     if run.results:
         truth = ground_truth_of(run, load)
         counts = resampled_images(len(truth.imgs), resamples)
         ap = resampled_ap(truth, run.results, counts, detections=run.detections)
-    with suppress(SmallObjError), writing(kept) as temporary:  # the runs may be another's
-        np.save(temporary, ap)
-    return ap
+    return ap.astype(np.float32)
 
 
 def training_log(path: Path, *, points: int = 10) -> dict[str, Any]:
