@@ -156,6 +156,16 @@ def colours(sheet):
     return {tuple(c) for c in np.asarray(sheet)[:-22].reshape(-1, 3).tolist()}
 
 
+def test_one_small_object_is_not_called_objects(scenes, tmp_path):
+    data = json.loads(scenes.read_text())
+    first = next(a for a in data["annotations"] if is_small(a))
+    one = scenes.with_name("one.json")
+    one.write_text(json.dumps(data | {"annotations": [first]}))
+    run = run_folder(tmp_path / "run", one, perfect(load_ground_truth(one)))
+    _, text = detection_sheet({"run": run})
+    assert text.endswith(": 1 small object; run found 1, 0 wrong")
+
+
 def test_a_sheet_of_two_runs(scenes, truth, noisy, tmp_path):
     good = run_folder(tmp_path / "good", scenes, perfect(truth))
     bad = run_folder(tmp_path / "bad", scenes, noisy)

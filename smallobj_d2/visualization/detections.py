@@ -29,6 +29,7 @@ from smallobj_d2.visualization.sheets import (
     outlines_of_mask,
     zoom,
 )
+from smallobj_d2.visualization.texts import counted
 
 
 def detection_sheet(
@@ -111,7 +112,7 @@ def _summary(truth: COCO, runs: Mapping[str, dict[Any, Outcome]], images: Sequen
         missed = sum(is_small(truth.anns[a]) for outcome in chosen for a in outcome.missed)
         wrong = sum(is_small(result) for outcome in chosen for result in outcome.wrong)
         said.append(f"{name} found {total - missed:,}, {wrong:,} wrong")
-    return f"{total:,} small objects; {'; '.join(said)}"
+    return f"{counted(total, 'small object')}; {'; '.join(said)}"
 
 
 def prediction_view(
