@@ -146,7 +146,9 @@ def test_both_stages_can_return_exactly_the_valid_positions(seed, gap, margin):
                 else:
                     assert script.listed == len(valid) or (result is None and not valid)
             patch.setattr(place, "_TRIES", 0)
-            assert listed(placer, copy) == valid
+            for by_correlation in (0, 10**9):
+                patch.setattr(place, "_CORRELATED", by_correlation)
+                assert listed(placer, copy) == valid
         if not valid:
             break
         x, y = sorted(valid)[rng.integers(len(valid))]
@@ -201,8 +203,10 @@ def test_the_only_place_in_a_large_image_is_found_and_none_is_none(free, expecte
         assert placer.find(copy, np.random.default_rng(0)) is None
 
 
-def test_the_count_of_hits_is_right_for_large_copies_in_large_full_images():
-    """Correlation goes through floating-point transforms; one pixel must still decide."""
+@pytest.mark.parametrize("by_correlation", [0, 10**9])
+def test_one_pixel_decides_for_large_copies_in_large_full_images(monkeypatch, by_correlation):
+    """Correlation goes through floating-point transforms."""
+    monkeypatch.setattr(place, "_CORRELATED", by_correlation)
     mask = np.ones((1500, 1500), np.uint8)
     mask[699:831, 599:736] = 0
     mask[760, 599] = 1
