@@ -108,7 +108,7 @@ def trade_off(paper: Paper, results: Results, *, beside: bool) -> bytes:
             if small is None or large is None:
                 continue
             at = large[0], small[0]
-            colour = _plot(axis, row, *at, small[1] or None, large[1] or None, lw=0, alpha=0.9)
+            colour = _plot(axis, row, *at, small[1] or None, large[1] or None, lw=0)
             if row in _NAMED or row not in paper.numbers:
                 offset = _NAMED.get(row, _BEYOND)
                 axis.annotate(
@@ -188,7 +188,8 @@ def gain_by_size(
 def _plot(axis: Axes, row: str, *points: Any, **style: Any) -> str:
     """Points of rows, given as `Axes.errorbar` takes them; their colour."""
     colour, mark, label = next(g for start, g in _GROUPS.items() if row.startswith(start))
-    axis.errorbar(*points, color=colour, marker=mark, label=label, ms=6, elinewidth=1, **style)
+    style |= {"ms": 6, "elinewidth": 1, "ecolor": (colour, 0.4)}
+    axis.errorbar(*points, color=colour, marker=mark, label=label, **style)
     return colour
 
 
