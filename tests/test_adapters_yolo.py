@@ -121,6 +121,24 @@ def test_coco_polygons_come_back(scenes, tmp_path):
             assert np.allclose(a["bbox"], b["bbox"], atol=1)
 
 
+def test_what_leaves_the_image_is_cut_off_and_not_pushed_in(tmp_path):
+    triangle = [[60.0, 10, 140, 50, 60, 90]]
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 2400}
+    thing |= {"bbox": [60, 10, 40, 80], "segmentation": triangle}
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [thing],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (100, 100)).save(tmp_path / "images" / "a.png")
+    to_yolo(tmp_path / "a.json", tmp_path / "images", tmp_path / "yolo", "train")
+    (back,) = to_coco(tmp_path / "yolo" / "data.yaml", "train")[0]["annotations"]
+    masks = [raster(s, 100, 100) for s in (triangle, back["segmentation"])]
+    assert (masks[0] != masks[1]).sum() <= 2
+
+
 def test_a_crowd_without_a_mask_makes_no_boxes_of_the_others(scenes, tmp_path):
     """It is left out itself."""
     data = json.loads(scenes.read_bytes())

@@ -190,6 +190,29 @@ def test_one_pixel_to_the_border_is_inside(box):
     assert candidates([rectangle(*box, 10, 10)]) == [0]
 
 
+def test_the_mask_counts_where_its_box_is_a_pixel_short():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[40:44, 96:] = 1
+    cut_off = rectangle(96, 40, 3, 3, area=16, segmentation=rle_of(mask))
+    assert candidates([cut_off]) == []
+    assert candidates([cut_off], inside=False) == [0]
+
+
+def test_what_reaches_out_of_the_image_is_not_copied_though_its_box_ends_there():
+    outline = rectangle(90, 40, 20, 10)["segmentation"]
+    assert candidates([rectangle(90, 40, 10, 10, segmentation=outline)], inside=False) == []
+
+
+def test_parts_that_a_line_joins_are_pieces():
+    """As YOLO has a mask of several parts: one polygon that goes there and back."""
+    joined = [10, 10, 22, 10, 22, 22, 60, 22, 72, 22, 72, 10, 60, 10, 60, 22, 22, 22, 10, 22]
+    thing = rectangle(10, 10, 62, 12, area=288, segmentation=[[float(v) for v in joined]])
+    assert candidates([thing]) == []
+    assert candidates([thing], connected=False) == [0]
+    closed = rectangle(10, 10, 12, 12)["segmentation"][0]
+    assert candidates([rectangle(10, 10, 12, 12, segmentation=[closed + closed[:2]])]) == [0]
+
+
 @pytest.mark.parametrize("box", [(-2, 50), (93, 50), (50, -2), (200, 200)])
 def test_what_reaches_out_of_the_image_is_never_copied(box):
     assert candidates([rectangle(*box, 10, 10)], inside=False) == []

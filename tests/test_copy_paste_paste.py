@@ -352,17 +352,30 @@ def test_a_seed_is_as_good_as_a_generator():
 @pytest.mark.parametrize("masks", [True, False])
 def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
     image = np.zeros((60, 70, 3), np.uint8)
-    thing = rectangle(30, 30, 15, 20)
-    thing["bbox"] = [30, 30, 45, 50]
-    if not masks:
-        del thing["segmentation"]
-    del thing["bbox_mode"]
+    things = [
+        {**rectangle(30, 30, 15, 20), "bbox": [30, 30, 45, 50]},
+        {**rectangle(40, 35, 20, 15), "bbox": [40, 35, 60, 50]},
+    ]
+    for thing in things:
+        del thing["bbox_mode"]
+        if not masks:
+            del thing["segmentation"]
     with pytest.raises(SmallObjError, match=r"Annotation 0 has bbox .* add bbox_mode 0"):
-        CopyPaste()(image, [thing], 0)
+        CopyPaste()(image, things, 0)
     with pytest.raises(SmallObjError, match="add bbox_mode 0"):
-        CopyPaste().plan([thing], 60, 70, 0)
-    CopyPaste()(image, [{**thing, "bbox_mode": 0}], 0)
-    CopyPaste()(image, [{**thing, "bbox": [30, 30, 15, 20]}], 0)
+        CopyPaste().plan(things, 60, 70, 0)
+    CopyPaste()(image, [{**thing, "bbox_mode": 0} for thing in things], 0)
+    CopyPaste()(image, [{**things[0], "bbox": [30, 30, 15, 20]}], 0)
+
+
+def test_one_box_that_leaves_the_image_is_no_xyxy_box():
+    """Boxes without masks: annotators draw some over the border by a few pixels."""
+    image = np.zeros((100, 100, 3), np.uint8)
+    over = {"bbox": [40, 45, 62, 58], "area": 62.0 * 58}
+    within = {"bbox": [10, 10, 8, 8], "area": 64.0}
+    copy_paste = CopyPaste(sources=SameImage(SourceRule(boxes=True)))
+    for annotations in ([over], [within, over]):
+        copy_paste(image, annotations, 0)
 
 
 @pytest.mark.parametrize("form", ["polygon", "rle", "array"])

@@ -317,6 +317,7 @@ CORPUS: dict[str, tuple[Change, str, Any, Any]] = {
     "iscrowd missing": (without("annotations", "iscrowd"), "iscrowd-missing", 1, 11),
     "iscrowd two": (annotation(iscrowd=2), "iscrowd-form", 1, 11),
     "iscrowd a string": (annotation(iscrowd="0"), "iscrowd-form", 1, 11),
+    "to be ignored": (annotation(ignore=1), "ignore", 1, 11),
     "iscrowd null": (annotation(iscrowd=None), "iscrowd-form", 1, 11),
     "keypoints of two": (annotation(keypoints=[1, 2]), "keypoints-form", 1, 11),
     "keypoints of strings": (annotation(keypoints=["1", 2, 2]), "keypoints-form", 1, 11),

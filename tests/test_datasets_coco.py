@@ -247,6 +247,37 @@ def test_a_box_that_does_not_hold_its_mask_is_replaced(tmp_path, caplog, kind):
     assert load_one(tmp_path, bbox=[1.5, 2.4, 6, 6])["bbox"] == [1.5, 2.4, 6, 6]  # under a pixel
 
 
+@pytest.mark.parametrize(
+    ("outline", "held"),
+    [
+        ([24.0, 5, 40, 5, 40, 9, 24, 9], [24, 5, 6, 4]),
+        ([20.0, 10, 40, 0, 40, 20], [20, 5, 10, 10]),  # it is widest out there
+        ([-9.0, -9, 4, -9, 4, 4, -9, 4], [0, 0, 4, 4]),
+    ],
+)
+def test_a_box_holds_a_mask_as_far_as_the_image_goes(tmp_path, outline, held):
+    assert load_one(tmp_path, bbox=held, segmentation=[outline])["bbox"] == held
+    assert load_one(tmp_path, bbox=[1, 19, 1, 1], segmentation=[outline])["bbox"] == held
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1)])
+def test_a_box_one_pixel_short_of_a_mask_that_is_one_pixel_wide_is_replaced(tmp_path, size):
+    """Some exporters take the last pixel for the end of a box."""
+    (height, width), mask = size, np.zeros((20, 30), bool)
+    mask[3 : 3 + height, 4 : 4 + width] = True
+    short = [4, 3, width - 1, height - 1]
+    instance = load_one(
+        tmp_path, bbox=short, area=height * width, segmentation=rle_of(mask, compressed=True)
+    )
+    assert instance["bbox"] == [4, 3, width, height]
+
+
+def test_a_ground_truth_that_cannot_be_read_is_named(tmp_path):
+    """Its images do not matter there; the file does."""
+    with pytest.raises(SmallObjError, match=r"gone\.json: the file cannot be read"):
+        load_ground_truth(tmp_path / "gone.json")
+
+
 # --- what is refused
 
 WRONG_JSON = [

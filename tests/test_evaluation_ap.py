@@ -112,6 +112,22 @@ def test_boxes_are_evaluated_as_they_are_trained_on(tmp_path):
     assert box == record["annotations"][0]["bbox"] == [30.0, 40.0, 20.0, 20.0]
 
 
+def test_a_box_that_the_border_cuts_stays_though_the_outline_goes_on(tmp_path):
+    """Detections cannot leave the image, and COCO evaluates with the JSON's box."""
+    outline = [[80.0, 10, 110, 10, 110, 30, 80, 30]]
+    box = [80.0, 10.0, 20.0, 20.0]
+    cut = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 0, "area": 400}
+    data = {
+        "images": [{"id": 1, "height": 100, "width": 100, "file_name": "a.png"}],
+        "annotations": [{**cut, "bbox": box, "segmentation": outline}],
+        "categories": [{"id": 7, "name": "seven"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    found = {"image_id": 1, "category_id": 7, "bbox": box, "score": 0.9}
+    metrics = coco_metrics(load_ground_truth(tmp_path / "a.json"), [found], "bbox")
+    assert metrics["AP"] == 1
+
+
 def test_counts_leave_crowds_out(truth):
     assert count_objects(truth) == {"small": 1, "medium": 2, "large": 0, "all": 3}
 

@@ -158,6 +158,16 @@ def test_a_hole_of_a_polygon_that_crosses_itself_stays_a_hole():
     assert (raster(part["segmentation"], 50, 50) == tile.window.of(mask)).mean() > 0.98
 
 
+def test_the_line_that_joins_two_parts_is_in_no_box():
+    """As YOLO has a mask of several parts: one polygon that goes there and back."""
+    joined = [10.0, 10, 30, 10, 30, 20, 80, 20, 100, 20, 100, 10, 80, 10, 80, 20, 30, 20, 10, 20]
+    left, right = parts([annotation([joined])], size=100, overlap=0.7)[:2]
+    boxes = [t.annotations[0]["bbox"] for t in (left, right)]
+    assert boxes[0] == [10, 10, 90, 10]  # both parts, to its last pixel
+    only = parts([annotation([joined])], size=70, overlap=0)
+    assert next(t.annotations[0]["bbox"] for t in only if t.annotations) == [10, 10, 20, 10]
+
+
 def test_a_whole_object_keeps_its_numbers():
     own = annotation([[5.5, 5, 9, 5, 9, 12.25]], area=13.5, note="mine", keypoints=[6, 7, 2])
     tile = parts([own], size=40)[0]

@@ -222,7 +222,7 @@ def test_warped_pixels_are_interpolated_where_the_matrix_says(seed):
 def test_degenerate_and_far_outlines_are_no_trouble(points):
     shape = Outline([np.array(points, float)])
     assert (with_neighbours(covered(shape)) >= shape.pixels(IMAGE)).all()
-    assert shape.is_connected()
+    assert shape.is_connected() or not shape.pixels(IMAGE).any()
 
 
 def test_an_empty_bitmap_is_no_trouble():

@@ -23,7 +23,7 @@ from smallobj_d2.datasets.coco import load_coco, mask_area
 from smallobj_d2.datasets.images import SUFFIXES, upright_size
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import link, reading, writing
-from smallobj_d2.masks.outlines import geometry_of, polygons_of, squares_of
+from smallobj_d2.masks.outlines import inside, leaves, polygons_of, squares_of
 from smallobj_d2.masks.shapes import Bitmap, Outline, Points, box_xyxy, has_mask, shape_of
 
 SPLITS = ("train", "val", "test")
@@ -188,20 +188,22 @@ class Summary:
 def one_polygon(annotation: dict[str, Any], height: int, width: int) -> tuple[Points, bool]:
     """The mask of an instance as one polygon, the only form that YOLO has.
 
-    A single polygon stays what it is. Of several parts and of pixels the outline is taken, and its
-    rings, those of holes included, are joined by lines that go there and back, which enclose
-    nothing.
+    A single polygon stays what it is, unless it leaves the image. Of several parts and of pixels
+    the outline is taken, and its rings, those of holes included, are joined by lines that go there
+    and back, which enclose nothing.
 
     Returns:
-        (P, 2) float64, and whether rings were joined.
+        (P, 2) float64, without a point where nothing lies in the image; whether rings were joined.
     """
     shape = shape_of(annotation, height, width)
     if isinstance(shape, Bitmap):
         rings = _rings(shapely.simplify(squares_of(shape), 0))
     elif isinstance(shape, Outline):
         rings = list(shape.parts)
-        if len(rings) > 1 and _overlap(rings):
-            rings = _rings(geometry_of(shape))
+        if leaves(shape, height, width) or (len(rings) > 1 and _overlap(rings)):
+            rings = _rings(inside(shape, height, width))
+    if not rings:
+        return np.zeros((0, 2)), False
     joined = rings.pop(max(range(len(rings)), key=lambda i: len(rings[i])))
     if not rings:
         return joined, False
@@ -325,7 +327,10 @@ def _line(annotation: dict[str, Any], height: int, width: int, done: Summary) ->
     values: NDArray[np.float64] = np.array([(x0 + x1, y0 + y1), (2 * (x1 - x0), 2 * (y1 - y0))]) / 2
     if done.masks:
         values, joined = one_polygon(annotation, height, width)
-        values = values.clip(0, (width, height))
+        if not len(values):
+            done.left_out["outside of the image"] += 1
+            return None
+        values = values.clip(0, (width, height))  # rounding
         done.joined += joined
         done.bitmaps += isinstance(annotation["segmentation"], dict)
     done.instances += 1

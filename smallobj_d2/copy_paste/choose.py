@@ -129,7 +129,8 @@ class SourceRule:
     Args:
         small_area: upper limit of ``area``, in pixels of the original image.
         connected: the mask must be one connected piece. A single polygon counts as one, though its
-            pixels may fall apart where it is thinner than a pixel.
+            pixels may fall apart where it is thinner than a pixel; unless it comes to a point
+            twice, as parts do that were joined by lines (YOLO has one polygon for each object).
         inside: at least a pixel must lie between the object and each border of the image.
         max_covered: the share of its mask that other instances may claim; 1 allows all.
         boxes: accept instances without a mask (not in the paper).
@@ -172,8 +173,11 @@ class SourceRule:
         neighbours = scene.neighbours(possible)
 
         def allowed(i: int) -> bool:
-            return (not self.connected or scene.shape(i).is_connected()) and (
-                self.max_covered >= 1 or self._is_uncovered(scene, i, neighbours(i))
+            shape = scene.shape(i)
+            return (
+                self._is_inside(shape.bounds(), scene)  # its box may be short of a pixel
+                and (not self.connected or shape.is_connected())
+                and (self.max_covered >= 1 or self._is_uncovered(scene, i, neighbours(i)))
             )
 
         def candidate(i: int) -> Candidate:

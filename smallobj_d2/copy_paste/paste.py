@@ -305,27 +305,43 @@ def _check_boxes(scene: Scene) -> None:
     Raises:
         SmallObjError: naming the first.
     """
+    masked: list[int] = []
+    bare: list[int] = []
     for i, annotation in enumerate(scene.annotations):
-        if "bbox_mode" in annotation:
-            continue
-        x, y, a, b = annotation["bbox"]
-        if has_mask(annotation):
-            bounds = np.array(scene.hold(i).bounds())
-            off, off_xyxy = (
-                np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b))
-            )
-            is_xyxy = off_xyxy <= 1.5 < off and max(x, y) > 4  # else both say about the same
-            why = "its mask"
-        else:
-            leaves = x + a > scene.width + 1 or y + b > scene.height + 1
-            is_xyxy = leaves and x < a <= scene.width + 1 and y < b <= scene.height + 1
-            why = "the image"
-        if is_xyxy:
-            raise SmallObjError(
-                f"Annotation {i} has bbox {list(annotation['bbox'])}, which fits {why} as x0, y0, "
-                "x1, y1 only. Boxes are x, y, width, height, as in COCO; add bbox_mode 0 "
-                "(Detectron2's BoxMode.XYXY_ABS) to the annotations, or convert them."
-            )
+        if "bbox_mode" not in annotation:
+            (masked if has_mask(annotation) else bare).append(i)
+    by_masks = [i for i in masked if _is_xyxy(scene, i)]
+    for i in (by_masks or _leaving(bare, scene))[:1]:
+        raise SmallObjError(
+            f"Annotation {i} has bbox {list(scene.annotations[i]['bbox'])}, which fits "
+            f"{'its mask' if by_masks else 'the image'} as x0, y0, x1, y1 only. Boxes are x, y, "
+            "width, height, as in COCO; add bbox_mode 0 (Detectron2's BoxMode.XYXY_ABS) to the "
+            "annotations, or convert them."
+        )
+
+
+def _is_xyxy(scene: Scene, i: int) -> bool:
+    """Whether a box fits its mask as XYXY only; it is widened to hold the mask."""
+    x, y, a, b = scene.annotations[i]["bbox"]
+    bounds = np.array(scene.hold(i).bounds())
+    off, off_xyxy = (np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b)))
+    return bool(off_xyxy <= 1.5 < off) and max(x, y) > 4  # else both say about the same
+
+
+def _leaving(boxes: list[int], scene: Scene) -> list[int]:
+    """Of boxes without masks those that leave the image, if as XYXY all would fit.
+
+    One box alone proves nothing: it may be cut off by the border.
+    """
+    if not boxes:
+        return []
+    x, y, a, b = np.array([scene.annotations[i]["bbox"] for i in boxes], dtype=np.float64).T
+    width, height = scene.width + 1, scene.height + 1
+    leave = (x + a > width) | (y + b > height)
+    fit = (x < a) & (a <= width) & (y < b) & (b <= height)
+    if not fit.all() or leave.sum() < max(2, len(boxes) / 3):
+        return []
+    return [i for i, leaves in zip(boxes, leave, strict=True) if leaves]
 
 
 def _is_too_large(shape: Shape, linear: NDArray[np.float64], height: int, width: int) -> bool:

@@ -254,7 +254,7 @@ _KEYS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "categories": (["id", "name"], [], ["supercategory", "keypoints", "skeleton", "color"]),
     "annotations": (
         ["id", "image_id", "category_id", "bbox"],
-        ["bbox_mode", "segmentation", "area", "iscrowd", "keypoints"],
+        ["bbox_mode", "segmentation", "area", "iscrowd", "ignore", "keypoints"],
         ["num_keypoints"],
     ),
 }

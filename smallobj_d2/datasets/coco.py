@@ -64,6 +64,8 @@ BUILTIN = {
     for year in (2014, 2017)
     for split in ("train", "val")
 }
+_OF_IMAGES = ("file-name", "file-outside")
+"""What is wrong with names of images, and does not matter without them."""
 _registered: dict[str, DatasetInfo] = {}
 _read: dict[tuple[str, int, int], dict[Any, str]] = {}
 """Categories of the files that have been read, as they were then."""
@@ -216,7 +218,7 @@ def read_coco(json_file: str | Path, *, images: bool = True) -> Checked:
         SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
     """
     checked = Checked(json_file)
-    stop_on_errors(f for f in checked.findings if images or not f.kind.startswith("file-"))
+    stop_on_errors(f for f in checked.findings if images or f.kind not in _OF_IMAGES)
     if (state := _state(checked.path)) not in _read:
         categories = sorted(checked.categories, key=lambda c: c["id"])
         _read[state] = {c["id"]: c["name"] for c in categories}
@@ -229,15 +231,15 @@ def repaired(checked: Checked) -> Iterator[dict[str, Any]]:
 
     Those that have nothing left of their mask are left out. ``iscrowd`` and ``area`` are there.
     Masks are compressed RLE of whole numbers, or polygons of three points and more, of floats. A
-    box that does not hold its mask is the mask's.
+    box that does not hold its mask is the mask's, as far as it lies in the image.
 
     Yields:
         Copies.
     """
     sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in checked.images}
-    lost = np.isnan(checked.measured.masks.bounds[:, 0]).tolist()
+    lost = np.isnan(checked.measured.masks[:, 0]).tolist()
     not_held = np.flatnonzero(checked.measured.not_held)
-    x0, y0, x1, y1 = checked.measured.masks.bounds[not_held].T
+    x0, y0, x1, y1 = checked.measured.masks[not_held].T
     of_masks = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
     boxes = dict(zip(not_held.tolist(), of_masks, strict=True))
     for number, annotation in enumerate(checked.annotations):

@@ -101,6 +101,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "area-mask": ("warning", "Remove `area` and the mask is measured; it decides what is small"),
     "iscrowd-missing": ("note", "Nothing to do; it is filled in as 0"),
     "iscrowd-form": ("error", "iscrowd is 0, or 1 for a region of many"),
+    "ignore": ("error", "Set iscrowd 1 instead, or remove it; COCO's tools do not look at ignore"),
     "keypoints-form": ("error", "keypoints are x, y, v for each point, finite numbers"),
     # Image files
     "image-missing": ("error", "Put the file there, or remove the image from the JSON"),

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smallobj_d2.datasets.habits import area_habit, habits_of
-from smallobj_d2.datasets.measure import Masks, measure, numbers
-from smallobj_d2.masks.shapes import FARTHEST
+from smallobj_d2.datasets.measure import Masks, measure, numbers, usable
+from smallobj_d2.masks.outlines import bounds_inside
+from smallobj_d2.masks.shapes import FARTHEST, Outline
 
 Annotations = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
@@ -29,12 +30,13 @@ class Measured(NamedTuple):
 
     boxes: Floats
     """(N, 4) XYXY."""
-    masks: Masks
+    masks: Floats
+    """(N, 4) XYXY of the masks, as far as they lie in the image; NaN also without a pixel."""
 
     @property
     def not_held(self) -> Bools:
         """(N,) whether the box leaves out a pixel or more of the mask."""
-        return does_not_hold(self.boxes, self.masks.bounds)
+        return does_not_hold(self.boxes, self.masks)
 
 
 def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Measured:
@@ -46,7 +48,7 @@ def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Meas
         _check_places(annotations, boxes, corners, masks.bounds, size, blame)
         _check_areas(annotations, boxes, masks, blame)
         _check_others(annotations, blame)
-    return Measured(corners, masks)
+    return Measured(corners, _inside(annotations, masks.bounds, size))
 
 
 def _check_masks(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:
@@ -131,6 +133,7 @@ def _check_places(
     off, out = _outside(judged, size)
     blame("bbox-off-image", off, "lies outside the image", "bbox")
     blame("bbox-outside", out, "leaves the image", "bbox")
+    bounds = _inside(annotations, bounds, size)
     blame(
         "bbox-mask",
         does_not_hold(judged, bounds),
@@ -160,14 +163,28 @@ def _outside(corners: Floats, size: Sizes) -> tuple[Bools, Bools]:
     return off, out
 
 
+def _inside(annotations: Annotations, bounds: Floats, size: Sizes) -> Floats:
+    """(N, 4) XYXY of masks, as far as they lie in their image; NaN for those that do not."""
+    found = bounds.copy()
+    leave = (bounds[:, :2] < 0).any(axis=1) | (bounds[:, 2:] > size[:, ::-1]).any(axis=1)
+    for i in np.flatnonzero(leave & size.any(axis=1)).tolist():
+        parts = [p for p in annotations[i]["segmentation"] if numbers(p) is not None and usable(p)]
+        points = [np.reshape(np.array(p, dtype=np.float64), (-1, 2)) for p in parts]
+        found[i] = bounds_inside(Outline(points), *size[i].tolist())
+    return found
+
+
 def does_not_hold(box: Floats, mask: Floats) -> Bools:
     """Whether boxes leave out a pixel or more of their masks; False where one of the two is NaN.
 
+    A box with a side of 0 holds no mask that is wider there.
+
     Args:
-        box, mask: (N, 4) XYXY.
+        box, mask: (N, 4) XYXY; masks as far as they lie in the image.
     """
     low, high = mask[:, :2] < box[:, :2] - 1, mask[:, 2:] > box[:, 2:] + 1
-    return np.asarray((low | high).any(axis=1))
+    flat = (box[:, :2] == box[:, 2:]) & (mask[:, :2] < mask[:, 2:])
+    return np.asarray((low | high | flat).any(axis=1))
 
 
 # --- Areas and the rest
@@ -205,6 +222,8 @@ def _check_others(annotations: Annotations, blame: Blame) -> None:
     crowds = [a.get("iscrowd", 0) for a in annotations]
     bad = [i for i, v in enumerate(crowds) if not isinstance(v, int | float) or v not in (0, 1)]
     blame("iscrowd-form", bad, "is neither 0 nor 1", "iscrowd")
+    ignored = [i for i, a in enumerate(annotations) if a.get("ignore")]
+    blame("ignore", ignored, "says that it is to be ignored", "ignore")
     bad = [i for i, a in enumerate(annotations) if not _are_keypoints(a.get("keypoints"))]
     blame("keypoints-form", bad, "are not x, y, v, ...", "keypoints")
 

@@ -23,7 +23,7 @@ from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
-from smallobj_d2.masks.outlines import geometry_of, polygons_of, without_holes
+from smallobj_d2.masks.outlines import areal, inside, without_holes
 from smallobj_d2.masks.rle import decode, encode
 from smallobj_d2.masks.shapes import Outline, Window
 
@@ -223,11 +223,9 @@ class _Object:
             parts = self.mask or [[x, y, x + w, y, x + w, y + h, x, y + h]]
             self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
-            self.geometry = geometry_of(self.outline)
-            self.bounds = left, top, right, bottom = self.outline.bounds()
-            if min(left, top) < 0 or right > width or bottom > height:
-                self.geometry = self.geometry.intersection(shapely.box(0, 0, width, height))
-                self.bounds = self.geometry.bounds  # NaN if nothing is left
+            self.geometry = inside(self.outline, height, width)
+            left, top, right, bottom = self.outline.bounds()
+            self.bounds = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
             self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:
@@ -238,27 +236,28 @@ class _Object:
             return None
         new = _without_keypoints_outside(self.annotation, window)
         new["tile"] = {"annotation": self.annotation.get("id"), "share": 1.0}
-        inside = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
+        whole = x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height
         if isinstance(self.mask, dict):
             pixels = decode(self.mask, *window)
             rle = encode(pixels, 0, 0, width, height)
             new["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode()}
             area, box = float(pixels.sum()), coco_mask.toBbox(rle).tolist()
-        elif inside:
+        elif whole:
             if self.mask:
                 new["segmentation"] = self.outline.moved(-x, -y).segmentation(height, width)
         else:
             frame = shapely.box(x, y, x + width, y + height)
-            part = shapely.transform(self.geometry.intersection(frame), lambda p: p - (x, y))
+            part = areal(self.geometry.intersection(frame))
+            part = shapely.transform(part, lambda p: p - (x, y))
             area, (left, top, right, bottom) = float(part.area), part.bounds
             box = [left, top, right - left, bottom - top]
             if self.mask:
                 new["segmentation"] = [
                     shapely.get_coordinates(simple.exterior)[:-1].ravel().tolist()
-                    for polygon in polygons_of(part)
+                    for polygon in part.geoms
                     for simple in without_holes(polygon)
                 ]
-        if inside:
+        if whole:
             left, top, *sides = new["bbox"]
             return new | {"bbox": [left - x, top - y, *sides]}
         new["tile"]["share"] = min(area / self.area, 1 - 1e-9)

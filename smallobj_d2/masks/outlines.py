@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from smallobj_d2.masks.shapes import Bitmap, Outline
+from smallobj_d2.masks.shapes import Bitmap, Outline, Shape
 
 _SMALLEST = 1e-3
 """Holes of less area (in pixels) are the rounding of an outline that crosses itself."""
@@ -24,6 +24,33 @@ def squares_of(bitmap: Bitmap) -> Any:
 def geometry_of(outline: Outline) -> Any:
     """The union of an outline's parts; hand-drawn ones may cross themselves."""
     return shapely.union_all([shapely.make_valid(shapely.Polygon(p)) for p in outline.parts])
+
+
+def inside(outline: Outline, height: int, width: int) -> Any:
+    """What lies of `geometry_of` an outline in an image of that size, and has an area."""
+    geometry = geometry_of(outline)
+    if leaves(outline, height, width):
+        geometry = geometry.intersection(shapely.box(0, 0, width, height))
+    return areal(geometry)
+
+
+def leaves(outline: Outline, height: int, width: int) -> bool:
+    """Whether an outline leaves an image of that size."""
+    x0, y0, x1, y1 = outline.bounds()
+    return min(x0, y0) < 0 or x1 > width or y1 > height
+
+
+def bounds_inside(shape: Shape, height: int, width: int) -> tuple[float, float, float, float]:
+    """The tight box of a shape, XYXY, as far as it lies in an image; NaN where it does not."""
+    if isinstance(shape, Outline) and leaves(shape, height, width):
+        x0, y0, x1, y1 = inside(shape, height, width).bounds
+        return x0, y0, x1, y1
+    return shape.bounds()
+
+
+def areal(geometry: Any) -> Any:
+    """What has an area of a shapely geometry of any kind, as one."""
+    return shapely.MultiPolygon([*polygons_of(geometry)])
 
 
 def polygons_of(geometry: Any) -> Iterator[Any]:

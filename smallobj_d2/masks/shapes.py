@@ -254,7 +254,11 @@ class Outline:
             cv2.fillPoly(canvas, [part], 1, shift=shift, offset=(x - half, y - half))
 
     def is_connected(self) -> bool:
-        return len(self.parts) == 1 or _one_piece(self.pixels(Window.around(*self.bounds())))
+        if len(self.parts) == 1:
+            points = list(map(tuple, self.parts[0].tolist()))
+            if len(set(points)) >= len(points) - (points[0] == points[-1]):
+                return True  # else it may be parts that lines of no width join
+        return _one_piece(self.pixels(Window.around(*self.bounds())))
 
     def copy(self, linear: NDArray[np.float64]) -> Copy:
         turned = Outline([p @ linear.T for p in self.parts])

@@ -25,7 +25,8 @@ from smallobj_d2.datasets.coco import (
 from smallobj_d2.datasets.images import opened, require_size
 from smallobj_d2.datasets.instances import does_not_hold
 from smallobj_d2.errors import SmallObjError
-from smallobj_d2.masks.shapes import box_of, box_xyxy, has_mask, shape_of
+from smallobj_d2.masks.outlines import bounds_inside
+from smallobj_d2.masks.shapes import box_xyxy, has_mask, shape_of
 from smallobj_d2.sampling import factors_from_config, repeat_factors
 from smallobj_d2.sizes import SMALL_AREA
 from smallobj_d2.training_set import Records
@@ -98,7 +99,8 @@ def with_areas(dataset_dicts: Iterable[dict[str, Any]]) -> Records:
     Args:
         dataset_dicts: what a dataset registered with Detectron2 gives. Without ``height`` and
             ``width`` the size is read from the image file; without ``area`` it is measured. A box
-            that does not hold its mask becomes the mask's, as `smallobj_d2.load_coco` has it.
+            that does not hold its mask becomes the mask's, as far as that lies in the image, as
+            `smallobj_d2.load_coco` has it.
 
     Raises:
         UnreadableImage: if the size of an image is to be read, and cannot be.
@@ -141,11 +143,12 @@ def _hold(record: dict[str, Any]) -> None:
         shapes = [shape_of(a, *size, in_box=False) for a in masked]
     except SmallObjError as e:
         raise SmallObjError(f"{record.get('file_name', 'An image')}: {e}") from e
-    bounds = np.array([shape.bounds() for shape in shapes])
+    bounds = np.array([bounds_inside(shape, *size) for shape in shapes])
     outside = does_not_hold(np.array([box_xyxy(a) for a in masked]), bounds)
     empty = (bounds[:, :2] >= bounds[:, 2:]).any(axis=1)
     for i in np.flatnonzero(outside & ~empty).tolist():
-        masked[i]["bbox"] = box_of(shapes[i], masked[i])
+        mode = masked[i].get("bbox_mode", BoxMode.XYWH_ABS)
+        masked[i]["bbox"] = BoxMode.convert(bounds[i].tolist(), BoxMode.XYXY_ABS, mode)
 
 
 def area_of(annotation: dict[str, Any], height: int, width: int) -> float:
