@@ -435,7 +435,7 @@ RULES: dict[str, Rule] = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": _SIZES,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _SIZES,
     "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": _whole(0),
-    "SOLVER.MAX_ITER": _whole(0),
+    "SOLVER.MAX_ITER": _whole(1),
     "SOLVER.BASE_LR": _from(0),
     "SOLVER.MOMENTUM": _from(0),
     "SOLVER.WEIGHT_DECAY": _from(0),
@@ -531,6 +531,22 @@ def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def portable(cfg: CfgNode) -> CfgNode:
+    """What can be read without Detectron2 of a config that the torchvision engine can honour.
+
+    It has Detectron2's other keys at their defaults.
+    """
+
+    def shared(node: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: shared(value, known[key]) if isinstance(value, dict) and value else value
+            for key, value in node.items()
+            if key in known
+        }
+
+    return CfgNode(shared(cfg, {**torchvision_cfg(), "SMALLOBJ": cfg.SMALLOBJ}))
 
 
 def torchvision_cfg() -> CfgNode:

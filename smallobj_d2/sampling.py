@@ -155,6 +155,11 @@ class Stream:
         """Draws in the first epoch: the sum of the repeat factors, rounded down."""
         return self.epoch_start(1)
 
+    @property
+    def drawn(self) -> NDArray[np.intp]:
+        """(M,) the records that are drawn at all: those whose factor is not 0, in order."""
+        return np.flatnonzero(self._whole + self._rest)
+
     def epoch_start(self, epoch: int) -> int:
         """Position of the first draw of an epoch."""
         return epoch * self._total // _ONE

@@ -51,6 +51,7 @@ from smallobj_d2.engines.detectron2 import (
     trainer,
     with_areas,
 )
+from smallobj_d2.engines.detectron2.data import require_keypoint_names
 from smallobj_d2.engines.detectron2.mapper import build_mapper
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.sampling import Draw
@@ -370,6 +371,29 @@ def test_a_name_of_detectron2s_catalog_is_not_taken_again(tmp_path, forget_datas
         assert MetadataCatalog.get(name).json_file == str(path)
 
 
+def test_keypoints_without_names_are_refused_before_training():
+    """A flip needs them; Detectron2's mapper would end in an AttributeError."""
+    opts = ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN"]
+    with pytest.raises(SmallObjError, match="no keypoint_names of my_points"):
+        require_keypoint_names(config("baseline", *opts, "('my_points',)"))
+    MetadataCatalog.get("my_points").set(keypoint_names=["nose"], keypoint_flip_map=[])
+    require_keypoint_names(config("baseline", *opts, "('my_points',)"))
+    require_keypoint_names(config("baseline", *opts, "('keypoints_coco_2017_train',)"))
+    require_keypoint_names(config("baseline"))
+
+
+def test_a_dataset_in_cocos_place_with_other_categories_is_refused(tmp_path, monkeypatch):
+    """Detectron2's catalog has the 80 names, and its evaluation would stop at others."""
+    path = make_dataset(tmp_path, "scenes", 2, seed=4, size=96, progress=False)
+    place = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(path.read_bytes())
+    (tmp_path / "coco" / "val2017").mkdir()
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(SmallObjError, match="has other categories than COCO"):
+        register_datasets(["coco_2017_val"])
+
+
 @pytest.mark.skipif(cv2.getNumThreads() == 1, reason="OpenCV has one thread here")
 def test_workers_of_an_evaluation_do_without_opencv_threads(monkeypatch):
     monkeypatch.setattr(trainer, "build_mapper", lambda *_: lambda record: cv2.getNumThreads())
@@ -621,22 +645,34 @@ def test_a_step_at_the_very_end_of_training_changes_nothing():
     assert rates[0][4] < rates[0][3]
 
 
+def resumable(rate=0.1, **scaler):
+    """A trainer with no more than a resume looks at."""
+    model = torch.nn.Linear(1, 1)
+    parts = (model, [], torch.optim.SGD(model.parameters(), lr=rate))
+    made = Trainer.__new__(Trainer)
+    made._hooks, made.iter = [], 4
+    made.scheduler = torch.optim.lr_scheduler.LambdaLR(parts[2], lambda _: 0.5)
+    made._trainer = SimpleTrainer(*parts)
+    if scaler:
+        made._trainer = AMPTrainer(*parts, grad_scaler=torch.amp.GradScaler("cpu", **scaler))
+        made._trainer.grad_scaler.scale(torch.ones(1))
+    made._trainer.iter = 4
+    return made
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "after"), [(0.0, 0.0, 0.0), (0.0, 0.2, 0.2), (0.1, 0.2, 0.1)]
+)
+def test_a_resume_has_the_learning_rate_that_is_asked_for(began, now, after):
+    """Also of parameters that are not trained, such as biases with a factor of 0."""
+    resumed = resumable(now)
+    resumed.load_state_dict(resumable(began).state_dict())
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [after]
+
+
 def test_mixed_precisions_scale_goes_through_a_resume():
     """With a scaler of the CPU's; a run that had none may go over to mixed precision."""
-
-    def trainer(**scaler):
-        model = torch.nn.Linear(1, 1)
-        parts = (model, [], torch.optim.SGD(model.parameters(), lr=0.1))
-        made = Trainer.__new__(Trainer)
-        made._hooks, made.iter = [], 4
-        made.scheduler = torch.optim.lr_scheduler.LambdaLR(parts[2], lambda _: 1.0)
-        made._trainer = SimpleTrainer(*parts)
-        if scaler:
-            made._trainer = AMPTrainer(*parts, grad_scaler=torch.amp.GradScaler("cpu", **scaler))
-            made._trainer.grad_scaler.scale(torch.ones(1))
-        made._trainer.iter = 4
-        return made
-
+    trainer = resumable
     for began, scale in ((trainer(init_scale=8.0), 8.0), (trainer(), 4.0)):
         resumed = trainer(init_scale=4.0)
         resumed.load_state_dict(began.state_dict())

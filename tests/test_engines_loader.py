@@ -462,6 +462,25 @@ def test_or_is_skipped_and_counted(num_workers):
     assert loader.skipped["image 4 cannot be read"] >= num_replaced
 
 
+def test_what_is_never_drawn_takes_no_place():
+    """A factor of 0 leaves an image out, whatever happens to others."""
+    factors = [1.0, 1, 0, 0, 1, 0]
+    loader = TrainLoader(
+        records_of(6), factors, Unreadable(1, 4), seed=0, images_per_batch=4, skip_unreadable=True
+    )
+    assert {s["index"] for batch in islice(loader, 20) for s in batch} == {0}
+    loader = TrainLoader(
+        records_of(6),
+        factors,
+        Unreadable(0, 1, 4),
+        seed=0,
+        images_per_batch=4,
+        skip_unreadable=True,
+    )
+    with pytest.raises(UnreadableImage):
+        next(iter(loader))
+
+
 def test_where_no_image_can_be_read_the_run_stops():
     with pytest.raises(UnreadableImage):
         next(iter(plain_loader(Unreadable(*range(10)), skip_unreadable=True)))

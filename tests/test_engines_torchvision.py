@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from smallobj_d2.config import get_cfg, has_detectron2, load_cfg
+from smallobj_d2 import config
+from smallobj_d2.config import flatten, get_cfg, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.engines import folder, run, seed_and_device
 from smallobj_d2.engines import torchvision as engine
@@ -717,6 +718,48 @@ def test_beta_of_the_box_losses(cfg, data):
     assert torch.equal(losses[0]["loss_rpn_cls"], losses[1]["loss_rpn_cls"])
 
 
+SIDES = [(224, 224), (416, 608), (768, 1024), (800, 1088), (1312, 800)]
+
+
+def anchors_of(cfg, height, width):
+    """Those of each level for an image that is padded to whole cells of p5, as batches are."""
+    generator = build_model(cfg).rpn.anchor_generator
+    levels = [int(name[1:]) for name in cfg.MODEL.RPN.IN_FEATURES]
+    features = [torch.zeros(1, 1, -(-height // 2**n), -(-width // 2**n)) for n in levels]
+    images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
+    (anchors,) = generator(images, features)
+    return anchors.split([f.shape[2] * f.shape[3] * 3 for f in features]), features
+
+
+@pytest.mark.parametrize(("height", "width"), SIDES)
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_anchors_of_a_level_are_its_stride_apart(height, width, offset):
+    """Of p6, too, which has a cell more than fits where p5 has an odd number of them."""
+    cfg = load_cfg(ROOT / "configs" / "baseline.yaml", ["MODEL.ANCHOR_GENERATOR.OFFSET", offset])
+    for anchors, name in zip(
+        anchors_of(cfg, height, width)[0], cfg.MODEL.RPN.IN_FEATURES, strict=True
+    ):
+        stride = 2 ** int(name[1:])
+        cells = ((anchors[:, :2] + anchors[:, 2:]) / 2 / stride - offset).double()
+        assert torch.allclose(cells, cells.round(), atol=1e-4)
+        assert cells.max(dim=0).values.round().tolist() == [
+            -(-n // stride) - 1 for n in (width, height)
+        ]
+
+
+@needs_detectron2
+@pytest.mark.parametrize(("height", "width"), SIDES)
+def test_anchors_are_detectron2s(height, width):
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.anchor_generator import build_anchor_generator
+
+    cfg = load_cfg(ROOT / "configs" / "baseline.yaml")
+    shapes = [ShapeSpec(stride=2 ** int(name[1:])) for name in cfg.MODEL.RPN.IN_FEATURES]
+    ours, features = anchors_of(cfg, height, width)
+    for mine, theirs in zip(ours, build_anchor_generator(cfg, shapes)(features), strict=True):
+        assert torch.equal(mine, theirs.tensor)
+
+
 def test_mixed_precision_moves_no_anchor_and_no_box(cfg):
     """At 1,000 pixels bfloat16 has steps of 4 pixels."""
     model = build_model(cfg)
@@ -824,6 +867,14 @@ def test_schedule_is_detectron2s(solver):
     assert found == pytest.approx(theirs, rel=1e-6)
 
 
+def test_steps_that_never_come_are_named(caplog):
+    """As Detectron2 does: the learning rate would stay what it is, and nobody would know why."""
+    for steps, said in (((20,), False), ((20, 30), False), ((20, 40), True)):
+        caplog.clear()
+        build_schedule(solver_cfg(MAX_ITER=30, STEPS=steps))
+        assert ("after SOLVER.MAX_ITER 30 never come" in caplog.text) == said
+
+
 def test_schedule():
     factor = build_schedule(solver_cfg(**SCHEDULES[0]))
     assert factor(0) == pytest.approx(1 / 3)
@@ -869,6 +920,16 @@ def unbroken(data, tmp_path_factory):
     """A whole run: its folder and its row."""
     output = tmp_path_factory.mktemp("runs") / "unbroken"
     return output, engine.main(tiny_cfg(data, output))
+
+
+def test_a_run_can_be_used_where_detectron2_is_not(unbroken, monkeypatch):
+    """Its config has no keys that only Detectron2 has."""
+    output, _ = unbroken
+    there = load_cfg(output / "config.yaml")
+    monkeypatch.setattr(config, "has_detectron2", lambda: False)
+    elsewhere = load_cfg(output / "config.yaml")
+    values = flatten(there)
+    assert flatten(elsewhere) == {key: values[key] for key in flatten(elsewhere)}
 
 
 def test_a_run_leaves_what_detectron2s_does(unbroken):

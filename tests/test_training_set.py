@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from smallobj_d2.config import get_cfg
+from smallobj_d2.config import get_cfg, load_cfg
 from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.datasets.images import opened, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.training_set import check_test_data, training_data
 from tests.detections import ap_row
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 pytestmark = pytest.mark.usefixtures("forget_datasets")
 
@@ -121,3 +123,40 @@ def test_run_lengths_as_a_list_can_be_evaluated_and_trained_on(tmp_path, area, f
     found = {k: one[k] for k in ("image_id", "category_id", "bbox")}
     found |= {"score": 1.0, "segmentation": coco_mask.frPyObjects(rle, 60, 80)}
     assert ap_row(truth, [found])["segm"]["small"] == pytest.approx(1.0)
+
+
+# --- Masks to learn
+
+
+def boxes_and_masks(root: Path, masks: int) -> dict:
+    """Two objects, of which so many have a mask."""
+    data = dataset(root)
+    (first,) = data["annotations"]
+    data["annotations"] = [{**first, "id": i, "image_id": 1} for i in (1, 2)]
+    for annotation in data["annotations"][masks:]:
+        del annotation["segmentation"]
+    return data
+
+
+@pytest.mark.parametrize("config", ["baseline", "beyond/bank", "beyond/bank_boxes"])
+@pytest.mark.parametrize("masks", [0, 1, 2])
+def test_masks_are_learned_from_annotations_that_have_one(tmp_path, config, masks):
+    """Both engines leave out the others: with boxes alone nothing would be learned."""
+    registered(tmp_path, boxes_and_masks(tmp_path, masks))
+    opts = ["DATASETS.TRAIN", "('it',)", "DATASETS.TEST", "()", "SEED", "1"]
+    opts += ["SMALLOBJ.SOURCES", "image"] if config != "baseline" else []
+    cfg = load_cfg(CONFIGS / f"{config}.yaml", opts)
+    if cfg.MODEL.MASK_ON and not masks:
+        with pytest.raises(SmallObjError, match=r"MASK_ON False|COPY_PASTE False"):
+            training_data(cfg)
+    else:
+        records, _ = training_data(cfg)
+        assert len(records[0]["annotations"]) == 2
+    with_masks = load_cfg(CONFIGS / f"{config}.yaml", [*opts, "MODEL.MASK_ON", "True"])
+    if masks < 2 and cfg.SMALLOBJ.PASTE_BOXES:
+        with pytest.raises(SmallObjError, match=r"MODEL\.MASK_ON"):
+            training_data(with_masks)
+
+
+def test_a_config_for_boxes_trains_on_boxes():
+    assert not load_cfg(CONFIGS / "beyond" / "bank_boxes.yaml").MODEL.MASK_ON

@@ -72,7 +72,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "bbox-y-first": ("error", "Write x before y, in the box as in the mask"),
     "bbox-mask": ("warning", "Check both; training takes the mask's box instead"),
     # Masks
-    "no-masks": ("note", "Copy-paste needs masks, or SMALLOBJ.PASTE_BOXES True"),
+    "no-masks": (
+        "note",
+        "Set MODEL.MASK_ON False; copy-paste needs SMALLOBJ.PASTE_BOXES True, too",
+    ),
     "mask-missing": ("warning", "Add its mask; without one, training of masks leaves it out"),
     "mask-form": ("error", "segmentation is a list of polygons, or an RLE"),
     "mask-empty": ("warning", "Remove it or outline it again; there is nothing to learn from it"),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from smallobj_d2.config import flatten
+from smallobj_d2.config import flatten, portable
 from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors, write_json, writing
@@ -131,7 +131,7 @@ def record_run(cfg: Any, engine: str, *, resume: bool = False, eval_only: bool =
         record["earlier"] = [*before.pop("earlier"), before]
     write_json(output / "run.json", {**record, "config": cfg.dump()})
     with writing(output / "config.yaml") as temporary:
-        temporary.write_text(cfg.dump())
+        temporary.write_text((portable(cfg) if engine == "torchvision" else cfg).dump())
 
 
 _MAY_CHANGE = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.")

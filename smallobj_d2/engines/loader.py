@@ -72,10 +72,12 @@ class DrawDataset(Dataset[Sample]):
             try:
                 sample = self.mapper(record)
             except UnreadableImage as e:
-                if not self.skip_unreadable or len(skipped) == len(self.records) - 1:
+                drawn = self.stream.drawn  # no others are to be trained on
+                if not self.skip_unreadable or len(skipped) == len(drawn) - 1:
                     raise
                 skipped.append(str(e))
-                substitute = (draw.index + len(skipped)) % len(self.records)
+                following = np.searchsorted(drawn, draw.index) + len(skipped)
+                substitute = int(drawn[following % len(drawn)])
                 record = {**self.records[substitute], "draw": draw._replace(index=substitute)}
             else:
                 return {**sample, "skipped": skipped} if skipped else sample

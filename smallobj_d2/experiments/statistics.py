@@ -115,7 +115,8 @@ def slope(at: Sequence[float], values: Sequence[float]) -> float:
     """Of the straight line through the points, by least squares."""
     x = np.asarray(at, dtype=np.float64)
     x = x - x.mean()
-    return float(x @ np.asarray(values) / (x @ x))
+    # Exactly 0 for equal values, in whatever order a CPU would add them.
+    return math.fsum(a * v for a, v in zip(x.tolist(), values, strict=True)) / float(x @ x)
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -28,6 +28,7 @@ from smallobj_d2.engines.detectron2.data import (
     oversampling_sampler,
     read_records,
     register_datasets,
+    require_keypoint_names,
     sampler_from_config,
     with_areas,
 )
@@ -102,6 +103,7 @@ class _Run(run.Run):
 
     def build(self, checkpoint: Path | None, weights: Path | None) -> None:
         register_datasets(self.cfg.DATASETS.TRAIN)
+        require_keypoint_names(self.cfg)
         local = {} if checkpoint else {"MODEL.WEIGHTS": str(weights or "")}
         self.trainer = Trainer(changed(self.cfg, local))
         self.trainer.resume_or_load(checkpoint is not None)

@@ -38,10 +38,19 @@ def register_datasets(names: Iterable[str]) -> None:
     """Make named datasets known to Detectron2's catalogs.
 
     Raises:
-        SmallObjError: if one has the name of another that is there already.
+        SmallObjError: if one has the name of another that is there already, or of COCO, and is not.
     """
     for name in names:
-        if not is_registered(name) or (name in BUILTIN and name in DatasetCatalog):
+        if not is_registered(name):
+            continue
+        if name in BUILTIN and name in DatasetCatalog:
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            if classes is not None and classes != [*categories_of(name).values()]:
+                raise SmallObjError(
+                    f"{dataset_info(name).json_file} has other categories than COCO, for which "
+                    f"Detectron2 takes {name}. Give your dataset a name of its own: "
+                    "SMALLOBJ.DATASETS, or --json, --images, --val-json and --val-images."
+                )
             continue
         info = dataset_info(name)
         if name in DatasetCatalog:
@@ -60,6 +69,17 @@ def register_datasets(names: Iterable[str]) -> None:
             thing_classes=dataset.thing_classes,
             thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(dataset.category_ids)},
         )
+
+
+def require_keypoint_names(cfg: CfgNode) -> None:
+    """Refuse to train keypoints whose names, which a flip needs, Detectron2's catalog lacks."""
+    for name in cfg.DATASETS.TRAIN if cfg.MODEL.KEYPOINT_ON else ():
+        if MetadataCatalog.get(name).get("keypoint_names") is None:
+            raise SmallObjError(
+                f"MODEL.KEYPOINT_ON is True, but Detectron2's catalog has no keypoint_names of "
+                f"{name}. Name a module of yours in SMALLOBJ.IMPORTS that says MetadataCatalog."
+                f"get({name!r}).set(keypoint_names=..., keypoint_flip_map=...)."
+            )
 
 
 def catalog_categories(name: str) -> Categories | None:

@@ -112,7 +112,8 @@ class Trainer(DefaultTrainer):
         super().load_state_dict({**state_dict, "_trainer": inner})
         self.scheduler.base_lrs = [group["initial_lr"] for group in asked]
         for group, now in zip(self.optimizer.param_groups, asked, strict=True):
-            rate = group["lr"] * (now["initial_lr"] / group["initial_lr"])
+            before = group["initial_lr"]
+            rate = group["lr"] * (now["initial_lr"] / before) if before else now["initial_lr"]
             group.update(now, params=group["params"], lr=rate)
 
     def run_step(self) -> None:

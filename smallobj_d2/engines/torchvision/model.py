@@ -274,6 +274,7 @@ class Anchors(AnchorGenerator):
 
     Args:
         sizes, aspect_ratios: per level, a list each.
+        strides: of each level, in pixels.
         offset: where in its cell an anchor is centred, as a share of the stride.
     """
 
@@ -281,10 +282,11 @@ class Anchors(AnchorGenerator):
         self,
         sizes: Sequence[Sequence[float]],
         aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
         offset: float = 0.0,
     ) -> None:
         super().__init__(tuple(map(tuple, sizes)), tuple(map(tuple, aspect_ratios)))
-        self.offset = offset
+        self.strides, self.offset = strides, offset
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Anchors":
@@ -301,7 +303,8 @@ class Anchors(AnchorGenerator):
                     f"MODEL.ANCHOR_GENERATOR.{key} has {len(value)} lists for the {number} levels "
                     "of MODEL.RPN.IN_FEATURES; it needs one for each, or one for all."
                 )
-        return cls(lists["SIZES"], lists["ASPECT_RATIOS"], a.OFFSET)
+        strides = [2 ** int(level[1:]) for level in cfg.MODEL.RPN.IN_FEATURES]
+        return cls(lists["SIZES"], lists["ASPECT_RATIOS"], strides, a.OFFSET)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         # The anchors take the type of the features, and half precision has no sub-pixels.
@@ -323,9 +326,11 @@ class Anchors(AnchorGenerator):
     def grid_anchors(
         self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
     ) -> list[Tensor]:
-        shifts = [self.offset * torch.stack([w, h, w, h]) for h, w in strides]
-        anchors = super().grid_anchors(grid_sizes, strides)
-        return [a + s for a, s in zip(anchors, shifts, strict=True)]
+        # torchvision infers strides from the sizes of images and levels. Where a level was rounded
+        # up, as p6 is in every other image, these are wrong.
+        whole = [[t.new_tensor(s) for t in of] for of, s in zip(strides, self.strides, strict=True)]
+        anchors = super().grid_anchors(grid_sizes, whole)
+        return [a + self.offset * s for a, s in zip(anchors, self.strides, strict=True)]
 
 
 class _RPNHead(RPNHead):

@@ -68,6 +68,13 @@ def build_schedule(cfg: Any) -> Callable[[int], float]:
     """
     s = cfg.SOLVER
     steps = sorted(step for step in s.STEPS if step <= s.MAX_ITER)
+    if len(steps) < len(s.STEPS):
+        logger.warning(
+            "SOLVER.STEPS is %s, of which those after SOLVER.MAX_ITER %d never come: the learning "
+            "rate does not fall there.",
+            tuple(s.STEPS),
+            s.MAX_ITER,
+        )
     warmup = min(s.WARMUP_ITERS, s.MAX_ITER)
 
     def factor(iteration: int) -> float:
