@@ -510,6 +510,16 @@ def test_a_box_that_does_not_hold_its_mask_becomes_the_masks(mode, form):
         with_areas([image])
 
 
+def test_a_box_that_the_border_cuts_stays_though_the_outline_goes_on():
+    outline = [50.0, 10, 80, 10, 80, 30, 50, 30]
+    thing = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "segmentation": [outline]}
+    boxes = [50.0, 10, 10, 20], [1.0, 1, 5, 5]
+    things = [{**thing, "bbox": box} for box in boxes]
+    image = {"file_name": "a.png", "height": 50, "width": 60, "annotations": things}
+    (complete,) = with_areas([image])
+    assert [a["bbox"] for a in complete["annotations"]] == [boxes[0]] * 2
+
+
 def test_records_without_a_size_get_that_of_the_image(registered):
     records = DatasetCatalog.get(registered)
     bare = [{k: v for k, v in r.items() if k not in ("height", "width")} for r in records]
