@@ -20,7 +20,7 @@ from smallobj_d2.errors import SmallObjError
 from smallobj_d2.evaluation.ap import SIZES, load_ground_truth
 from smallobj_d2.experiments.claims import Status, Why, decide, judge
 from smallobj_d2.experiments.paper import load_paper
-from smallobj_d2.experiments.plan import load_plan
+from smallobj_d2.experiments.plan import Planned, load_plan
 from smallobj_d2.experiments.report import build_report, seed_by_seed
 from smallobj_d2.experiments.results import (
     distil,
@@ -309,6 +309,67 @@ def test_a_folder_of_results_may_have_a_plan_of_its_own(runs, tmp_path, code):
     others = [line for line in sure.splitlines() if line.startswith("| `") or " - " in line]
     assert all("exploratory" in other for other in others if other != line)
     assert load_plan(folder / "plan.yaml")["tiny"].bases == ("baseline", "oversample_2x")
+
+
+def test_a_plan_of_other_runs_says_nothing_of_ones_own(runs, tmp_path, capsys):
+    """The plan in experiments is for results there, and for others that name it."""
+    scale = tmp_path / "tiny.yaml"
+    scale.write_text("about: a fake\ngpus: 0\nrun: {seconds: 60, machine: none}\n")
+    for path in runs.rglob("run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c" * 40}))
+    for seed, planned in ((2, 6), (1, 5), (0, 4)):  # seeds 4 to 6, which are planned there
+        for row in ("baseline", "aug_oversample_2x", "orig_aug", "oversample_2x"):
+            (runs / row / f"seed{seed}").rename(runs / row / f"seed{planned}")
+    folder = tmp_path / "own" / "results"
+    command = ["--runs", str(runs), "--scale", str(scale), "--results", str(folder)]
+    assert not report.main(command)
+    assert "not planned" in (folder / "report.md").read_text()
+    assert not report.main([*command, "--plan", str(ROOT / "experiments" / "plan.yaml")])
+    assert "Interim: " in (folder / "report.md").read_text()
+    (folder.parent / "plan.yaml").write_text(
+        "scales: {tiny: {seeds: [4, 5, 6], rows: [baseline, orig_aug]}}\n"
+        "families: [{name: mine, base: baseline, rows: [orig_aug]}]\n"
+    )
+    assert not report.main(command)
+    assert "| mine: orig_aug - baseline | 4-6 |" in squeezed((folder / "report.md").read_text())
+    assert report.main([*command, "--plan", "none.yaml"]) == 2
+    assert "There is no plan none.yaml" in capsys.readouterr().err
+
+
+def test_runs_that_the_plan_does_not_count_at_all_are_no_traceback(results):
+    """Seeds that follow the planned ones count once all rows have them."""
+    planned = Planned((7,), (0, 1, 2), ("baseline", "orig_aug", "oversample_2x", "orig_aug_all3x"))
+    for row, seed in results.runs:
+        results.runs[row, seed] = replace(results.runs[row, seed], commit="c")
+    kept = results.keep(lambda row, _: row in planned.rows)
+    build_report(PAPER, [kept], {kept.about["scale"]: planned})
+
+
+def test_the_answer_speaks_of_rows_with_enough_seeds_only_if_others_have_fewer(results):
+    assert "is best for small objects, mask" in markdown_of(results)
+    for seed in (1, 2):
+        del results.runs["orig_aug", seed]
+    results.runs["orig_aug", 0].ap["segm.small"] = 0.9
+    assert "is best for small objects of those with 3 seeds or more, mask" in markdown_of(results)
+
+
+def test_two_seeds_could_have_shown_nothing(results):
+    two = results.keep(lambda _, seed: seed < 2)
+    lines = [line for line in markdown_of(two).splitlines() if line.startswith("| orig_aug - ")]
+    assert lines
+    assert all(line.endswith("| - |") for line in lines)
+
+
+def test_ap_of_masks_and_of_boxes_by_size_are_not_compared(results):
+    for (row, seed), run in results.runs.items():
+        bands = [{"low": 0, "high": 8, "objects": 3, "AP": 0.3}]
+        sizes = {"pixels": bands, "small": {"AP50": 0.5, "AR": 0.4}}
+        results.runs[row, seed] = replace(run, by_size=sizes)
+    assert results.by_size("baseline", "orig_aug")[0] == [0, 1, 2]
+    ap = results.runs["orig_aug", 1].ap
+    for metric in [m for m in ap if m.startswith("segm.")]:
+        del ap[metric]
+    assert results.by_size("baseline", "orig_aug")[0] == [0, 2]
 
 
 def test_runs_evaluated_on_other_ground_truth_are_not_mixed_in(runs):

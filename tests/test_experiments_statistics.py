@@ -394,4 +394,7 @@ def test_the_reports_figures_are_those_of_its_json(path):
         ends = [float(x) for x in shown[2].split(" to ")]
         assert ends == pytest.approx([low, high], abs=0.051)
         assert float(shown[4].replace("&#60; ", "")) == pytest.approx(test.pvalue, abs=0.0011)
-        assert float(shown[6]) == pytest.approx((high - low) / 2, abs=0.051)
+        if len(seeds) < 3:
+            assert shown[6] == "-"  # two decide nothing
+        else:
+            assert float(shown[6]) == pytest.approx((high - low) / 2, abs=0.051)

@@ -265,6 +265,81 @@ def test_refuses_to_mix_experiments(tool, tmp_path):
         check_requests(longer)
 
 
+def test_refuses_to_mix_runs_on_different_data(tmp_path, monkeypatch):
+    """Rows would be compared that were trained on other images, or other annotations."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name, content in (("a", "one"), ("b", "another"), ("val", "x")):
+        (tmp_path / f"{name}.json").write_text(content)
+    folder, val = tmp_path / "out", ["mine_val", "val.json", "val"]
+
+    def prepare(json_file):
+        scale = fake_scale(existing=[["mine_train", json_file, "train"], val])
+        scale.prepare(CONFIGS, folder, augmented_val=False)
+
+    for _ in range(2):
+        prepare("a.json")
+    with pytest.raises(SmallObjError, match="is for other data"):
+        prepare("b.json")
+    (tmp_path / "c.json").write_text("one")
+    prepare("c.json")  # the same under another name
+    scenes = {"num_train": 2, "num_val": 1, "seed": 0, "size": 96}
+    other = tmp_path / "scenes"
+    fake_scale(scenes=scenes).prepare(CONFIGS, other, augmented_val=False)
+    with pytest.raises(SmallObjError, match="is for other data"):
+        fake_scale(scenes={**scenes, "num_train": 3}).prepare(CONFIGS, other, augmented_val=False)
+    assert len([*(other / "scenes" / "scenes_train" / "images").iterdir()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dataset": {}}, "a scale has no dataset"),
+        (
+            {"datasets": {"train": ["a.json", "a"], "val": ["b", "b.json", "b"]}},
+            "datasets.train is",
+        ),
+        ({"gpus": "0"}, "gpus is '0'"),
+        ({"scenes": {"num_train": 3, "num_val": 1}}, "is not a scale: .*seed"),
+        (
+            {"scenes": {"num_train": 3, "num_val": 1, "seed": 0, "sise": 9}},
+            "is not a scale: .*sise",
+        ),
+    ],
+)
+def test_a_file_that_is_no_scale_is_named(tmp_path, changes, says):
+    good = {"about": "mine", "gpus": 0, "run": {"seconds": 60, "machine": "this"}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert load_scale(path).gpus == 0
+    path.write_text(yaml.safe_dump(good | changes))
+    with pytest.raises(SmallObjError, match=says):
+        load_scale(path)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+@pytest.mark.parametrize("name", ["nuclei", "nuclei_tiny"])
+def test_the_gpus_of_a_scale_choose_the_device(tmp_path, monkeypatch, name, gpus, device):
+    """A file of one's own says how many; what it is made from may have been for others."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {SCALES / name}.yaml\ngpus: {gpus}\n")
+    seen = []
+    monkeypatch.setattr(reproduce, "check_requests", seen.extend)
+    words = ["--rows", "baseline", "--engine", "torchvision", "--dry-run"]
+    assert not reproduce.main(["--scale", str(path), *words, "--out", str(tmp_path / "out")])
+    (run,) = seen
+    assert run.request["MODEL"].get("DEVICE", "cuda") == device
+
+
+def test_the_wait_for_a_second_job_is_no_time_of_training(tool, tmp_path):
+    (run,) = plan(tmp_path, rows=["baseline"], seeds=[0])
+    run.begin()
+    lived = run.attempts()[-1]["seconds"]
+    (run.folder / "slurm.json").write_text("{}")
+    later = time.time() + 9000
+    os.utime(run.folder / "slurm.json", (later, later))
+    assert run.attempts()[-1]["seconds"] == lived
+
+
 def test_all_rows_of_a_seed_are_trained_on_cpu_or_all_on_gpu(tool, tmp_path):
     cpu = fake_scale(config={"MODEL": {"DEVICE": "cpu"}, "SOLVER": {"MAX_ITER": 5}})
     folder = tmp_path / "fake" / "torchvision"
@@ -333,7 +408,7 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     scale.prepare(CONFIGS, tmp_path, augmented_val=True)
     assert json.loads(made.read_text()) == data
     more = fake_scale(scenes={"num_train": 2, "num_val": 7, "seed": 0, "size": 128})
-    with pytest.raises(SmallObjError, match="holds the copy of other annotations"):
+    with pytest.raises(SmallObjError, match="is for other data"):
         more.prepare(CONFIGS, tmp_path, augmented_val=True)
     other = tmp_path / "configs"
     other.mkdir()
@@ -435,6 +510,7 @@ def test_planned_rows_without_a_config_are_left_out_and_named(tmp_path, capsys):
         ),
         (["--scale", "tiny", "--tables", "9"], "--tables 9: there are 3, 4, 5, 6, 7, 8"),
         (["--scale", "tiny", "--rows", "nothing"], "no config"),
+        (["--scale", "tiny", "--rows", "baseline", "../baseline"], "no config of that name"),
         (["--scale", "tiny", "--seeds", "0"], "--seeds"),
         (["--scale", "tiny", "--plan", "none.yaml"], "There is no plan none.yaml."),
         (["--scale", "tiny", "--plan", str(FINALS), "--seeds", "99"], "--seeds 99: the plan has 8"),

@@ -7,7 +7,8 @@ smallobj predict --run output/mine images/val --json val.json --out results.json
 
 The run is the folder (OUTPUT_DIR) of a training run, of either engine. The JSON is a dataset of
 its own, with a score in each annotation. With --json it is a list of results with the ids of that
-file, as COCO's evaluation takes it. --slices needs SAHI (pip install sahi).
+file, as COCO's evaluation takes it. --slices needs SAHI, which docs/large_images.md says how to
+install beside OpenCV.
 """
 
 import os
@@ -88,7 +89,10 @@ def _slices() -> Any:
     try:
         from smallobj_d2.engines.slices import in_slices
     except ModuleNotFoundError as e:
-        raise SmallObjError(f"--slices needs SAHI ({e}). Install it: pip install sahi") from e
+        raise SmallObjError(
+            f"--slices needs SAHI ({e}). docs/large_images.md says how to install it: it brings "
+            "opencv-python, beside which opencv-python-headless must not be."
+        ) from e
     return in_slices
 
 

@@ -8,8 +8,8 @@ Works on partial results: planned runs that are missing are counted, and rows of
 
 With --resamples N, intervals over the validation images stand beside those over seeds.
 
-What was planned before the runs is in a plan.yaml in the folder of the results, or else in that of
-experiments/.
+What was planned before the runs is in a plan: --plan, or else the plan.yaml in the folder of the
+results or in the one above.
 """
 
 import json
@@ -48,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--resamples", words, 0, metavar="N")
     words = "folder of the result JSONs, one per scale and engine, and of the report"
     parser.option("--results", words, Path("output/report"), metavar="FOLDER")
+    words = "what was planned (default: plan.yaml in the folder of the results or above)"
+    parser.add_argument("--plan", type=path, metavar="FILE", help=words)
     args = parser.parse_args(argv)
-    own = args.results / "plan.yaml"
-    plan = load_plan(own if own.is_file() else EXPERIMENTS / "plan.yaml")
+    results = args.results.absolute()
+    plans = args.plan, results / "plan.yaml", results.parent / "plan.yaml"
+    if args.plan and not args.plan.is_file():
+        raise SmallObjError(f"There is no plan {args.plan}.")
+    plan = load_plan(next((p for p in plans if p and p.is_file()), plans[1]))
     folders: dict[Path, list[Path]] = {}
     for folder in args.runs:
         if not folder.is_dir():

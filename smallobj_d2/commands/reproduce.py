@@ -148,8 +148,7 @@ def run(args: argparse.Namespace) -> int:
     require(args, "first_seed", "gpus_per_run", least=0)
     engine = choose_engine(args.engine)
     scale = load_scale(scale_file(args.scale))
-    if args.gpus_per_run is not None:
-        scale = scale.on(args.gpus_per_run)
+    scale = scale.on(scale.gpus if args.gpus_per_run is None else args.gpus_per_run)
     own = scale_file(args.scale).absolute()
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     planned = planned_for(scale.name, args.plan) if args.plan else None
@@ -160,6 +159,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"Left out, as their configs are gone: {', '.join(gone)}")
     else:
         rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
+        known = config_names()
+        for name in (row.partition("@")[0] for row in rows):
+            if name not in known:
+                raise SmallObjError(
+                    f"--rows {name}: there is no config of that name. There are: "
+                    f"{', '.join(known)}. A row of your own belongs into {CONFIGS}."
+                )
     if planned and args.first_seed is None:
         seeds = seeds_of(planned, args.seeds)
     else:

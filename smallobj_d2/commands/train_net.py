@@ -1,10 +1,10 @@
-"""Train and evaluate, with Detectron2's own flags.
+r"""Train and evaluate, with Detectron2's own flags.
 
 smallobj train --config orig_aug_multi3x --num-gpus 4
 smallobj train --config orig_aug_multi3x --num-gpus 4 --resume
 torchrun --nproc-per-node 4 -m smallobj_d2 train --config orig_aug_multi3x
 smallobj train --config baseline --eval-only MODEL.WEIGHTS model_final.pth
-smallobj train --config aug --json train.json --images train/
+smallobj train --config aug --json train.json --images train/ \
     --val-json val.json --val-images val/ MODEL.ROI_HEADS.NUM_CLASSES 5
 """
 

@@ -81,6 +81,7 @@ def submit(
             continue
         rows = [r.config + (f"@{r.dataset}" if r.dataset else "") for r in own]
         alone = [*command, "--rows", *rows, "--seeds", "1", "--first-seed", str(run.seed)]
+        alone += ["--jobs", "1"]  # with all cores of the job
         job = executor.submit(submitit.helpers.CommandFunction([sys.executable, *alone])).job_id
         write_json(run.folder / "slurm.json", {"job": job})
         lines.append(f"{run.name}: submitted as job {job}")

@@ -55,10 +55,10 @@ def build_report(
     """
     each = []
     for found in results:
-        if not found.rows:
-            continue
         planned = (plan or {}).get(found.about["scale"], Planned()).fitting(found)
         left = planned.only(found)
+        if not left.rows:
+            continue
         each.append(_Experiment(paper, left, planned, sorted(found.runs.keys() - left.runs.keys())))
     if each and all(one.own for one in each):
         names = dict.fromkeys(one.data for one in each)
@@ -261,13 +261,18 @@ class _Experiment:
             return [Markup("{}: there is nothing to compare yet.").format(where)]
         row, gain = best
         low, _ = interval(gain.values)
+        number = len(gain.values)
+        fewer = any(
+            0 < len(self.results.seeds(r, self.base)) < min(FEWEST, number) for r in self.rows
+        )
+        of = f" of those with {min(FEWEST, number)} seeds or more" if fewer else ""
         (evidence,) = _TEXTS(
             "evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low, progress=self.progress
         )
         if gain.mean <= 0:
             return [
-                Markup("{}: no row is above {} for {} objects; {}.").format(
-                    where, code(self.base), _words(self.measure)[1], evidence
+                Markup("{}: no row{} is above {} for {} objects; {}.").format(
+                    where, of, code(self.base), _words(self.measure)[1], evidence
                 )
             ]
         kind = self.measure.partition(".")[0]
@@ -277,10 +282,12 @@ class _Experiment:
             if (change := self.difference(above(row, self.base, f"{kind}.{size}")))
         ]
         at = "; ".join([*costs, self._time(row)])
-        answer = Markup("{}: {} is best for {} objects, {} AP {} against {}. {}. {}.").format(
+        answer = Markup("{}: {} is best for {} objects{}, {} AP {} against {}. {}. {}.").format(
             where,
             code(row),
-            *reversed(_words(self.measure)),
+            _words(self.measure)[1],
+            of,
+            _words(self.measure)[0],
             _points(gain),
             code(self.base),
             f"{at[0].upper()}{at[1:]}",
@@ -516,13 +523,14 @@ class _Experiment:
         document.heading(f"How sure: {_title(self.measure, capital=False)}", 3)
         document.add(_sure("Comparison", lines, "95% over images", starts))
         families = [*self.plan.families, self.plan.trends, self.plan.contrasts]
-        number = sum(bool(family.statements) for family in families)
+        each = (family.judged(self.results).values() for family in families)
+        number = sum(any(len(d.values) >= FEWEST for d in of_family) for of_family in each)
         document.text(
             *_TEXTS(
                 "sure",
                 absent=absent,
                 disagree=disagree,
-                families=number if any(change.planned for _, change, _ in lines) else 0,
+                families=number,
                 trends=bool(self.plan.trends.statements),
                 by_chance=1 - LEVEL**number,
             )
@@ -801,7 +809,8 @@ def _margin(verdict: Verdict) -> list[str]:
     if math.isnan(verdict.half):
         return [_signed(verdict.mean), "-"]
     ends = _interval((verdict.mean - verdict.half, verdict.mean + verdict.half))
-    least = _unsigned(verdict.half) if verdict.status is Status.OPEN else "-"
+    could = verdict.status is Status.OPEN and len(verdict.seeds) >= FEWEST
+    least = _unsigned(verdict.half) if could else "-"
     return [f"{_signed(verdict.mean)} ({ends})", least]
 
 

@@ -96,12 +96,18 @@ class Results:
     def by_size(self, *rows: str) -> tuple[list[int], NDArray[np.float64]]:
         """AP by octaves of size, then AP50 and recall of small objects, where runs kept them.
 
+        Of masks, or where no row has any, of boxes.
+
         Returns:
             The seeds of which all rows kept it, and (seeds, rows, measures); NaN where there are no
             objects.
         """
-        each = {s: [self.runs[row, s].by_size for row in rows] for s in self.seeds(*rows)}
-        kept = {seed: [_measures(sizes) for sizes in of] for seed, of in each.items() if all(of)}
+        each = {s: [self.runs[row, s] for row in rows] for s in self.seeds(*rows)}
+        kept = {
+            seed: [_measures(run.by_size) for run in of]
+            for seed, of in each.items()
+            if all(run.by_size for run in of) and len({"segm.all" in run.ap for run in of}) == 1
+        }
         return [*kept], np.array([*kept.values()], dtype=np.float64)
 
     def interval_over_images(

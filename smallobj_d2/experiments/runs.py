@@ -123,7 +123,7 @@ class Run:
     def wrote(self) -> float:
         """When it last wrote into its folder, in seconds since 1970."""
         times = []
-        for path in self.folder.glob("*.*"):
+        for path in {*self.folder.glob("*.*")} - {self.folder / "slurm.json"}:  # of a later job
             with suppress(FileNotFoundError):  # it was a temporary one, and has its name now
                 times.append(path.stat().st_mtime)
         return max(times)

@@ -6,9 +6,12 @@ data are synthetic scenes (``scenes``), a dataset that exists already (``existin
 the configs name. As a config does, a scale names another as its ``_BASE_``.
 """
 
+import json
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from smallobj_d2.datasets.coco import dataset_info, datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.export.augmented import augment_dataset
-from smallobj_d2.files import writing
+from smallobj_d2.files import reading, write_json, writing
 
 AUGMENTED_VAL = "augmented_val"
 """The validation images with the pastes of ``configs/aug.yaml`` (section 6.2)."""
@@ -29,6 +32,7 @@ SCENES = ("scenes_train", "scenes_val")
 """Names of the synthetic datasets."""
 
 _ELSEWHERE = ("SMALLOBJ", "OUTPUT_DIR", "VERSION", "DATASETS")
+_KEYS = {"about", "gpus", "run", "config", "network_of", "datasets", "scenes"}
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,10 @@ class Scale:
             augmented_val: whether any run is evaluated on the augmented validation set.
 
         Raises:
-            SmallObjError: if the augmented validation set that is there is another one: of other
-                images or annotations, or by another config.
+            SmallObjError: if the folder is for other data, or has another augmented validation
+                set: of other images or annotations, or by another config.
         """
+        self._require_same_data(folder)
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
             make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
@@ -149,6 +154,22 @@ class Scale:
         with writing(path) as temporary:
             temporary.write_text(yaml.safe_dump(request))
         augment_dataset(load_cfg(path), folder / AUGMENTED_VAL)
+
+    def _require_same_data(self, folder: Path) -> None:
+        """Rows are compared with each other: refuse other data than those of the runs before."""
+        data: dict[str, Any] = {"scenes": self.scenes} if self.scenes else {}
+        for name, json_file, _ in self.splits(folder) if self.existing else []:
+            data[name] = sha256(Path(json_file).read_bytes()).hexdigest()
+        path = folder / "data.json"
+        if path.is_file():
+            with reading(path):
+                before = json.loads(path.read_bytes())
+            if before != data:
+                raise SmallObjError(
+                    f"{folder} is for other data than {self.name} is on now (data.json says for "
+                    "which). Choose another --out, or remove that folder."
+                )
+        write_json(path, data)
 
 
 def _made(root: Path) -> list[str]:
@@ -191,13 +212,24 @@ def _scale(path: Path) -> Scale:
     _merge(data.get("config") or {}, config)
     if "SMALLOBJ" in config:
         raise SmallObjError(f"{path}: a scale cannot set SMALLOBJ; that is what the rows are.")
+    if unknown := {*data} - _KEYS:
+        raise SmallObjError(f"{path}: a scale has no {', '.join(sorted(unknown))}.")
     splits = data.get("datasets")
+    for name, words in splits.items() if splits else ():
+        if not (isinstance(words, list) and [*map(type, words)] == [str] * 3):
+            raise SmallObjError(
+                f"{path}: datasets.{name} is {words}; it must be [name, JSON, image folder]."
+            )
+    if data.get("scenes") is not None:
+        signature(make_splits).bind(Path(), **data["scenes"])
+    if type(data["gpus"]) is not int or data["gpus"] < 0:
+        raise SmallObjError(f"{path}: gpus is {data['gpus']!r}; it must be a whole number.")
     return Scale(
         name=path.stem,
         about=data["about"],
         config=config,
         gpus=data["gpus"],
-        seconds=data["run"]["seconds"],
+        seconds=float(data["run"]["seconds"]),
         machine=data["run"]["machine"],
         scenes=data.get("scenes"),
         existing=splits and [splits["train"], splits["val"]],

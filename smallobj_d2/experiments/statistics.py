@@ -102,7 +102,9 @@ class Difference:
 
     @property
     def least(self) -> float:
-        """The smallest mean that this spread tells from zero, corrected; NaN for one seed."""
+        """The smallest mean that this spread tells from zero, corrected; NaN for too few seeds."""
+        if len(self.values) < FEWEST:
+            return math.nan
         return half_width(self.values, 1 - (1 - LEVEL) / self.factor)
 
     @property
