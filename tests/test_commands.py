@@ -244,7 +244,8 @@ def test_commands_refuse_such_outputs(tmp_path, capsys, name):
 def test_a_scale_may_lie_anywhere(tmp_path, monkeypatch):
     own = tmp_path / "mine.yaml"
     own.write_text(
-        "about: mine\ngpus: 0\nrun: {seconds: 1, machine: here}\nscenes: {num_train: 1, num_val: 1, seed: 0}"
+        "about: mine\ngpus: 0\nrun: {seconds: 1, machine: here}\n"
+        "scenes: {num_train: 1, num_val: 1, seed: 0}"
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_scale(scale_file(str(own))).name == "mine"
@@ -321,7 +322,7 @@ def test_a_dry_run_says_what_is_missing(tmp_path, capsys, monkeypatch):
         ("yolo to-coco nope.yaml --out out", "There is no file nope.yaml; name the data.yaml of"),
         ("train --config aug --resume --overwrite", "--resume goes on with a run, and --overwrite"),
         ("report --runs nope", "--runs nope: no folder; it is OUT/SCALE/ENGINE of a sweep."),
-        ("reproduce --scale tiny --rows bank", "there is no config of that name"),
+        ("reproduce --scale tiny --rows bank", "--rows bank: there is no config"),
     ],
 )
 def test_what_means_nothing_is_refused(words, says, tmp_path, monkeypatch, capsys):
