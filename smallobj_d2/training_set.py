@@ -13,6 +13,7 @@ from smallobj_d2.datasets.images import require_files, require_readable
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.masks.shapes import has_mask
 from smallobj_d2.sampling import factors_from_config
+from smallobj_d2.sizes import is_small
 
 Records = list[dict[str, Any]]
 
@@ -51,29 +52,30 @@ def training_data(
             "to their number."
         )
     require_masks(records, cfg)
-    _require_masks_to_learn(records, cfg)
     if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
         require_files(records)  # better now than in the night
     return records, factors_from_config(records, cfg)
 
 
-def _require_masks_to_learn(records: Records, cfg: Any) -> None:
-    """Refuse to train masks where all annotations, or those that are pasted, have none.
+def require_masks_to_learn(records: Records, cfg: Any) -> None:
+    """Refuse to train masks where all annotations have none, or some that copy-paste pastes.
 
-    Training of masks leaves these out.
+    Training of masks leaves these out, so that nothing would be learned, or copies would be
+    background.
     """
     if not cfg.MODEL.MASK_ON:
         return
     s, names = cfg.SMALLOBJ, ", ".join(cfg.DATASETS.TRAIN)
-    masked = [has_mask(a) for r in records for a in r["annotations"] if not a.get("iscrowd")]
-    if not any(masked):
+    learned = [a for r in records for a in r["annotations"] if not a.get("iscrowd")]
+    if not any(map(has_mask, learned)):
         raise SmallObjError(
             f"MODEL.MASK_ON is True, but no annotation of {names} has a mask to learn. Add "
             "`segmentation` to the annotations, or set MODEL.MASK_ON False."
         )
-    if s.COPY_PASTE and s.PASTE_BOXES and not all(masked):
+    pasted = s.COPY_PASTE and s.PASTE_BOXES
+    if pasted and not all(has_mask(a) for a in learned if is_small(a, s.SMALL_AREA)):
         raise SmallObjError(
-            f"SMALLOBJ.PASTE_BOXES pastes annotations of {names} that have no mask, and with "
+            f"SMALLOBJ.PASTE_BOXES pastes small objects of {names} that have no mask, and with "
             "MODEL.MASK_ON True training leaves these out, copies and all. Set one of them False."
         )
 

@@ -260,6 +260,19 @@ def test_a_box_holds_a_mask_as_far_as_the_image_goes(tmp_path, outline, held):
     assert load_one(tmp_path, bbox=[1, 19, 1, 1], segmentation=[outline])["bbox"] == held
 
 
+@pytest.mark.parametrize(
+    ("outline", "box"),
+    [
+        ([28.0, 5, 31, 5, 30.5, 5], [28, 5, 2, 1]),
+        ([28.5, 2, 28.5, 25, 28.5, 9], [28, 2, 1, 18]),
+        ([28.0, -6, 40, -6, 40, 4], [28, 0, 2, 4]),
+    ],
+)
+def test_what_has_no_area_in_the_image_stays_as_in_coco(tmp_path, outline, box):
+    assert load_one(tmp_path, bbox=box, segmentation=[outline])["bbox"] == box
+    assert len(load_ground_truth(tmp_path / "a.json").anns) == 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (6, 1)])
 def test_a_box_one_pixel_short_of_a_mask_that_is_one_pixel_wide_is_replaced(tmp_path, size):
     """Some exporters take the last pixel for the end of a box."""

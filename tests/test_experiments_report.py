@@ -27,6 +27,7 @@ from smallobj_d2.experiments.results import (
     load_results,
     over_images,
     parse_results,
+    resampled_aps,
     together,
     write_results,
 )
@@ -775,18 +776,19 @@ def test_intervals_over_images_stand_beside_those_over_seeds(detected, tmp_path)
     content = distil(SCALE, detected)
     found = parse_results(content)
     kept = tmp_path / "fake.npz"
-    (entry,) = over_images(found, [detected], ["baseline"], 50, kept)
+    aps = resampled_aps(found, [detected], 50, kept)
+    (entry,) = over_images(found, aps, ["baseline"])
     assert (entry["row"], entry["base"], entry["seeds"]) == ("orig_aug", "baseline", [0, 1, 2])
     for file in detected.rglob("coco_instances_results.json"):
         file.unlink()  # what was computed of them is kept
-    (back,) = over_images(found, [tmp_path], ["orig_aug"], 50, kept)
+    (back,) = over_images(found, resampled_aps(found, [tmp_path], 50, kept), ["orig_aug"])
     assert (back["row"], back["base"]) == ("baseline", "orig_aug")
     assert [back["low"], back["high"]] == [-entry["high"], -entry["low"]]
     with pytest.raises(SmallObjError, match="coco_instances_results"):  # of other resamples
-        over_images(found, [detected], ["baseline"], 40, kept)
+        resampled_aps(found, [detected], 40, kept)
     found.runs["baseline", 1].ap["segm.small"] += 0.01  # another evaluation
     with pytest.raises(SmallObjError, match="coco_instances_results"):
-        over_images(found, [detected], ["baseline"], 50, kept)
+        resampled_aps(found, [detected], 50, kept)
     content["over_images"] = [entry]
     assert together(content, content)["over_images"] == []  # its runs are new
     others = {**content, "runs": [r for r in content["runs"] if r["config"] == "aug_oversample_2x"]}
@@ -818,10 +820,10 @@ def test_runs_of_two_machines_have_intervals_over_images_together(detected, tmp_
 def test_a_damaged_file_of_resampled_aps_is_named(detected, tmp_path):
     kept = tmp_path / "fake.npz"
     found = parse_results(distil(SCALE, detected))
-    over_images(found, [detected], ["baseline"], 5, kept)
+    resampled_aps(found, [detected], 5, kept)
     kept.write_bytes(kept.read_bytes()[:-20])
     with pytest.raises(SmallObjError, match=r"fake\.npz is damaged"):
-        over_images(found, [detected], ["baseline"], 5, kept)
+        resampled_aps(found, [detected], 5, kept)
 
 
 # --- What others wrote

@@ -288,6 +288,10 @@ def test_refuses_to_mix_runs_on_different_data(tmp_path, monkeypatch):
     with pytest.raises(SmallObjError, match="is for other data"):
         fake_scale(scenes={**scenes, "num_train": 3}).prepare(CONFIGS, other, augmented_val=False)
     assert len([*(other / "scenes" / "scenes_train" / "images").iterdir()]) == 2
+    refused = tmp_path / "refused"
+    with pytest.raises(SmallObjError, match="size must be"):
+        fake_scale(scenes={**scenes, "size": 9}).prepare(CONFIGS, refused, augmented_val=False)
+    fake_scale(scenes=scenes).prepare(CONFIGS, refused, augmented_val=False)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,16 @@ def test_what_leaves_the_image_is_no_part_of_an_object(masked):
     assert shares == {(0, 0): 75 / 400, (0, 14): 225 / 400, (14, 14): 90 / 400}
 
 
+def test_an_object_that_the_border_cuts_is_whole_in_a_tile_that_holds_the_rest():
+    own = annotation([[120.0, 50, 160, 40, 160, 60]])  # it is widest out there
+    found = [t for t in parts([own], size=30, overlap=0) if t.annotations]
+    assert found
+    for tile in found:
+        (part,) = tile.annotations
+        assert part["tile"]["share"] == 1
+        assert part["segmentation"][0][1] + tile.window.y == 50
+
+
 def test_keypoints_outside_are_not_labeled():
     own = annotation([[30.0, 10, 60, 10, 60, 20, 30, 20]], keypoints=[35, 12, 2, 55, 12, 2])
     (part,) = parts([own], size=40, overlap=0)[0].annotations

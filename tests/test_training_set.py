@@ -14,7 +14,7 @@ from smallobj_d2.datasets.coco import load_coco, register_dataset
 from smallobj_d2.datasets.images import opened, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import load_ground_truth
-from smallobj_d2.training_set import check_test_data, training_data
+from smallobj_d2.training_set import check_test_data, require_masks_to_learn, training_data
 from tests.detections import ap_row
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -138,6 +138,25 @@ def boxes_and_masks(root: Path, masks: int) -> dict:
     return data
 
 
+def learned(cfg):
+    """What an engine trains on."""
+    records, _ = training_data(cfg)
+    require_masks_to_learn(records, cfg)
+    return records
+
+
+def test_a_large_object_without_a_mask_is_not_pasted_and_may_be_there(tmp_path):
+    data = boxes_and_masks(tmp_path, 1)
+    registered(tmp_path, data)
+    opts = ["DATASETS.TRAIN", "('it',)", "SEED", "1", "SMALLOBJ.PASTE_BOXES", "True"]
+    cfg = load_cfg(CONFIGS / "aug.yaml", opts)
+    with pytest.raises(SmallObjError, match="PASTE_BOXES pastes small objects of it"):
+        learned(cfg)
+    data["annotations"][1] |= {"bbox": [5, 5, 50, 50], "area": 2500}
+    registered(tmp_path, data)
+    learned(cfg)
+
+
 @pytest.mark.parametrize("config", ["baseline", "beyond/bank", "beyond/bank_boxes"])
 @pytest.mark.parametrize("masks", [0, 1, 2])
 def test_masks_are_learned_from_annotations_that_have_one(tmp_path, config, masks):
@@ -148,14 +167,13 @@ def test_masks_are_learned_from_annotations_that_have_one(tmp_path, config, mask
     cfg = load_cfg(CONFIGS / f"{config}.yaml", opts)
     if cfg.MODEL.MASK_ON and not masks:
         with pytest.raises(SmallObjError, match=r"MASK_ON False|COPY_PASTE False"):
-            training_data(cfg)
+            learned(cfg)
     else:
-        records, _ = training_data(cfg)
-        assert len(records[0]["annotations"]) == 2
+        assert len(learned(cfg)[0]["annotations"]) == 2
     with_masks = load_cfg(CONFIGS / f"{config}.yaml", [*opts, "MODEL.MASK_ON", "True"])
     if masks < 2 and cfg.SMALLOBJ.PASTE_BOXES:
         with pytest.raises(SmallObjError, match=r"MODEL\.MASK_ON"):
-            training_data(with_masks)
+            learned(with_masks)
 
 
 def test_a_config_for_boxes_trains_on_boxes():

@@ -27,6 +27,7 @@ from smallobj_d2.experiments.results import (
     load_results,
     over_images,
     parse_results,
+    resampled_aps,
     together,
     write_results,
 )
@@ -87,7 +88,7 @@ def _add_intervals(result: Path, folders: Sequence[Path], plan: Plan, resamples:
     found = parse_results(content)
     planned = plan.get(found.about["scale"], Planned())
     counted = planned.fitting(found).only(found)
-    kept = result.with_suffix(".npz")
-    new = over_images(counted, folders, planned.bases, resamples, kept)
+    aps = resampled_aps(found, folders, resamples, result.with_suffix(".npz"))
+    new = over_images(counted, aps, planned.bases)
     every = {(i["row"], i["base"], *i["seeds"]): i for i in [*content["over_images"], *new]}
     write_results(result, content | {"over_images": [*every.values()]})

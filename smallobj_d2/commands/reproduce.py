@@ -206,6 +206,7 @@ def run(args: argparse.Namespace) -> int:
     sweep = Sweep(runs, engine, slots, (PROGRAM, "train"), scale.seconds)
     if sweep.go():
         named = "" if given == scale.name else f" --scale {given}"
+        named += f" --plan {args.plan}" if args.plan else ""
         print(f"All {len(runs)} runs are finished: smallobj report --runs {folder}{named}")
         return 0
     for name, why in sweep.failed.items():

@@ -237,9 +237,9 @@ def repaired(checked: Checked) -> Iterator[dict[str, Any]]:
         Copies.
     """
     sizes = {i["id"]: (int(i["height"]), int(i["width"])) for i in checked.images}
-    lost = np.isnan(checked.measured.masks[:, 0]).tolist()
+    lost = np.isnan(checked.measured.masks.bounds[:, 0]).tolist()
     not_held = np.flatnonzero(checked.measured.not_held)
-    x0, y0, x1, y1 = checked.measured.masks[not_held].T
+    x0, y0, x1, y1 = checked.measured.inside[not_held].T
     of_masks = np.column_stack([x0, y0, x1 - x0, y1 - y0]).tolist()
     boxes = dict(zip(not_held.tolist(), of_masks, strict=True))
     for number, annotation in enumerate(checked.annotations):

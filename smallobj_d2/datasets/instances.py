@@ -30,13 +30,14 @@ class Measured(NamedTuple):
 
     boxes: Floats
     """(N, 4) XYXY."""
-    masks: Floats
-    """(N, 4) XYXY of the masks, as far as they lie in the image; NaN also without a pixel."""
+    masks: Masks
+    inside: Floats
+    """(N, 4) XYXY of the masks, as far as they lie in the image; NaN where they do not."""
 
     @property
     def not_held(self) -> Bools:
         """(N,) whether the box leaves out a pixel or more of the mask."""
-        return does_not_hold(self.boxes, self.masks)
+        return does_not_hold(self.boxes, self.inside)
 
 
 def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Measured:
@@ -48,7 +49,7 @@ def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Meas
         _check_places(annotations, boxes, corners, masks.bounds, size, blame)
         _check_areas(annotations, boxes, masks, blame)
         _check_others(annotations, blame)
-    return Measured(corners, _inside(annotations, masks.bounds, size))
+    return Measured(corners, masks, _inside(annotations, masks.bounds, size))
 
 
 def _check_masks(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:

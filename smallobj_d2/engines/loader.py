@@ -29,7 +29,7 @@ from smallobj_d2.engines import processes
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.registry import import_modules
 from smallobj_d2.sampling import Stream
-from smallobj_d2.training_set import Records, training_data
+from smallobj_d2.training_set import Records, require_masks_to_learn, training_data
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +223,7 @@ def loader_from_config(
     import_modules(cfg.SMALLOBJ.IMPORTS)
     register_from_config(cfg)
     records, factors = training_data(cfg, read_records)
+    require_masks_to_learn(records, cfg)
     progress = processes.rank() == 0
     augmentation = build_augmentation(
         cfg, cfg.SEED, records, read_image, factors, progress=progress

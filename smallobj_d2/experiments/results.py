@@ -222,24 +222,22 @@ def _measures(sizes: Mapping[str, Any]) -> list[float]:
     return [math.nan if ap is None else ap for ap in aps]
 
 
-def over_images(
-    results: Results, folders: Sequence[Path], bases: Sequence[str], resamples: int, kept: Path
-) -> list[dict[str, Any]]:
-    """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
+def resampled_aps(
+    results: Results, folders: Sequence[Path], resamples: int, kept: Path
+) -> dict[tuple[str, int], NDArray[np.float32]]:
+    """Mask AP_S of each run on resamples of the validation images, the same for all runs.
 
-    The resamples are the same for all runs; a row counts if of all seeds that it has in common with
-    the base the detections were kept once. AP of each run on each resample stays, so that it is
-    computed once, and runs of several machines need not be in one place.
+    They stay in a file, so that they are computed once, and runs of several machines need not be in
+    one place.
 
     Args:
-        results: the runs that count.
+        results: all runs of a results file.
         folders: where they are, each as `distil` takes it; of a run in several, the last.
-        bases: the rows that others are compared with.
         resamples: of the validation images.
         kept: the ``.npz`` of these APs, which is read and written.
 
     Returns:
-        What a results file has under ``over_images``.
+        By row and seed, of those runs whose detections are there, or were once.
     """
     runs = {run: _name_of_aps(*run, results) for run in sorted(results.runs) if "@" not in run[0]}
     known = {}
@@ -258,9 +256,26 @@ def over_images(
             with writing(kept) as temporary:
                 np.savez_compressed(temporary, **known)
         aps[row, seed] = known[name]
+    return aps
 
+
+def over_images(
+    results: Results, aps: Mapping[tuple[str, int], NDArray[np.float32]], bases: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Of each row and base: a paired bootstrap over images of the mean difference in mask AP_S.
+
+    A row counts if of all seeds that it has in common with the base the APs are there.
+
+    Args:
+        results: the runs that count.
+        aps: of `resampled_aps`.
+        bases: the rows that others are compared with.
+
+    Returns:
+        What a results file has under ``over_images``.
+    """
     intervals = []
-    for base, row in product(bases, dict.fromkeys(row for row, _ in runs)):
+    for base, row in product(bases, [row for row in results.rows if "@" not in row]):
         seeds = results.seeds(base, row)
         if row == base or not seeds or not aps.keys() >= {*product((row, base), seeds)}:
             continue

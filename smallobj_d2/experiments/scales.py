@@ -67,7 +67,9 @@ class Scale:
         _merge({"MODEL": {"DEVICE": "cuda" if gpus else "cpu"}}, config)
         if not gpus and "AMP" in config.get("SOLVER", {}):
             _merge({"SOLVER": {"AMP": {"ENABLED": False}}}, config)
-        machine = f"{self.machine}; not measured on the {'GPU' if gpus else 'CPU'}"
+        machine = self.machine
+        if gpus != self.gpus:
+            machine += f"; not measured on the {'GPU' if gpus else 'CPU'}"
         return replace(self, gpus=gpus, config=config, machine=machine)
 
     def splits(self, folder: Path) -> list[list[str]]:
@@ -141,12 +143,25 @@ class Scale:
             SmallObjError: if the folder is for other data, or has another augmented validation
                 set: of other images or annotations, or by another config.
         """
-        self._require_same_data(folder)
+        data, record = self._data(folder), folder / "data.json"
+        if record.is_file():
+            with reading(record):
+                same = json.loads(record.read_bytes()) == data
+            if not same:
+                raise SmallObjError(
+                    f"{folder} is for other data than {self.name} is on now (data.json says for "
+                    "which). Choose another --out, or remove that folder."
+                )
         if self.scenes is not None:
             scenes: dict[str, Any] = self.scenes
             make_splits(folder / "scenes", **scenes, progress=sys.stderr.isatty())
-        if not augmented_val:
-            return
+        if augmented_val:
+            self._augment(configs, folder)
+        if not record.is_file():
+            write_json(record, data)
+
+    def _augment(self, configs: Path, folder: Path) -> None:
+        """Make the augmented validation set, if it is not there."""
         request = self.request(configs / "aug.yaml", folder)
         request["DATASETS"]["TRAIN"] = request["DATASETS"]["TEST"]
         request["SEED"] = 0
@@ -155,21 +170,12 @@ class Scale:
             temporary.write_text(yaml.safe_dump(request))
         augment_dataset(load_cfg(path), folder / AUGMENTED_VAL)
 
-    def _require_same_data(self, folder: Path) -> None:
-        """Rows are compared with each other: refuse other data than those of the runs before."""
-        data: dict[str, Any] = {"scenes": self.scenes} if self.scenes else {}
-        for name, json_file, _ in self.splits(folder) if self.existing else []:
-            data[name] = sha256(Path(json_file).read_bytes()).hexdigest()
-        path = folder / "data.json"
-        if path.is_file():
-            with reading(path):
-                before = json.loads(path.read_bytes())
-            if before != data:
-                raise SmallObjError(
-                    f"{folder} is for other data than {self.name} is on now (data.json says for "
-                    "which). Choose another --out, or remove that folder."
-                )
-        write_json(path, data)
+    def _data(self, folder: Path) -> dict[str, Any]:
+        """What tells its data from others."""
+        if self.existing is None:
+            return {"scenes": self.scenes}
+        files = ((name, Path(file)) for name, file, _ in self.splits(folder))
+        return {name: sha256(file.read_bytes()).hexdigest() for name, file in files}
 
 
 def _made(root: Path) -> list[str]:

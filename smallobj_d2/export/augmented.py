@@ -35,7 +35,7 @@ from smallobj_d2.files import link, writing
 from smallobj_d2.sampling import Draw, Stream
 from smallobj_d2.training_set import training_data
 
-_FORMAT = 1  # raise it whenever the same recipe would give other files
+_FORMAT = 2  # raise it whenever the same recipe would give other files
 
 _PNG_COMPRESSION = 3  # half the time of the default, and a tenth more bytes
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"

@@ -23,7 +23,7 @@ from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
-from smallobj_d2.masks.outlines import areal, inside, without_holes
+from smallobj_d2.masks.outlines import areal, bounds_inside, inside, without_holes
 from smallobj_d2.masks.rle import decode, encode
 from smallobj_d2.masks.shapes import Outline, Window
 
@@ -31,7 +31,7 @@ MIN_SHARE = 0.3
 """An object that a tile's edge cuts is kept if at least this share of its area is inside, or fills
 this share of the tile."""
 
-_FORMAT = 2  # raise it whenever the same recipe would give other files
+_FORMAT = 3  # raise it whenever the same recipe would give other files
 _JPEG = (".jpg", ".jpeg")
 
 
@@ -224,8 +224,7 @@ class _Object:
             self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
             self.geometry = inside(self.outline, height, width)
-            left, top, right, bottom = self.outline.bounds()
-            self.bounds = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+            self.bounds = bounds_inside(self.outline, height, width)
             self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:

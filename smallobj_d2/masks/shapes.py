@@ -10,6 +10,7 @@ edges included; see `Shape.cover` for how far others may be from these.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from math import ceil, floor
 from typing import Any, NamedTuple, Protocol
 
@@ -255,7 +256,7 @@ class Outline:
 
     def is_connected(self) -> bool:
         if len(self.parts) == 1:
-            points = list(map(tuple, self.parts[0].tolist()))
+            points = [p for p, _ in groupby(map(tuple, self.parts[0].tolist()))]
             if len(set(points)) >= len(points) - (points[0] == points[-1]):
                 return True  # else it may be parts that lines of no width join
         return _one_piece(self.pixels(Window.around(*self.bounds())))
