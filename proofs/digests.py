@@ -305,14 +305,14 @@ def _labels(sample: dict[str, Any]) -> dict[str, Any]:
         target = sample["target"]
         return {
             "boxes": target["boxes"],
-            "masks": [target["windows"], target["masks"]],
+            "masks": [target[key] for key in ("windows", "masks") if key in target],
             "classes": [target["labels"], target["pasted"]],
         }
     instances = sample["instances"]
-    masks = instances.gt_masks
+    masks = instances.gt_masks if instances.has("gt_masks") else None
     return {
         "boxes": instances.gt_boxes.tensor,
-        "masks": masks.polygons if hasattr(masks, "polygons") else masks.tensor,
+        "masks": masks.polygons if hasattr(masks, "polygons") else getattr(masks, "tensor", []),
         "classes": [instances.gt_classes, sample.get("pasted")],
     }
 
