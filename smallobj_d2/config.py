@@ -541,7 +541,7 @@ def portable(cfg: CfgNode) -> CfgNode:
 
     def shared(node: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            key: shared(value, known[key]) if isinstance(value, dict) and value else value
+            key: shared(value, known[key]) if isinstance(value, dict) else value
             for key, value in node.items()
             if key in known
         }

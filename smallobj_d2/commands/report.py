@@ -52,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = "what was planned (default: plan.yaml in the folder of the results or above)"
     parser.add_argument("--plan", type=path, metavar="FILE", help=words)
     args = parser.parse_args(argv)
-    results = args.results.absolute()
-    plans = args.plan, results / "plan.yaml", results.parent / "plan.yaml"
+    own = args.results.absolute() / "plan.yaml"
     if args.plan and not args.plan.is_file():
         raise SmallObjError(f"There is no plan {args.plan}.")
-    plan = load_plan(next((p for p in plans if p and p.is_file()), plans[1]))
+    plan = load_plan(args.plan or (own if own.is_file() else own.parents[1] / own.name))
     folders: dict[Path, list[Path]] = {}
     for folder in args.runs:
         if not folder.is_dir():

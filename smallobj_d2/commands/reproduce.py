@@ -152,14 +152,13 @@ def run(args: argparse.Namespace) -> int:
     own = scale_file(args.scale).absolute()
     given = scale.name if own.parent == EXPERIMENTS / "scales" else str(own)
     planned = planned_for(scale.name, args.plan) if args.plan else None
+    known = config_names()
     if planned:
-        there = config_names()
-        rows = [row for row in planned.rows if row.partition("@")[0] in there]
+        rows = [row for row in planned.rows if row.partition("@")[0] in known]
         if gone := [row for row in planned.rows if row not in rows]:
             print(f"Left out, as their configs are gone: {', '.join(gone)}")
     else:
         rows = rows_of(load_paper(EXPERIMENTS / "paper.yaml"), args.tables, args.rows)
-        known = config_names()
         for name in (row.partition("@")[0] for row in rows):
             if name not in known:
                 raise SmallObjError(

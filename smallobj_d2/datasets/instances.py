@@ -46,10 +46,11 @@ def check_instances(annotations: Annotations, size: Sizes, blame: Blame) -> Meas
         masks = _check_masks(annotations, size, blame)
         boxes = _read_boxes(annotations, blame)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        _check_places(annotations, boxes, corners, masks.bounds, size, blame)
+        inside = _inside(annotations, masks.bounds, size)
+        _check_places(annotations, boxes, corners, masks.bounds, inside, size, blame)
         _check_areas(annotations, boxes, masks, blame)
         _check_others(annotations, blame)
-    return Measured(corners, masks, _inside(annotations, masks.bounds, size))
+    return Measured(corners, masks, inside)
 
 
 def _check_masks(annotations: Annotations, size: Sizes, blame: Blame) -> Masks:
@@ -109,6 +110,7 @@ def _check_places(
     boxes: Floats,
     corners: Floats,
     bounds: Floats,
+    inside: Floats,
     size: Sizes,
     blame: Blame,
 ) -> None:
@@ -116,16 +118,18 @@ def _check_places(
     polygons = np.array([type(a.get("segmentation")) is list for a in annotations], dtype=bool)
     outlines = np.where(polygons[:, None], bounds, np.nan)
     odd = _blame_habits("polygon", outlines, size, corners, blame)
-    bounds = np.where(odd[:, None], np.nan, bounds)
+    bounds, inside = (np.where(odd[:, None], np.nan, of) for of in (bounds, inside))
     odd = _blame_habits("bbox", boxes, size, bounds, blame)
 
-    def limits(i: int) -> list[float]:
-        return [round(v, 1) for v in bounds[i].tolist()]
+    def limits(of: Floats, i: int) -> list[float]:
+        return [round(v, 1) for v in of[i].tolist()]
 
     off, out = _outside(bounds, size)
     blame("polygon-off-image", off, "its mask lies outside the image")
     blame(
-        "polygon-outside", out, lambda i: f"its mask leaves the image: its corners are {limits(i)}"
+        "polygon-outside",
+        out,
+        lambda i: f"its mask leaves the image: its corners are {limits(bounds, i)}",
     )
     far = (np.abs(corners) >= FARTHEST).any(axis=1)
     blame("bbox-off-image", far, f"reaches beyond {FARTHEST:.0f}", "bbox")
@@ -134,11 +138,10 @@ def _check_places(
     off, out = _outside(judged, size)
     blame("bbox-off-image", off, "lies outside the image", "bbox")
     blame("bbox-outside", out, "leaves the image", "bbox")
-    bounds = _inside(annotations, bounds, size)
     blame(
         "bbox-mask",
-        does_not_hold(judged, bounds),
-        lambda i: f"does not hold its mask, whose corners are {limits(i)}",
+        does_not_hold(judged, inside),
+        lambda i: f"does not hold its mask, whose corners are {limits(inside, i)}",
         "bbox",
     )
 

@@ -227,15 +227,23 @@ class _Experiment:
             said.append("; ".join(each) if len(found) > 1 else next((s.value for s in found), "-"))
         return said
 
+    @cached_property
+    def changes(self) -> dict[str, Difference]:
+        """Of each other row, as far as it is measured, how far it is from the base."""
+        each = {r: self.difference(above(r, self.base, self.measure)) for r in self.rows[1:]}
+        return {row: change for row, change in each.items() if change}
+
+    @property
+    def enough(self) -> int:
+        """How many common seeds make a row one that may be the best."""
+        return min(FEWEST, max((len(d.values) for d in self.changes.values()), default=0))
+
     def best(self) -> tuple[str, Difference] | None:
         """The row that is furthest above the base for small objects.
 
         Of those with as many common seeds as any, or three.
         """
-        changes = {r: self.difference(above(r, self.base, self.measure)) for r in self.rows[1:]}
-        found = {row: d for row, d in changes.items() if d}
-        enough = min(FEWEST, max((len(d.values) for d in found.values()), default=0))
-        sure = [(row, d) for row, d in found.items() if len(d.values) >= enough]
+        sure = [(row, d) for row, d in self.changes.items() if len(d.values) >= self.enough]
         return max(sure, key=lambda item: item[1].mean, default=None)
 
     def beside(self, row: str) -> str:
@@ -260,34 +268,32 @@ class _Experiment:
         if best is None:
             return [Markup("{}: there is nothing to compare yet.").format(where)]
         row, gain = best
+        kind, size = _words(self.measure)
         low, _ = interval(gain.values)
-        number = len(gain.values)
-        fewer = any(
-            0 < len(self.results.seeds(r, self.base)) < min(FEWEST, number) for r in self.rows
-        )
-        of = f" of those with {min(FEWEST, number)} seeds or more" if fewer else ""
+        fewer = any(len(d.values) < self.enough for d in self.changes.values())
+        of = f" of those with {self.enough} seeds or more" if fewer else ""
         (evidence,) = _TEXTS(
             "evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low, progress=self.progress
         )
         if gain.mean <= 0:
             return [
                 Markup("{}: no row{} is above {} for {} objects; {}.").format(
-                    where, of, code(self.base), _words(self.measure)[1], evidence
+                    where, of, code(self.base), size, evidence
                 )
             ]
-        kind = self.measure.partition(".")[0]
+        task = self.measure.partition(".")[0]
         costs = [
-            f"AP of {size} objects {_points(change)}"
-            for size in SIZES[1:3]
-            if (change := self.difference(above(row, self.base, f"{kind}.{size}")))
+            f"AP of {other} objects {_points(change)}"
+            for other in SIZES[1:3]
+            if (change := self.difference(above(row, self.base, f"{task}.{other}")))
         ]
         at = "; ".join([*costs, self._time(row)])
         answer = Markup("{}: {} is best for {} objects{}, {} AP {} against {}. {}. {}.").format(
             where,
             code(row),
-            _words(self.measure)[1],
+            size,
             of,
-            _words(self.measure)[0],
+            kind,
             _points(gain),
             code(self.base),
             f"{at[0].upper()}{at[1:]}",

@@ -23,7 +23,7 @@ from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
-from smallobj_d2.masks.outlines import areal, bounds_inside, inside, without_holes
+from smallobj_d2.masks.outlines import areal, inside, leaves, without_holes
 from smallobj_d2.masks.rle import decode, encode
 from smallobj_d2.masks.shapes import Outline, Window
 
@@ -224,7 +224,9 @@ class _Object:
             self.outline = Outline([np.reshape(p, (-1, 2)) for p in parts])
             # COCO fills a polygon that crosses itself by the even-odd rule, and so does this.
             self.geometry = inside(self.outline, height, width)
-            self.bounds = bounds_inside(self.outline, height, width)
+            self.bounds = self.outline.bounds()
+            if leaves(self.outline, height, width):
+                self.bounds = self.geometry.bounds  # NaN if nothing is left
             self.area = float(self.geometry.area)
 
     def within(self, window: Window) -> Entry | None:
