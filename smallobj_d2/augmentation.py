@@ -102,9 +102,11 @@ class DrawAugmentation:
             return None
         if self.one_copy_per_image:
             rng = np.random.default_rng((self.seed, _FIXED, draw.index))
-        return self.copy_paste.plan(
-            annotations, record["height"], record["width"], rng, record.get("file_name")
-        )
+        name = record.get("file_name")
+        try:
+            return self.copy_paste.plan(annotations, record["height"], record["width"], rng, name)
+        except SmallObjError as e:  # of an annotation that no reader of this project's has checked
+            raise SmallObjError(f"{name} (image {record.get('image_id')}): {e}") from e
 
     def __call__(self, image: NDArray[np.uint8], record: dict[str, Any]) -> Plan | None:
         """Augment the image in place and put the new annotations into the record.
@@ -208,19 +210,26 @@ def _bank_from_config(
     return bank
 
 
-def require_masks(records: list[dict[str, Any]], cfg: Any) -> None:
-    """Refuse copy-paste where no annotation has a mask to copy.
+def require_sources(records: list[dict[str, Any]], cfg: Any) -> None:
+    """Refuse copy-paste where there is nothing that it could ever copy: no mask, no small object.
 
     Raises:
         SmallObjError: naming the options.
     """
-    s = cfg.SMALLOBJ
-    if not s.COPY_PASTE or s.PASTE_BOXES:
+    s, names = cfg.SMALLOBJ, ", ".join(cfg.DATASETS.TRAIN)
+    if not s.COPY_PASTE:
         return
-    if not any(has_mask(a) for r in records for a in r["annotations"]):
+    annotations = [a for r in records for a in r["annotations"] if s.PASTE_BOXES or has_mask(a)]
+    if not annotations:
         raise SmallObjError(
-            f"SMALLOBJ.COPY_PASTE is on, but no annotation of {', '.join(cfg.DATASETS.TRAIN)} has "
-            "a mask to cut objects out by. Either add `segmentation` to the annotations, or set "
-            "SMALLOBJ.PASTE_BOXES True to paste rectangles (not in the paper), or set "
-            "SMALLOBJ.COPY_PASTE False."
+            f"SMALLOBJ.COPY_PASTE is on, but no annotation of {names} has a mask to cut objects "
+            "out by. Either add `segmentation` to the annotations, or set SMALLOBJ.PASTE_BOXES "
+            "True to paste rectangles (not in the paper), or set SMALLOBJ.COPY_PASTE False."
+        )
+    if not has_small(annotations, s.SMALL_AREA):
+        smallest = min(a["area"] for a in annotations)
+        raise SmallObjError(
+            f"SMALLOBJ.COPY_PASTE is on, but no object of {names} that has a mask is small: the "
+            f"smallest area is {smallest:.0f} pixels, and SMALLOBJ.SMALL_AREA is "
+            f"{s.SMALL_AREA:.0f}. Raise that, or set SMALLOBJ.COPY_PASTE False."
         )

@@ -6,6 +6,7 @@ resumed run continues at the position where it stopped, and every process and ev
 looks up its own positions.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -19,6 +20,8 @@ from smallobj_d2.copy_paste.checks import require
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.registry import Registry
 from smallobj_d2.sizes import SMALL_AREA, has_small, is_small
+
+logger = logging.getLogger(__name__)
 
 _ONE = 1 << 20
 """Repeat factors are kept in units of 2**-20, so that epochs add up exactly, however many."""
@@ -74,7 +77,17 @@ def SmallObjectOversampling(  # noqa: N802 - a name in configs, like a class of 
     records: Sequence[Mapping[str, Any]], cfg: Any
 ) -> NDArray[np.float64]:
     """The paper's oversampling: ``SMALLOBJ.OVERSAMPLING_FACTOR`` for small-object images."""
-    return repeat_factors(records, cfg.SMALLOBJ.OVERSAMPLING_FACTOR, cfg.SMALLOBJ.SMALL_AREA)
+    s = cfg.SMALLOBJ
+    factors = repeat_factors(records, s.OVERSAMPLING_FACTOR, s.SMALL_AREA)
+    if s.OVERSAMPLING_FACTOR > 1 and len(set(factors.tolist())) == 1:
+        logger.warning(
+            "SMALLOBJ.OVERSAMPLING_FACTOR is %g, but draws no image more often than another: %s "
+            "has an object of an area below SMALLOBJ.SMALL_AREA, %g.",
+            s.OVERSAMPLING_FACTOR,
+            "none" if factors[0] == 1 else "each",
+            s.SMALL_AREA,
+        )
+    return factors
 
 
 @REPEAT_FACTORS.register()

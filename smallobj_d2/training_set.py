@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallobj_d2.augmentation import require_masks
+from smallobj_d2.augmentation import require_sources
 from smallobj_d2.datasets.categories import classes_of
 from smallobj_d2.datasets.coco import get_records, is_registered, load_dataset, without_empty
 from smallobj_d2.datasets.images import require_files, require_readable
@@ -43,7 +43,10 @@ def training_data(
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = without_empty(records)
     if not records:
-        raise SmallObjError(f"No image of {names} has an annotation that is not a crowd.")
+        raise SmallObjError(
+            f"No image of {names} has an annotation that is not a crowd, so there is nothing to "
+            "train on. Check that the JSON is the right one: smallobj analyze --check."
+        )
     highest = max((a["category_id"] for r in records for a in r["annotations"]), default=0)
     key, classes = classes_of(cfg)
     if highest >= classes:
@@ -51,7 +54,7 @@ def training_data(
             f"{names} has {highest + 1} categories or more, but the model has {classes}. Set {key} "
             "to their number."
         )
-    require_masks(records, cfg)
+    require_sources(records, cfg)
     if cfg.SMALLOBJ.UNREADABLE_IMAGES == "stop":
         require_files(records)  # better now than in the night
     return records, factors_from_config(records, cfg)

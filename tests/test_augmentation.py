@@ -14,7 +14,7 @@ from smallobj_d2.augmentation import (
     DrawAugmentation,
     build_augmentation,
     draw_state,
-    require_masks,
+    require_sources,
 )
 from smallobj_d2.config import load_cfg
 from smallobj_d2.copy_paste import CopyPaste, Plan
@@ -253,7 +253,26 @@ def test_copy_paste_needs_masks_and_says_what_to_do_where_there_are_none():
     boxes = [record(square(20, 20, 10, segmentation=None))]
     cfg = load_cfg(CONFIGS / "orig_aug.yaml")
     with pytest.raises(SmallObjError, match=r"coco_2017_train .*PASTE_BOXES.*COPY_PASTE False"):
-        require_masks(boxes, cfg)
-    require_masks([*boxes, WITH_SMALL], cfg)
-    require_masks(boxes, load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.PASTE_BOXES", "True"]))
-    require_masks(boxes, load_cfg(CONFIGS / "baseline.yaml"))
+        require_sources(boxes, cfg)
+    require_sources([*boxes, WITH_SMALL], cfg)
+    require_sources(boxes, load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.PASTE_BOXES", "True"]))
+    require_sources(boxes, load_cfg(CONFIGS / "baseline.yaml"))
+
+
+@pytest.mark.parametrize("more", [(), (square(20, 20, 10, segmentation=None),)])
+def test_copy_paste_needs_small_objects_and_says_how_small_the_smallest_is(more):
+    records = [WITHOUT, record(*more)]
+    cfg = load_cfg(CONFIGS / "orig_aug.yaml")
+    with pytest.raises(SmallObjError, match=r"smallest area is 1600 pixels, and .*AREA is 1024"):
+        require_sources(records, cfg)
+    require_sources(records, load_cfg(CONFIGS / "orig_aug.yaml", ["SMALLOBJ.SMALL_AREA", "2000"]))
+    require_sources(records, load_cfg(CONFIGS / "baseline.yaml"))
+
+
+def test_an_annotation_that_cannot_be_copied_is_named_with_its_file():
+    """In Detectron2's own loader nobody has looked at the annotations before."""
+    wrong = square(20, 20, 10, segmentation={"size": [9, 9], "counts": b"11"})
+    drawn = {**record(wrong, draw=Draw(0, 0, 0)), "file_name": "a.jpg", "image_id": 7}
+    augmentation = DrawAugmentation(CopyPaste(), seed=0, probability=1.0)
+    with pytest.raises(SmallObjError, match=r"^a\.jpg \(image 7\): Annotation 0: An RLE"):
+        augmentation.plan(drawn)

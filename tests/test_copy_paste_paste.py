@@ -368,6 +368,12 @@ def test_boxes_that_are_xyxy_and_do_not_say_so_are_refused(masks):
     CopyPaste()(image, [{**things[0], "bbox": [30, 30, 15, 20]}], 0)
 
 
+def test_a_loose_box_near_the_corner_is_no_xyxy_box():
+    loose = {**rectangle(8, 8, 12, 12), "bbox": [8, 8, 20, 20]}
+    del loose["bbox_mode"]
+    CopyPaste()(np.zeros((60, 70, 3), np.uint8), [loose], 0)
+
+
 def test_one_box_that_leaves_the_image_is_no_xyxy_box():
     """Boxes without masks: annotators draw some over the border by a few pixels."""
     image = np.zeros((100, 100, 3), np.uint8)

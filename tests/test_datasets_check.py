@@ -227,7 +227,7 @@ CORPUS: dict[str, tuple[Change, str, Any, Any]] = {
     "bbox nested": (annotation(bbox=[[1, 2], [3, 4]]), "bbox-form", 1, 11),
     "bbox leaves the image": (annotation(bbox=[70, 10, 20, 20]), "bbox-outside", 1, 11),
     "bbox outside": (annotation(bbox=[90, 10, 20, 20]), "bbox-off-image", 1, 11),
-    "bbox XYXY beside its mask": (annotation(bbox=[10, 10, 30, 30]), "bbox-xyxy", 1, 11),
+    "bbox XYXY beside its mask": (annotation(1, bbox=[40, 30, 70, 50]), "bbox-xyxy", 1, 12),
     "bbox XYXY without masks": (as_corners, "bbox-xyxy", 1, 105),
     "bbox says XYXY": (annotation(bbox_mode=0), "bbox-mode", 1, 11),
     "bbox of another": (annotation(bbox=[50, 5, 10, 10]), "bbox-mask", 1, 11),
@@ -351,6 +351,13 @@ def test_a_loose_box_at_the_corner_is_not_two_corners(tmp_path):
     data = good()
     annotation(bbox=[0, 1, 40, 38], segmentation=[[1, 2, 39, 2, 39, 36.5, 1, 36.5]])(data)
     assert "bbox-xyxy" not in {f.kind for f in check_coco(write(tmp_path, data))}
+    data = good()
+    annotation(bbox=[10, 10, 30, 30])(data)  # 10 pixels too large, which is how far away it is
+    assert check_coco(write(tmp_path, data)) == []
+    annotation(2, bbox=[10, 10, 30, 30])(data)  # two of five are still no habit, three are
+    annotation(4, bbox=[10, 12, 20, 22], segmentation=[square(10, 12, 10)])(data)
+    kinds = [f.kind for f in check_coco(write(tmp_path, data))]
+    assert kinds.count("bbox-xyxy") == 3
 
 
 def test_a_polygon_that_crosses_itself_has_an_area_whatever_the_shoelace_formula_says(tmp_path):

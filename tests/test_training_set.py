@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from smallobj_d2.config import get_cfg, load_cfg
 from smallobj_d2.datasets.coco import load_coco, register_dataset
-from smallobj_d2.datasets.images import opened, require_files
+from smallobj_d2.datasets.images import opened, read_rgb, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.evaluation.ap import load_ground_truth
 from smallobj_d2.training_set import check_test_data, require_masks_to_learn, training_data
@@ -80,6 +80,43 @@ def test_a_truncated_test_image(tmp_path):
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UnreadableImage, match=r"a\.jpg \(image 1\) cannot be read"):
         check_test_data(cfg)
+
+
+def turned(path: Path, size: tuple[int, int], exif: bytes) -> None:
+    Image.new("RGB", size, (90, 120, 150)).save(path, exif=exif)
+
+
+def test_a_test_image_that_exif_turns_but_its_annotations_do_not(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned(tmp_path / "a.jpg", (80, 60), exif.tobytes())
+    with pytest.raises(UnreadableImage, match=r"60 x 80 .* say 80 x 60\. If its EXIF turns it"):
+        check_test_data(cfg)
+
+
+def test_an_image_with_damaged_exif_is_read_as_if_it_had_none(tmp_path):
+    cfg = registered(tmp_path, dataset(tmp_path))
+    record = load_coco(tmp_path / "a.json", tmp_path).records[0]
+    image = Image.open(tmp_path / "a.jpg")
+    pixels = np.asarray(image)
+    record["file_name"] = str(tmp_path / "a.png")
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0"):
+        image.save(tmp_path / "a.png", exif=exif)
+        assert (read_rgb(record) == pixels).all()
+    check_test_data(cfg)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_images_are_turned_as_pillow_turns_them(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    assert (read_rgb({"file_name": str(path)}) == expected).all()
 
 
 def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):

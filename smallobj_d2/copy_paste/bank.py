@@ -68,7 +68,7 @@ class ObjectBank:
         self,
         donors: Sequence[Sequence[Cutout]],
         names: Sequence[str | None] | None = None,
-        factors: Sequence[float] | None = None,
+        factors: Sequence[float] | NDArray[np.float64] | None = None,
     ) -> None:
         if not donors or not all(donors):
             raise SmallObjError("A bank needs objects: an image at least, and of each one object.")
@@ -86,7 +86,7 @@ class ObjectBank:
         hashes = [_hash(n) for n in names] if names else [_NAMELESS] * len(donors)
         self._names = np.array(hashes, dtype=np.uint64)
         # None where all are alike, as whole numbers are made in half the time.
-        self._odds = np.cumsum(factors if factors and len(set(factors)) > 1 else ())
+        self._odds = np.cumsum(() if factors is None or len(set(factors)) == 1 else factors)
 
     def candidates(
         self, scene: Scene, rng: np.random.Generator, image: str | None = None
@@ -193,7 +193,9 @@ def build_bank(
         bar.total = len(donors)  # there may be fewer
     if not donors:
         raise SmallObjError(
-            "No object of the training images may be copied, so SMALLOBJ.SOURCES cannot be 'bank'."
+            "No object of the training images may be copied, so SMALLOBJ.SOURCES cannot be 'bank'. "
+            "See which of SMALLOBJ.SMALL_AREA, REQUIRE_CONNECTED, REQUIRE_INSIDE and MAX_COVERED "
+            "keeps them out, or set SMALLOBJ.COPY_PASTE False."
         )
     return ObjectBank(donors, names, weights)
 

@@ -325,7 +325,8 @@ def _is_xyxy(scene: Scene, i: int) -> bool:
     x, y, a, b = scene.annotations[i]["bbox"]
     bounds = np.array(scene.hold(i).bounds())
     off, off_xyxy = (np.abs(bounds - box).max() for box in ((x, y, x + a, y + b), (x, y, a, b)))
-    return bool(off_xyxy <= 1.5 < off) and max(x, y) > 4  # else both say about the same
+    # Near the image's corner both say about the same, and a loose box may fit by chance.
+    return bool(off_xyxy <= 1.5 < off) and max(x, y) > 16
 
 
 def _leaving(boxes: list[int], scene: Scene) -> list[int]:

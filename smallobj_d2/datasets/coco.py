@@ -150,8 +150,8 @@ def dataset_info(name: str) -> DatasetInfo:
     if name in BUILTIN:
         remedy = (
             "DETECTRON2_DATASETS must name the folder that holds coco/; it is "
-            f"{datasets_root()} now. For your own validation set give --val-json and --val-images, "
-            "for none DATASETS.TEST '()'."
+            f"{datasets_root()} now. Your own data is named by --json and --images, to train by "
+            "--val-json and --val-images, too, or DATASETS.TEST '()'."
         )
     if not os.path.isfile(info.json_file):  # without permission, Path.is_file raises
         raise SmallObjError(f"Dataset {name}: there is no file {info.json_file}. {remedy}")
@@ -193,12 +193,12 @@ def without_empty(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def load_coco(json_file: str | Path, image_root: str | Path) -> CocoDataset:
     """Read a COCO instance JSON, after checking all of it.
 
-    Each annotation keeps all its keys. Category ids become contiguous, boxes get ``bbox_mode``,
-    RLE becomes compressed RLE, keypoints move from pixel indices to coordinates (half a pixel),
-    polygons of under three points go, and so do instances left without any. What is missing and
-    harmless is filled in: ``iscrowd`` (0) and ``area`` (that of the mask, or of the box). A box
-    that does not hold its mask is replaced by the mask's. The log counts all this, once for each
-    file in a process.
+    Each annotation keeps its keys but ``image_id``. Category ids become contiguous, boxes get
+    ``bbox_mode``, RLE becomes compressed RLE, keypoints move from pixel indices to coordinates
+    (half a pixel). Polygons of under three points are dropped, and instances left without any, or
+    whose RLE has no pixel. What is missing and harmless is filled in: ``iscrowd`` (0) and ``area``
+    (that of the mask, or of the box). A box that does not hold its mask is replaced by the mask's.
+    The log counts all this, once for each file in a process.
 
     Raises:
         SmallObjError: naming the first defects that `smallobj_d2.datasets.check` finds.
@@ -230,8 +230,8 @@ def repaired(checked: Checked) -> Iterator[dict[str, Any]]:
     """The annotations of a JSON without errors, as all that trains and evaluates takes them.
 
     Those that have nothing left of their mask are left out. ``iscrowd`` and ``area`` are there.
-    Masks are compressed RLE of whole numbers, or polygons of three points and more, of floats. A
-    box that does not hold its mask is the mask's, as far as it lies in the image.
+    Masks are compressed RLE, or polygons of three points and more; those of whole numbers become
+    floats. A box that does not hold its mask is the mask's, as far as it lies in the image.
 
     Yields:
         Copies.

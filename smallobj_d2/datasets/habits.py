@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 _NEAR = 2.0  # pixels; what exporters make of a corner by rounding
+_FAR = 16.0
+"""Beyond this one box is certain to be two corners; nearer to the image's corner, where both
+readings say about the same, a loose box may fit its mask by chance."""
 _UNITS = {"pixels": 0.0, "fractions of the image": 1.0, "per cent": 100.0, "a grid of 1000": 1000.0}
 """The number that stands for the whole width and height; 0 for their number of pixels."""
 _ORDERS: dict[str, Callable[[Floats, Floats, Floats, Floats], tuple[Floats, ...]]] = {
@@ -116,11 +119,9 @@ def _by_comparison(
             found = np.zeros(len(values), dtype=bool)
             found[which] = near.max(axis=1) < _NEAR
             habit = Habit(order, units, found)
-            if (order, units) == ("two corners", "pixels") and len(orders) > 2:
-                # Each is certain, but at the image's corner, where both readings say the same.
-                found[which] &= np.abs(values[which, :2]).max(axis=1, initial=0) > 2 * _NEAR
-                if found.any():
-                    yield habit
+            xyxy = (order, units) == ("two corners", "pixels") and len(orders) > 2
+            if xyxy and (np.abs(values[found, :2]) > _FAR).any():
+                yield habit
             elif best is None or found.sum() > best.found.sum():
                 best = habit
     if best is not None and _enough(best.found, compared) and 2 * best.found.sum() >= len(which):

@@ -7,7 +7,6 @@ upper 8 bits.)
 """
 
 import os
-import sys
 import unicodedata
 import warnings
 from collections import deque
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from smallobj_d2.datasets.reading import require_regular
@@ -40,6 +39,17 @@ TOO_MANY_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
 
 _DEEP = ("I", "F")  # and "I;16", "I;16B", ...
 _ORIENTATION = 0x0112
+_Turn = Image.Transpose
+_TURNS = {
+    2: _Turn.FLIP_LEFT_RIGHT,
+    3: _Turn.ROTATE_180,
+    4: _Turn.FLIP_TOP_BOTTOM,
+    5: _Turn.TRANSPOSE,
+    6: _Turn.ROTATE_270,
+    7: _Turn.TRANSVERSE,
+    8: _Turn.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _KINDS = {
     **dict.fromkeys(("1", "L"), "image-gray"),
@@ -123,9 +133,15 @@ def require_size(record: Mapping[str, Any], size: tuple[int, int]) -> None:
         UnreadableImage: naming the file and the image's id.
     """
     if size != (record["width"], record["height"]):
+        turned = size[::-1] == (record["width"], record["height"])
         raise UnreadableImage(
             f"{record['file_name']} (image {record.get('image_id')}) is {size[0]} x {size[1]} "
-            f"pixels, but its annotations say {record['width']} x {record['height']}."
+            f"pixels, but its annotations say {record['width']} x {record['height']}. "
+            + (
+                "If its EXIF turns it, annotate it as viewers show it, or save it without EXIF."
+                if turned
+                else "Correct the size in the JSON, or put the annotated image there."
+            )
         )
 
 
@@ -156,6 +172,8 @@ def require_files(records: Iterable[Mapping[str, Any]]) -> None:
     there: dict[str, set[str]] = {}
     missing = []
     for record in records:
+        if "://" in record["file_name"]:  # Detectron2's path manager may know where that is
+            continue
         folder, name = os.path.split(record["file_name"])
         if folder not in there:
             there[folder] = _files_in(folder or ".")
@@ -187,13 +205,8 @@ def require_readable(records: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         UnreadableImage: naming the first file and what is wrong with it.
     """
-    for _, looked in in_order(_read_through, records):
+    for _, looked in in_order(read_rgb, records):
         looked.result()
-
-
-def _read_through(record: Mapping[str, Any]) -> None:
-    with opened(record) as image:
-        image.load()
 
 
 # --- Looking at all of them
@@ -213,7 +226,7 @@ def look_at_images(
         What is wrong with each.
     """
     looks = in_order(partial(look_at, os.path.realpath(image_root)), images, workers)
-    bar = tqdm(looks, total=len(images), unit="img", desc="images", disable=not sys.stderr.isatty())
+    bar = tqdm(looks, total=len(images), unit="img", desc="images", disable=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's, about sizes and damaged EXIF
         return [found.result() for _, found in bar]
@@ -295,7 +308,9 @@ def read_rgb(record: Mapping[str, Any]) -> Pixels:
         UnreadableImage: naming the file and the image's id.
     """
     with opened(record) as file:
-        image: Pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+        turn = _TURNS.get(_orientation(file))
+        upright = file if turn is None else file.transpose(turn)
+        image: Pixels = np.array(upright.convert("RGB"))
     if "height" in record and "width" in record:
         require_size(record, (image.shape[1], image.shape[0]))
     return image

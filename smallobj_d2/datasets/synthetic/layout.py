@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -23,6 +24,7 @@ from smallobj_d2.datasets.synthetic.shapes import (
     Shape,
     draw_shape,
 )
+from smallobj_d2.masks import outlines
 from smallobj_d2.sizes import MEDIUM_AREA, SMALL_AREA
 
 _MAX_OBJECTS = 60  # of one size class in a scene, and in a crowd
@@ -251,7 +253,8 @@ def polygons_of(shape: BaseGeometry, height: int, width: int) -> list[list[float
     Each has at least 3 points and 2 pixels: training fails on less, some hundred steps later.
     """
     polygons = []
-    for part in _without_holes(shape):
+    parts = chain.from_iterable(map(outlines.without_holes, outlines.polygons_of(shape)))
+    for part in parts:
         points = np.round(shapely.get_coordinates(part.exterior)[:-1], 2)
         points = points[(points != np.roll(points, 1, axis=0)).any(1)]
         if len(points) >= 3:
@@ -260,25 +263,6 @@ def polygons_of(shape: BaseGeometry, height: int, width: int) -> list[list[float
         return []
     pixels = mask_util.area(mask_util.frPyObjects(polygons, height, width))
     return [p for p, n in zip(polygons, pixels, strict=True) if n >= 2]
-
-
-def _without_holes(shape: BaseGeometry) -> Iterator[Polygon]:
-    """Polygons that make up a shape, cut through their holes.
-
-    COCO polygons cannot have holes. The cut is at a whole pixel column, where it costs no pixel.
-    """
-    for part in shapely.get_parts(shape):
-        if not isinstance(part, Polygon):
-            continue  # where two outlines only touch
-        hole = next((h for h in part.interiors if Polygon(h).area >= 1), None)
-        if hole is None:
-            yield Polygon(part.exterior)
-            continue
-        left, _, right, _ = hole.bounds
-        cut = float(np.clip(round((left + right) / 2), left, right))
-        a, b, c, d = part.bounds
-        yield from _without_holes(shapely.intersection(part, shapely.box(a, b, cut, d)))
-        yield from _without_holes(shapely.intersection(part, shapely.box(cut, b, c, d)))
 
 
 def rasterize(polygons: Sequence[Sequence[float]], height: int, width: int) -> ByteArray:
