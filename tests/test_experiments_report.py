@@ -557,7 +557,7 @@ def test_shows_partial_results(results, tmp_path):
     assert "22.5 ±0.1 (+1.1)" in line  # measured, and not planned
     assert "### Table 4" in text
     assert "### Table 5" not in text  # nothing of it is measured but the baseline
-    assert "for want of rows not measured: " in text
+    assert "ot measured for want of rows: " in text
     assert "**(" not in text  # nothing was planned
     page = Page(html.read_text())
     assert len(page.links) == page.counts["img"] == 2
@@ -577,7 +577,7 @@ def test_one_run_is_enough(results):
     text = markdown_of(replace(one, failed=[]))
     assert "1 run of 1 row, 1 seed each" in text
     number = sum(len(claim.metrics) for claim in PAPER.claims)
-    assert f"For want of rows not measured: {number}." in text
+    assert f"Not measured for want of rows: {number}." in text
     assert "there is nothing to compare yet" in text
 
 
@@ -625,7 +625,7 @@ def test_a_dataset_without_large_objects_breaks_nothing(runs, tmp_path):
     markdown, html = build_report(PAPER, [results]).write(tmp_path, "report")
     text = squeezed(markdown.read_text())
     assert "Validation: nuclei_val, with 7 small, 7 medium, 0 large objects." in text
-    assert "or want of objects of the size that it is about not measured: 8" in text
+    assert "ot measured for want of objects of the size that it is about: 8" in text
     assert "want of rows" not in text
     assert "Table 4" not in text  # it is a report on the user's data
     assert "The paper's conclusions are about COCO." in text
@@ -745,10 +745,10 @@ def test_where_most_rows_are_alike_the_others_are_named(results):
     for row, seed in product(rows, range(3)):
         results.runs[row, seed] = results.runs["orig_aug", seed]
     said = seed_by_seed(results, ["baseline", *rows], "baseline")
-    assert said.startswith("for small objects above baseline: all rows; for large")
+    assert said.startswith("for small objects above baseline: all rows; for medium")
     results.runs["row5", 1] = results.runs["baseline", 1]
     said = seed_by_seed(results, ["baseline", *rows], "baseline")
-    assert said.startswith("for small objects above baseline: all rows but row5; for large")
+    assert said.startswith("for small objects above baseline: all rows but row5; for medium")
 
 
 @pytest.fixture

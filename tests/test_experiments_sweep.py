@@ -418,7 +418,7 @@ def test_prepares_scenes_and_the_augmented_validation_set(tmp_path):
     other.mkdir()
     aug = {"_BASE_": str(CONFIGS / "aug.yaml"), "SMALLOBJ": {"ROTATION": [-45.0, 45.0]}}
     (other / "aug.yaml").write_text(yaml.safe_dump(aug))
-    with pytest.raises(SmallObjError, match="of another config"):
+    with pytest.raises(SmallObjError, match="made with other settings"):
         scale.prepare(other, tmp_path, augmented_val=True)
 
 

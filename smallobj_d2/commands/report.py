@@ -4,7 +4,7 @@ smallobj report --runs output/reproduce/tiny/torchvision          # of these run
 smallobj report --runs output/reproduce/tiny/torchvision --add    # beside those before
 smallobj report --results experiments/results                      # of what is kept in a folder
 
-Works on partial results: planned runs that are missing are counted, and rows of a table named.
+Works on partial results: missing planned runs are counted, and missing rows of a table are named.
 
 With --resamples N, intervals over the validation images stand beside those over seeds.
 
@@ -60,7 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in args.runs:
         if not folder.is_dir():
             raise SmallObjError(f"--runs {folder}: no folder; it is OUT/SCALE/ENGINE of a sweep.")
-        scale = load_scale(args.scale or scale_file(folder.absolute().parent.name))
+        file = args.scale or scale_file(folder.absolute().parent.name)
+        if not file.is_file():
+            raise SmallObjError(
+                f"--runs {folder}: it is OUT/SCALE/ENGINE of a sweep, and there is no scale "
+                f"{file.stem!r}. If that is your own, give --scale FILE."
+            )
+        scale = load_scale(file)
         result = args.results / f"{scale.name}_{folder.name}.json"
         found = distil(scale, folder.absolute())
         if (args.add and result.is_file()) or result in folders:

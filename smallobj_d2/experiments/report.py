@@ -126,8 +126,9 @@ _HOW_TO_READ = Markup(
     "sides have, in pairs of one seed, which share their initial weights; where seeds differ, the "
     "row compared with is repeated for each set of seeds. <strong>Bold</strong> is a comparison "
     "that was planned before the runs and is significant: by at least three seeds, after "
-    "Holm's correction for its family (paired t test, 5%). All else is exploratory: it shows "
-    "where to look, and decides nothing."
+    "Holm's correction for its family (paired t test, 5%). All other comparisons are exploratory: "
+    "they show where to look, and decide nothing. The paper's conclusions are judged apart, each "
+    "on its own, by whatever runs there are."
 )
 
 
@@ -275,12 +276,6 @@ class _Experiment:
         (evidence,) = _TEXTS(
             "evidence", gain=gain, seeds=seeds_text(gain.seeds), low=low, progress=self.progress
         )
-        if gain.mean <= 0:
-            return [
-                Markup("{}: no row{} is above {} for {} objects; {}.").format(
-                    where, of, code(self.base), size, evidence
-                )
-            ]
         task = self.measure.partition(".")[0]
         costs = [
             f"AP of {other} objects {_points(change)}"
@@ -288,7 +283,12 @@ class _Experiment:
             if (change := self.difference(above(row, self.base, f"{task}.{other}")))
         ]
         at = "; ".join([*costs, self._time(row)])
-        answer = Markup("{}: {} is best for {} objects{}, {} AP {} against {}. {}. {}.").format(
+        said = "{0}: {1} is best for {2} objects{3}, {4} AP {5} against {6}. {7}. {8}."
+        if gain.mean <= 0:
+            said = (
+                "{0}: no row{3} is above {6} for {2} objects; {1} is nearest, {4} AP {5}. {7}. {8}."
+            )
+        answer = Markup(said).format(
             where,
             code(row),
             size,
@@ -332,7 +332,8 @@ class _Experiment:
                     ratios[seed] = own / base
             if ratios:
                 median = np.median([*ratios.values()])
-                return f"{what} x {median:.2f} ({_named([*ratios])})"
+                of = "median of " if len(ratios) > 1 else ""
+                return f"{what} x {median:.2f} ({of}{_named([*ratios])})"
         return "time not known"
 
     def _found_again(self) -> list[str]:
@@ -346,7 +347,7 @@ class _Experiment:
         if number.total() == number["unmeasured"]:
             return []
         holds, fails = said[Status.HOLDS], said[Status.FAILS]
-        facts = {"data": self.data, "own": self.own, "number": number}
+        facts = {"data": self.data, "own": self.own, "number": number, "planned": self.planned}
         return _TEXTS("found_again", holds=holds, fails=fails, **facts)
 
     # --- The sections
@@ -387,6 +388,7 @@ class _Experiment:
             rows=[*Counter(row for row, _ in trained).values()],
             each=float(np.median([*trained.values()])),
             all=sum(run.seconds for run in runs.values()),
+            pasted=len(runs) > len(trained),
             versions=[f"{package} {version}" for package, version in about["versions"].items()],
             objects=[f"{truth[s]:,} {s}" for s in SIZES[:3] if s in truth],
             progress=self.progress,
@@ -504,9 +506,12 @@ class _Experiment:
                 return
             seeds, over = found
             some = "" if seeds == change.seeds else f" ({_named(seeds)})"
-            lines.append((name, change, _interval(over) + some))
+            lines.append((name, change, _interval(over, change.mean) + some))
             values = [v for v, s in zip(change.values, change.seeds, strict=True) if s in seeds]
-            if len(seeds) > 1 and _sign(over) != _sign(interval(values)):
+            of_same = interval(values)
+            if len(seeds) > 1 and _sign(over) != _sign(of_same):
+                if some:
+                    some = f" ({_named(seeds)}, {_interval(of_same)} over these)"
                 disagree.append(name + some)
 
         for family in self.plan.families:
@@ -592,7 +597,7 @@ class _Experiment:
         said = [f"{s.value}: {count[s]}" for s in Status if count[s]]
         for why, number in absent.items():
             if not (why is Why.ROWS and self.own):
-                said.append(f"for want of {why.value} not measured: {number}")
+                said.append(f"not measured for want of {why.value}: {number}")
         if said:
             document.text("; ".join(said).capitalize() + ".")
         if self.data != COCO_VAL:
@@ -738,13 +743,14 @@ def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = 
     header = [title, "Seeds", "Difference", "95% over seeds", *filter(None, [more])]
     body = []
     for name, change, other in lines:
-        mean = _signed(change.mean)
+        ends = interval(change.values)
+        mean = _signed(change.mean, *(() if math.isnan(ends[0]) else ends))
         body.append(
             [
                 name,
                 seeds_text(change.seeds),
                 strong(mean) if change.decided else mean,
-                _interval(interval(change.values)),
+                _interval(ends, change.mean),
                 *([other] if more else []),
                 _p(p_value(change.values)),
                 _p(change.adjusted) if change.planned else "exploratory",
@@ -757,7 +763,7 @@ def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = 
 def seed_by_seed(results: Results, rows: Sequence[str], base: str, kind: str = "segm") -> str:
     """Which rows are above another in each of at least three seeds, which below; "" for none."""
     parts = []
-    for size in (SIZES[0], SIZES[2]):
+    for size in SIZES[:3]:
         metric = f"{kind}.{size}"
         changes = {r: above(r, base, metric).difference(results) for r in rows if r != base}
         sure = {row: d.values for row, d in changes.items() if d and len(d.values) >= FEWEST}
@@ -814,10 +820,11 @@ def _margin(verdict: Verdict) -> list[str]:
         return ["-", "-"]
     if math.isnan(verdict.half):
         return [_signed(verdict.mean), "-"]
-    ends = _interval((verdict.mean - verdict.half, verdict.mean + verdict.half))
+    both = verdict.mean - verdict.half, verdict.mean + verdict.half
+    ends = _interval(both, verdict.mean)
     could = verdict.status is Status.OPEN and len(verdict.seeds) >= FEWEST
     least = _unsigned(verdict.half) if could else "-"
-    return [f"{_signed(verdict.mean)} ({ends})", least]
+    return [f"{_signed(verdict.mean, *both)} ({ends})", least]
 
 
 def _unsigned(ap: float) -> str:
@@ -825,10 +832,14 @@ def _unsigned(ap: float) -> str:
     return cell(100 * ap, f"{{:.{_decimals(ap)}f}}")
 
 
-def _signed(ap: float) -> str:
-    """A difference in points with its sign, which zero does not have."""
-    text = f"{100 * ap:+.{_decimals(ap)}f}"
-    return "0.0" if float(text) == 0 else text
+def _signed(ap: float, *beside: float) -> str:
+    """A difference in points with its sign, which zero does not have.
+
+    It has the decimals of the most exact of those beside it.
+    """
+    decimals = max(map(_decimals, (ap, *beside)))
+    text = f"{100 * ap:+.{decimals}f}"
+    return f"{0:.{decimals}f}" if float(text) == 0 else text
 
 
 def _decimals(ap: float) -> int:
@@ -842,7 +853,8 @@ def _gained(change: float, base: float) -> str:
 
 
 def _share(change: float, base: float) -> str:
-    return cell(100 * change / base if base else math.nan, "{:+.0f} %")
+    text = cell(100 * change / base if base else math.nan, "{:+.0f} %")
+    return "0 %" if text in ("+0 %", "-0 %") else text
 
 
 def _named(seeds: Sequence[int]) -> str:
@@ -850,15 +862,19 @@ def _named(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {seeds_text(seeds)}"
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return "-" if math.isnan(ends[0]) else f"{_signed(ends[0])} to {_signed(ends[1])}"
+def _interval(ends: tuple[float, float], *beside: float) -> str:
+    if math.isnan(ends[0]):
+        return "-"
+    return " to ".join(_signed(end, *ends, *beside) for end in ends)
 
 
 def _points(change: Difference) -> str:
     """A difference for a sentence, with its interval."""
-    text = f"{_signed(change.mean)} points"
     ends = interval(change.values)
-    return text if math.isnan(ends[0]) else f"{text} (95%: {_interval(ends)})"
+    if math.isnan(ends[0]):
+        return f"{_signed(change.mean)} points"
+    mean = _signed(change.mean, *ends)
+    return f"{mean} points (95%: {_interval(ends, change.mean)})"
 
 
 def _p(value: float) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -246,7 +245,7 @@ def resampled_aps(
             known = {name: file[name] for name in runs.values() if name in file}
     load = cache(load_ground_truth)
     aps: dict[tuple[str, int], NDArray[np.float32]] = {}
-    bar = tqdm(runs.items(), desc="bootstrap", unit="run", disable=not sys.stderr.isatty())
+    bar = tqdm(runs.items(), desc="bootstrap", unit="run", disable=None)
     for (row, seed), name in bar:
         if name not in known or len(known[name]) != resamples:
             computed = _resampled(folders, row, seed, resamples, load)
