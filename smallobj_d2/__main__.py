@@ -20,7 +20,7 @@ COMMANDS = {
     "visualize": ("visualize", "what the model will see: original beside augmented"),
     "train": ("train_net", "train and evaluate, with AP by size"),
     "predict": ("predict", "what a trained model finds in your images, large ones in slices"),
-    "compare": ("compare", "runs beside each other by the size of what they find"),
+    "compare": ("compare", "compare runs by the size of the objects they find"),
     "detections": ("detections", "what trained models found and missed, as pictures"),
     "augment": ("augment_dataset", "an augmented dataset on disk, for any framework"),
     "tile": ("tile_dataset", "a dataset of large images cut into tiles to train on"),
@@ -28,7 +28,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "rerun the paper's tables, or rows of them on your data"),
     "report": ("report", "the report on what reproduce has run"),
     "dsb2018": ("dsb2018", "the nuclei of the Data Science Bowl 2018 as COCO files"),
-    "demo": ("demo", "all of it in some minutes, on synthetic scenes"),
+    "demo": ("demo", "the whole workflow in a few minutes, on synthetic scenes"),
 }
 """By sub-command: its module, and what its line of the help says."""
 

@@ -215,9 +215,8 @@ def _require_plain(path: Path, above: tuple[Path, ...]) -> None:
     label = str(above[0]) if above else str(path)
     label += f": its _BASE_ {path}" if above else ""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise SmallObjError(f"{label} is larger than a config file can be (256 KiB).")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        too_large = path.stat().st_size > _LARGEST_FILE
+        content = None if too_large else yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise SmallObjError(f"{label} is not there.") from e
     except OSError as e:
@@ -228,6 +227,8 @@ def _require_plain(path: Path, above: tuple[Path, ...]) -> None:
         raise SmallObjError(f"{label} is nested too deeply.") from e
     except (yaml.YAMLError, ValueError) as e:
         raise SmallObjError(f"{label} is not valid YAML: {_one_line(e)}") from e
+    if too_large:
+        raise SmallObjError(f"{label} is larger than a config file can be (256 KiB).")
     if not isinstance(content, dict):
         raise SmallObjError(f"{label}: a config file is a mapping of keys to values, not this.")
     _require_small(content, label)
@@ -386,7 +387,7 @@ RULES: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": _whole(0, 1024),
     "DATALOADER.REPEAT_THRESHOLD": _SHARE,
     "INPUT.MIN_SIZE_TRAIN": Rule(
-        lambda value: _SIDE.holds(value) or _each(_SIDE).holds(value),
+        _each(_SIDE).holds,
         "must be whole numbers of pixels, at least one of them (0 is no resizing)",
     ),
     "INPUT.MAX_SIZE_TRAIN": _SIZES,
@@ -496,7 +497,7 @@ def check_cfg(cfg: CfgNode) -> None:
         if key in values and not rule.holds(values[key]):
             raise SmallObjError(f"{key} is {values[key]!r:.80}; it {rule.words}.")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (isinstance(sizes, int) or len(sizes) != 2):
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         raise SmallObjError(
             f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' it must "
             "be two numbers, the lowest and the highest."

@@ -340,6 +340,16 @@ def test_a_json_that_is_there_is_not_overwritten(tmp_path, capsys):
     assert (tmp_path / "train.json").read_text() == "mine"
 
 
+def test_a_split_that_cannot_be_read_leaves_nothing_behind(tmp_path, capsys):
+    file = write_yolo(tmp_path, ["0 0.5 0.5 1 1"])
+    good = file.read_text()
+    file.write_text(good + "\nval: nowhere\n")
+    assert yolo.main(["to-coco", str(file), "--out", str(tmp_path)]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    file.write_text(good)
+    assert yolo.main(["to-coco", str(file), "--out", str(tmp_path)]) == 0
+
+
 def test_augmented_copies_go_to_yolo_and_back(scenes, tmp_path, capsys, forget_datasets):
     aug, out = tmp_path / "aug", tmp_path / "yolo"
     config = ["--config", str(ROOT / "configs" / "orig_aug_multi3x.yaml"), "--workers", "1"]

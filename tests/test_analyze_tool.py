@@ -2,16 +2,24 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from benchmarks import analysis
+from smallobj_d2.analysis.coco_file import CocoFile
+from smallobj_d2.analysis.figures import matches_by_size
+from smallobj_d2.analysis.matching import match
+from smallobj_d2.analysis.protocols import PAPER
+from smallobj_d2.analysis.report import figure5_images
 from smallobj_d2.commands.analyze import main
 from smallobj_d2.datasets import images
 from smallobj_d2.datasets.synthetic import make_dataset
+from smallobj_d2.errors import SmallObjError
 from tests.pages import HOSTILE, Page, assert_inert
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +79,19 @@ def test_named_images_are_drawn(analyze, scenes, tmp_path):
     args = ["--json", str(scenes), "--images", images, "--output", str(tmp_path)]
     assert analyze([*args, "--show", "000000000002.jpg", "--show", "3"]) == 0
     assert (tmp_path / "anchors_on_images.png").is_file()
+
+
+def test_an_image_is_named_by_its_id_its_whole_name_or_without_the_folder(tmp_path):
+    image = {"height": 9, "width": 9}
+    names = ["a/x.jpg", "b/x.jpg", "b/1.jpg", "2"]
+    images = [{**image, "id": i, "file_name": name} for i, name in enumerate(names)]
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]})
+    )
+    data = CocoFile(tmp_path / "a.json", tmp_path)
+    assert figure5_images(data, ["a/x.jpg", "b/x.jpg", "1.jpg", "2"]) == [0, 1, 2, 2]
+    with pytest.raises(SmallObjError, match=r"--show: there are 2 images x\.jpg"):
+        figure5_images(data, ["x.jpg"])
 
 
 def test_images_that_cannot_be_read_are_named(analyze, scenes, tmp_path, capsys):
@@ -180,6 +201,37 @@ def test_layouts_are_printed(analyze, write, capsys):
     assert "FPN, strides 4 to 64, 800 pixels" in capsys.readouterr().out
 
 
+def test_the_papers_numbers_are_for_its_own_limit_of_small_only(analyze, write, capsys, tmp_path):
+    args = ["--json", write([10, 20], [50], [150]), "--output", str(tmp_path / "out")]
+    assert analyze(args) == 0
+    shown = capsys.readouterr().out
+    assert "In COCO it is 52% and 41%" in shown
+    assert "the paper, for COCO" in shown
+    assert analyze([*args, "SMALLOBJ.SMALL_AREA", "9216"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 3 images (67%) have a small object" in shown
+    assert "SMALLOBJ.SMALL_AREA is 9216, so that does not compare" in shown
+    assert "COCO it is" not in shown
+    assert "the paper, for COCO" not in shown
+
+
+def test_a_network_without_an_rpn_is_not_analyzed_as_with_one(analyze, write, capsys, tmp_path):
+    args = ["--json", write([10]), "--output", str(tmp_path / "out")]
+    retina = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    assert analyze([*args, *retina]) == 2
+    assert "'RetinaNet', whose anchors the analysis does not know" in capsys.readouterr().err
+    assert analyze([*args, "--protocol", "paper", *retina]) == 0
+
+
+def test_the_line_of_matched_anchors_is_at_the_configs_threshold(write, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(Axes, "axhline", lambda _, y, **how: lines.append(y))
+    objects = CocoFile(Path(write([10, 40])), tmp_path).objects
+    protocols = [PAPER, replace(PAPER, name="training", threshold=0.5)]
+    matches_by_size(objects, {p: match(objects, p) for p in protocols})
+    assert sorted(lines) == [0.5, 0.7]
+
+
 def test_a_name_from_a_config(analyze, write, tmp_path, capsys):
     path = write([10], [200])
     entry = f"[['analyze_tool_test', '{path}', '{tmp_path}']]"
@@ -210,10 +262,16 @@ def test_a_name_from_a_config(analyze, write, tmp_path, capsys):
             "no annotation of squares.json has a mask",
         ),
         (["--json", "{empty}"], "squares.json has no image"),
+        (["--json", "{none}", "--augment", AUGMENT], "There is no image with an annotation that"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(analyze, write, tmp_path, capsys, args, message):
-    kinds = {"{json}": ([[10]], True), "{no masks}": ([[10]], False), "{empty}": ([], True)}
+    kinds = {
+        "{json}": ([[10]], True),
+        "{no masks}": ([[10]], False),
+        "{empty}": ([], True),
+        "{none}": ([[]], True),
+    }
     args = [write(*kinds[a][0], mask=kinds[a][1]) if a in kinds else a for a in args]
     assert analyze([*args, "--output", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err

@@ -328,7 +328,7 @@ def test_nothing_is_written_over_in_silence(images, tmp_path, capsys):
     assert predict(tmp_path, *words, "--overwrite", "--pictures", images / "..") == 2
     assert "not the folder" in capsys.readouterr().err  # all is well but the run
     assert predict(tmp_path, *words, "--overwrite", "--pictures", images) == 2
-    assert "there is no image" in capsys.readouterr().err
+    assert "images is where the pictures are to go" in capsys.readouterr().err
     words = [first(images), "--out", out]
     assert predict(tmp_path, *words, "--overwrite", "--pictures", images) == 2
     assert "is one of the images" in capsys.readouterr().err

@@ -383,7 +383,7 @@ def test_an_image_that_training_leaves_out_may_be_skipped_too(scenes, tmp_path):
 
 def test_refuses_what_it_cannot_do(scenes, made, tmp_path):
     for other in (["aug"], ["orig_aug_multi3x", "SMALLOBJ.COPIES", "2"]):
-        with pytest.raises(SmallObjError, match="of another config or seed"):
+        with pytest.raises(SmallObjError, match="made with other settings"):
             augment_dataset(config(scenes, *other), made.json_file.parent, progress=False)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SmallObjError, match="not empty"):

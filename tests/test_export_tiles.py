@@ -275,7 +275,7 @@ def test_each_image_is_read_once_and_not_at_all_when_resumed(both_kinds, tmp_pat
 def test_a_folder_of_tiles_that_were_made_otherwise_is_refused(both_kinds, tmp_path, other):
     how = {"size": 64, "progress": False}
     tile_dataset(*both_kinds, tmp_path / "out", **how)
-    with pytest.raises(SmallObjError, match="holds the copy of other"):
+    with pytest.raises(SmallObjError, match="one that was made with other settings"):
         tile_dataset(*both_kinds, tmp_path / "out", **{**how, **other})
 
 
@@ -283,7 +283,7 @@ def test_tiles_of_other_images_under_the_same_names_are_refused(both_kinds, tmp_
     how = {"size": 64, "progress": False}
     tile_dataset(*both_kinds, tmp_path / "out", **how)
     Image.new("RGB", (WIDTH, HEIGHT), "red").save(both_kinds[1] / "big.png")
-    with pytest.raises(SmallObjError, match="holds the copy of other annotations or images"):
+    with pytest.raises(SmallObjError, match="holds a copy of other annotations or images"):
         tile_dataset(*both_kinds, tmp_path / "out", **how)
     (tmp_path / "out" / "recipe.json").write_text("")
     with pytest.raises(SmallObjError, match=r"recipe\.json is damaged"):
@@ -309,13 +309,27 @@ def test_empty_tiles_are_kept_or_dropped(tmp_path):
 
 @pytest.mark.parametrize("size", [64, 640], ids=["cut", "linked"])
 def test_images_that_cannot_be_read_stop_it_or_are_named(both_kinds, tmp_path, size):
-    (both_kinds[1] / "big.png").write_bytes(b"no image")
-    with pytest.raises(UnreadableImage, match=r"big\.png"):
+    data = json.loads(both_kinds[0].read_text())
+    data["images"].append({**data["images"][0], "id": 99, "file_name": "bad.png"})
+    both_kinds[0].write_text(json.dumps(data))
+    (both_kinds[1] / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match=r"bad\.png"):
         tile_dataset(*both_kinds, tmp_path / "out", size=size, progress=False)
     how = {"size": size, "skip_unreadable": True, "progress": False}
     done = tile_dataset(*both_kinds, tmp_path / "out", **how)
-    assert "big.png" in done.skipped[0]
-    assert done.tiles == 0
+    assert "bad.png" in done.skipped[0]
+    assert done.tiles == (6 if size == 64 else 1)
+    (both_kinds[1] / "big.png").write_bytes(b"no image")
+    with pytest.raises(SmallObjError, match=r"No image could be read, .*big\.png"):
+        tile_dataset(*both_kinds, tmp_path / "none", **how)
+    assert not (tmp_path / "none" / "annotations.json").exists()
+
+
+def test_a_wrong_folder_of_images_leaves_nothing_behind(both_kinds, tmp_path):
+    how = {"size": 64, "progress": False}
+    with pytest.raises(UnreadableImage, match="not there"):
+        tile_dataset(both_kinds[0], tmp_path / "nowhere", tmp_path / "out", **how)
+    assert tile_dataset(*both_kinds, tmp_path / "out", **how).tiles == 6
 
 
 def test_the_command(both_kinds, tmp_path, capsys):

@@ -354,3 +354,6 @@ def test_the_tool_says_what_is_wrong(scenes, tmp_path, capsys):
     run = str(run_folder(tmp_path / "run", scenes, []))
     assert tool(["--runs", run, run]) == 2
     assert "2 runs need as many different names" in capsys.readouterr().err
+    other = str(run_folder(tmp_path / "other", scenes, []))
+    assert tool(["--runs", run, other, "--names", "a", "b", "b"]) == 2
+    assert "2 runs need as many different names, not a b b" in capsys.readouterr().err

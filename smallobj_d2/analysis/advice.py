@@ -67,7 +67,8 @@ def find_sources(
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
     found, wanted, under_others = [], [], 0
-    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=not progress):
+    off = None if progress else True  # None: where it is no terminal
+    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=off):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)
@@ -117,7 +118,7 @@ def advise(
         "share": share,
         "masked": int(objects.masked.sum()),
         "small": small,
-        "paper": PUBLISHED.rows["small"],
+        "paper": PUBLISHED.rows["small"] if s.SMALL_AREA == SMALL_AREA else None,
         "nearly_all": NEARLY_ALL,
         "factor": factor,
         "drawn": factor * share / (factor * share + 1 - share),

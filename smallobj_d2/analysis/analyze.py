@@ -71,7 +71,7 @@ def analyze(
         raise SmallObjError(f"{name} has no image.")
     settings = cfg if augment is None else augment
     s = settings.SMALLOBJ
-    can_paste = s.PASTE_BOXES or objects.masked.any()
+    can_paste = s.PASTE_BOXES or objects.masked.any() or not len(objects)
     if augment is not None and s.COPY_PASTE and not can_paste:
         raise SmallObjError(
             f"{config_name} has SMALLOBJ.COPY_PASTE on, but no annotation of {name} has a mask to "
@@ -123,7 +123,7 @@ def _notes(data: CocoFile) -> list[str]:
     warnings = sum(f.severity == "warning" for f in data.findings)
     notes = [f"{count:,} {what}" for what, count in counts.items() if count]
     if data.objects.crowds:
-        notes.insert(0, f"{data.objects.crowds:,} crowd annotations are left out, as in training.")
+        notes.insert(0, f"Crowds are left out, as in training: {data.objects.crowds:,}.")
     if warnings:
         notes.append(f"smallobj analyze --check has {warnings:,} warnings about these annotations.")
     return notes

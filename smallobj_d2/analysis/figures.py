@@ -105,7 +105,7 @@ def size_histogram(
 
 @styled
 def matches_by_size(
-    objects: Objects, matches: dict[str, Matches], small_area: float = SMALL_AREA
+    objects: Objects, matches: dict[Protocol, Matches], small_area: float = SMALL_AREA
 ) -> bytes:
     """Matched anchors per object, and IoU with the best anchor, against the object's size."""
     figure, axes = panels(8, 6, rows=2)
@@ -113,13 +113,13 @@ def matches_by_size(
     middle = np.sqrt(edges[1:] * edges[:-1])
     which = (np.digitize(_sides(objects), edges) - 1).clip(max=len(middle) - 1)
     seen = np.unique(which)
-    for name, found in matches.items():
-        colour, line = _LINES.get(name, (SKY, "-."))
+    for protocol, found in matches.items():
+        colour, line = _LINES.get(protocol.name, (SKY, "-."))
         for axis, values in zip(axes[:, 0], (found.matched, found.max_iou), strict=True):
             groups = [values[which == at] for at in seen]
             mean = [group.mean(dtype=np.float64) for group in groups]
             low, high = np.array([np.percentile(group, (10, 90)) for group in groups]).T
-            axis.plot(middle[seen], mean, line, color=colour, marker="o", ms=3, label=name)
+            axis.plot(middle[seen], mean, line, color=colour, marker="o", ms=3, label=protocol.name)
             axis.fill_between(middle[seen], low, high, color=colour, alpha=0.15, lw=0)
     for axis in axes[:, 0]:
         _size_axis(axis, edges, small_area)
@@ -131,7 +131,8 @@ def matches_by_size(
     axes[0, 0].set_title("Anchors matched to an object (mean; shade: 10% to 90% of objects)")
     axes[0, 0].legend(title="protocol", loc="upper center")
     axes[1, 0].set_ylim(0, 1)
-    axes[1, 0].axhline(0.7, color=GREY, lw=0.8, ls=":")
+    for threshold in {protocol.threshold for protocol in matches}:
+        axes[1, 0].axhline(threshold, color=GREY, lw=0.8, ls=":")
     axes[1, 0].set_ylabel("IoU with the best anchor")
     axes[1, 0].set_title("Overlap with the best anchor")
     return file_of(figure, "png")

@@ -91,7 +91,8 @@ def presented(
     counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
 
     def shown() -> Iterator[Mapping[str, Any]]:
-        for position in tqdm(range(count), desc="draws", unit="img", disable=not progress):
+        off = None if progress else True  # None: where it is no terminal
+        for position in tqdm(range(count), desc="draws", unit="img", disable=off):
             draw = stream[position]
             record = {**records[draw.index], "draw": draw}
             plan = augmentation.plan(record) if augmentation else None

@@ -112,6 +112,12 @@ def training_protocol(cfg: Any) -> Protocol:
     Raises:
         SmallObjError: for a network whose anchors do not follow from these keys alone.
     """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if kind not in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"):
+        raise SmallObjError(
+            f"MODEL.META_ARCHITECTURE is {kind!r}, whose anchors the analysis does not know. Use "
+            "--protocol paper, or a config with a region proposal network."
+        )
     rpn, generator = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR
     if rpn.get("BOUNDARY_THRESH", -1) >= 0:
         raise SmallObjError("MODEL.RPN.BOUNDARY_THRESH is not known to the analysis; set it to -1.")

@@ -16,6 +16,7 @@ from smallobj_d2.analysis.table2 import PUBLISHED, as_json, side_by_side
 from smallobj_d2.analysis.table2 import Table as Table2
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.errors import SmallObjError, UnreadableImage
+from smallobj_d2.sizes import SMALL_AREA
 from smallobj_d2.visualization.document import Document, Picture, Table, emphasis
 
 
@@ -54,13 +55,15 @@ def build_report(analysis: Analysis, pictures: Sequence[Picture] = ()) -> Docume
     document.items(analysis.advice, answer=True)
     for i, table in enumerate(analysis.tables):
         shown = [table, *analysis.after_tables[i : i + 1]]
-        if table.protocol == "paper":
+        published = table.protocol == "paper" and analysis.small_area == SMALL_AREA
+        if published:
             shown.append(PUBLISHED)
         document.heading(f"Objects and anchors by size, {_PROTOCOL_TITLES[table.protocol]}")
         protocol = analysis.protocols[i]
         sizes = ", ".join(f"{size:g}" for level in protocol.levels for size in level.sizes)
         strides = ", ".join(str(level.stride) for level in protocol.levels)
-        document.text(*TEXTS("protocol", protocol=protocol, sizes=sizes, strides=strides))
+        facts = {"sizes": sizes, "strides": strides, "published": published}
+        document.text(*TEXTS("protocol", protocol=protocol, **facts))
         document.add(comparison(shown))
     if analysis.gains:
         document.heading("What the augmentation changes")
@@ -98,7 +101,7 @@ def _pictures(analysis: Analysis) -> Iterator[Picture]:
         yield _picture("sizes", figures.size_histogram(objects, after, small_area), after=after)
         if analysis.after_tables:
             yield _picture("shares", figures.shares(analysis.tables, analysis.after_tables))
-        matches = dict(zip((p.name for p in analysis.protocols), analysis.matches, strict=True))
+        matches = dict(zip(analysis.protocols, analysis.matches, strict=True))
         yield _picture("anchors_by_size", figures.matches_by_size(objects, matches, small_area))
     if (objects.bands(small_area) == 0).any():
         cells = figures.cells_for(objects, small_area)
@@ -173,22 +176,27 @@ _PROTOCOL_TITLES = {
 }
 
 
+def _named(data: CocoFile, wanted: str) -> int:
+    """The image of an id, or whose path ends with a name."""
+    images = list(enumerate(data.images))
+    found = [i for i, image in images if str(image["image_id"]) == wanted]
+    found = found or [i for i, r in images if f"/{r['file_name']}".endswith(f"/{wanted}")]
+    if len(found) != 1:
+        which = f"there are {len(found)} images" if found else "there is no image"
+        raise SmallObjError(f"--show: {which} {wanted} in the dataset.")
+    return found[0]
+
+
 def figure5_images(data: CocoFile, wanted: Sequence[str] = (), number: int = 3) -> list[int]:
     """Which images to draw anchors on: those named, else some with few objects of many sizes.
 
     Args:
         data: the dataset.
-        wanted: image ids, or file names without their folder.
+        wanted: image ids, or file names, with their folder or without.
         number: how many to choose where none is named.
     """
     if wanted:
-        by_name = {}
-        for i, image in enumerate(data.images):
-            by_name[str(image["image_id"])] = by_name[Path(image["file_name"]).name] = i
-        missing = [w for w in wanted if w not in by_name]
-        if missing:
-            raise SmallObjError(f"--show: there is no image {', '.join(missing)} in the dataset.")
-        return [by_name[w] for w in wanted]
+        return [_named(data, name) for name in wanted]
     objects = data.objects
     images = objects.num_images
     bands = objects.bands()

@@ -1,4 +1,4 @@
-"""Section 3 for any dataset: Table 2, pictures, and whether the augmentation will help.
+"""Section 3 of the paper for any dataset: Table 2, pictures, and whether augmentation will help.
 
 smallobj analyze coco_2017_val
 smallobj analyze --json annotations.json --images images/

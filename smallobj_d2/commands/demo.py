@@ -3,15 +3,15 @@
 smallobj demo
 smallobj demo --pictures-only --out pictures
 
-Makes the demo dataset, a contact sheet of what the augmentation does to it, trains the small model
-of configs/demo.yaml, and prints its table row.
+Makes the demo dataset and a contact sheet of what the augmentation does to it, trains the small
+model of configs/demo.yaml, and prints its table row.
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallobj_d2.commands import CommandLine, parse, train_net, writable_folder
+from smallobj_d2.commands import CommandLine, parse, require, train_net, writable_folder
 from smallobj_d2.commands.visualize import draws_of, sheet_of_draws
 from smallobj_d2.config import load_cfg
 from smallobj_d2.datasets.synthetic import make_splits
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.option("--num", "number of draws on the contact sheet", 6)
     parser.flag("--pictures-only", "make the pictures, do not train")
     args = parse(parser, argv)
+    require(args, "num")
     writable_folder(args.out)
     start = time.monotonic()
 

@@ -53,7 +53,7 @@ def named_runs(args: Namespace) -> dict[str, Path]:
         SmallObjError: if there are not as many different names as runs.
     """
     names = list(args.names or _parts(args.runs))
-    if len(set(names)) != len(args.runs):
+    if not len(set(names)) == len(names) == len(args.runs):
         raise SmallObjError(
             f"{len(args.runs)} runs need as many different names, not {' '.join(names)}."
         )

@@ -13,7 +13,6 @@ its 670 images 470 are for training and 64 for validation, by `experiments/dsb20
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def convert(source: Path, out: Path, split: str, names: list[str]) -> dict[str, 
         "annotations": [],
         "categories": [{"id": 1, "name": "nucleus"}],
     }
-    bar = tqdm(sorted(names), desc=split, unit="img", disable=not sys.stderr.isatty())
+    bar = tqdm(sorted(names), desc=split, unit="img", disable=None)
     for number, name in enumerate(bar, 1):
         files = sorted((folders[name] / "images").glob("*.png"))
         if len(files) != 1:

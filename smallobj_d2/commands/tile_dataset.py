@@ -4,8 +4,8 @@ smallobj tile --json train.json --images images/train --size 640 --out tiles/tra
 smallobj tile --dataset coco_2017_val --size 320 --overlap 0.25 --out tiles/val
 
 Writes FOLDER/annotations.json and FOLDER/images. An object that a tile's edge cuts keeps the part
-inside, if that is at least --min-share of its area. A call that was interrupted continues when it
-is repeated.
+inside, if that is at least --min-share of its area, or fills that share of the tile. A call that
+was interrupted continues when it is repeated.
 """
 
 from collections.abc import Sequence

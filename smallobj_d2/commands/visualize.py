@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.option("--dataset", "show this dataset instead of DATASETS.TRAIN")
     add_dataset_options(parser, "a dataset instead of DATASETS.TRAIN")
     parser.option("--num", "number of augmented draws to show", 6)
-    parser.option("--positions", "show these draws instead", type=int, nargs="+")
+    words = "show these draws instead; KEY VALUE pairs stand before it"
+    parser.option("--positions", words, type=int, nargs="+")
     parser.option("--width", "width of each picture in pixels", 480)
     parser.option("--out", default=Path("output/contact_sheet.png"), metavar="PNG")
     args = parse(parser, argv)

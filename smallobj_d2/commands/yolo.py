@@ -5,8 +5,8 @@ smallobj yolo to-yolo --json train.json --images images/train --split train --ou
 
 The first writes a COCO JSON for each split, and says where its images are. The second makes links
 to the images, and takes augmented copies (smallobj augment) as well. Both take boxes and
-polygons. YOLO's one polygon an object holds masks of several parts, with holes and of pixels as
-outlines joined by lines without width.
+polygons. YOLO has one polygon for each object: of masks with several parts or holes, the outlines
+are joined by lines without width, and pixel masks become outlines first.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def _to_coco(file: Path, out: Path) -> None:
     if not splits:
         raise SmallObjError(f"{file} names no images: it has none of {', '.join(SPLITS)}.")
     require_absent(out / f"{split}.json" for split in splits)
-    for split in splits:
-        data, root = to_coco(file, split)
+    made = {split: to_coco(file, split) for split in splits}  # all, before the first is written
+    for split, (data, root) in made.items():
         write_json(out / f"{split}.json", data)
         datasets.append(f'["my_{split}", "{out / split}.json", "{root}"]')
         images, instances = len(data["images"]), len(data["annotations"])

@@ -174,6 +174,8 @@ def find_images(inputs: Sequence[str | Path], not_in: Path | None = None) -> Ima
         path = Path(text)
         found = [path] if path.exists() else [Path(p) for p in glob.glob(text, recursive=True)]
         kept = {_place(f): str(f) for p in sorted(found) for f in _images_in(p, out)}
+        if out and any(_place(f) == out for f in found):
+            raise SmallObjError(f"{text} is where the pictures are to go. Choose another folder.")
         if not kept:
             raise SmallObjError(f"{text}: there is no image ({', '.join(SUFFIXES)}).")
         roots += [_place(p if p.is_dir() else p.parent) for p in found]

@@ -61,7 +61,8 @@ def export(
         original: content of the JSON that it is made of; all else in it is kept.
 
     Raises:
-        SmallObjError: if the folder holds something else, or another process writes there now.
+        SmallObjError: if the folder holds something else, another process writes there now, or all
+            images were skipped.
     """
     folder = done.json_file.parent
     path = folder / "recipe.json"
@@ -70,8 +71,8 @@ def export(
             before = json.loads(path.read_bytes())
         if before != recipe:
             raise SmallObjError(
-                f"{folder} holds the copy of other annotations or images, or of another config or "
-                f"seed; see {path}. Choose another folder, or remove that one."
+                f"{folder} holds a copy of other annotations or images, or one that was made with "
+                f"other settings; see {path}. Choose another folder, or remove that one."
             )
     elif folder.exists() and any(folder.iterdir()):
         raise SmallObjError(f"{folder} is not empty. Choose a new folder.")
@@ -80,6 +81,8 @@ def export(
     with locked(folder, f"Another process is writing to {folder}. Wait for it."):
         write_json(path, recipe)
         yield images, annotations
+        if done.skipped and not images:
+            raise SmallObjError(f"No image could be read, so nothing is left: {done.skipped[0]}")
         remove_leftovers(done.image_root, recursive=True)  # of a call that was killed
         info = original.get("info")
         info = {**(info if isinstance(info, dict) else {}), "recipe": recipe}

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from smallobj_d2.datasets.coco import mask_area, read_coco, repaired
-from smallobj_d2.datasets.images import Pixels, in_order, read_rgb
+from smallobj_d2.datasets.images import Pixels, in_order, read_rgb, require_files
 from smallobj_d2.errors import SmallObjError, UnreadableImage
 from smallobj_d2.export.folder import Entry, Exported, export, made_of
 from smallobj_d2.files import link, writing
@@ -91,6 +91,11 @@ def tile_dataset(
             "pixel or more, a share from 0 to below 1, and a share from 0 to 1."
         )
     checked = read_coco(json_file)
+    if not skip_unreadable:
+        require_files(
+            {"file_name": str(Path(image_root) / i["file_name"]), "image_id": i["id"]}
+            for i in checked.images
+        )
     summary = Summary(Path(out) / "annotations.json", Path(out) / "images")
     recipe = {
         "generator": "smallobj_d2.tiles",
