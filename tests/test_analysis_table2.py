@@ -253,7 +253,9 @@ def test_images_that_training_leaves_out_do_not_count_for_oversampling():
 
 
 def test_advice_where_to_start():
-    assert "we advise beyond/bank: small objects" in advice([record(100), record(200, 5000)])
+    two = [record(100), record(200, 5000)]
+    assert "we advise beyond/bank: small objects" in advice(two)
+    assert "we advise" not in advice(two, "SMALLOBJ.SOURCES", "bank")
     hidden = record(100, 90_000)
     hidden["annotations"][0]["bbox"][0] += 60  # onto the large one
     x = hidden["annotations"][0]["segmentation"][0]
