@@ -208,13 +208,48 @@ def test_one_copy_per_image_still_shows_originals():
     assert {p is None for _, p in drawn} == {True, False}
 
 
-def test_seeds_give_pastes_of_their_own():
-    draw = Draw(3, 0, 0)
-    seen = {
-        str(pastes(augmentation(probability=1.0, seed=s).plan({**WITH_SMALL, "draw": draw})))
+@pytest.mark.parametrize("one_copy", [False, True])
+def test_seeds_give_pastes_of_their_own(one_copy):
+    drawn = {**WITH_SMALL, "draw": Draw(3, 0, 0)}
+    how = {"probability": 1.0, "one_copy_per_image": one_copy}
+    seen = {str(pastes(augmentation(seed=s, **how).plan(drawn))) for s in range(10)}
+    assert len(seen) == 10
+
+
+def test_seeds_take_turns_of_their_own():
+    """Which of an image's two draws is the augmented one, in pairs."""
+    cut_off = record(square(0, 0, 10))  # nothing to copy, so planning is quick
+    draws = [{**cut_off, "draw": Draw(i, i, 0, 0)} for i in range(20)]
+    turns = {
+        tuple(augmentation(paired=True, seed=s).plan(d) is not None for d in draws)
         for s in range(10)
     }
-    assert len(seen) == 10
+    assert len(turns) == 10
+
+
+def test_draws_of_no_epoch_are_augmented_by_chance_in_pairs_too():
+    """The samplers of others have none."""
+    draws = [{**WITH_SMALL, "draw": Draw(k, 0, 0)} for k in range(40)]
+    readings = [[augmentation(paired=p).plan(d) is not None for d in draws] for p in (False, True)]
+    assert readings[0] == readings[1]
+    assert set(readings[0]) == {False, True}
+
+
+def test_copies_that_are_left_out_are_counted_in_the_record():
+    crowded = {**record(square(20, 20, 10)), "draw": Draw(0, 0, 0)}
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    augmentation(probability=1.0, paste={"copies": 5, "max_pastes": 3})(image, crowded)
+    assert crowded["left_out"] == {"capped": 2}
+    whole = {**record(square(20, 20, 10)), "draw": Draw(0, 0, 0)}
+    augmentation(probability=1.0)(image, whole)
+    assert "left_out" not in whole
+
+
+def test_the_config_says_which_images_are_small_object_images():
+    small = {**WITH_SMALL, "draw": Draw(0, 0, 0)}
+    for area, augmented in (("100", False), ("1024", True)):
+        aug, _ = from_config("aug", "SMALLOBJ.SMALL_AREA", area)
+        assert (aug.plan(small) is not None) == augmented
 
 
 def test_which_draws_are_augmented_is_not_tied_to_what_is_pasted():

@@ -82,6 +82,17 @@ def test_the_soft_rim_is_half_the_kernel_wide_and_fades_outwards(blur):
     assert (row == row[::-1][2:].tolist() + [0, 0]).all()  # the same on both sides
 
 
+@pytest.mark.parametrize("blur", [3, 5])
+def test_a_blended_pixel_is_the_whole_number_nearest_to_the_weighted_sum(blur):
+    rng = np.random.default_rng(6)
+    image, patch = noise(rng, 20, 20), noise(rng, 20, 20)
+    mask = np.pad(np.ones((8, 8), np.uint8), 6)
+    weight = weights(mask, blur)[:, :, None]
+    expected = patch * weight + image * (1 - weight)
+    composite(image, patch, mask, Window(0, 0, 20, 20), blur)
+    assert abs(image - expected).max() < 0.501
+
+
 def test_a_copy_laid_by_the_identity_is_the_source_bit_by_bit():
     image = noise(np.random.default_rng(0))
     patch = cut(image, np.array([[1.0, 0, 13], [0, 1, -7]]), Window(25, 10, 20, 15))
@@ -103,7 +114,7 @@ def test_only_the_part_that_is_needed_is_looked_at_and_it_is_enough(seed):
     assert abs(cut(image, matrix, target).reshape(-1, 3) - exact).max() <= PIXEL_TOLERANCE
 
 
-@pytest.mark.parametrize("shape", [(40, 40_000), (40_000, 40)])
+@pytest.mark.parametrize("shape", [(40, 40_000), (40_000, 40), (40, 32_767)])
 def test_a_side_may_be_longer_than_opencv_takes(shape):
     image = noise(np.random.default_rng(4), *shape)
     at = np.array(shape[::-1]) - 30

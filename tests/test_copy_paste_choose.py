@@ -185,6 +185,16 @@ def test_an_object_at_the_image_border_is_copied_only_if_inside_is_off(box):
     assert candidates([rectangle(*box, 10, 10)], inside=False) == [0]
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("past", [-1, 1])
+def test_half_a_pixel_may_reach_out_of_the_image_and_no_more(side, past):
+    """It owns no pixel there."""
+    for out, copied in ((0.5, [0]), (0.75, [])):
+        corner = [50.0, 50.0]
+        corner[side] = -out if past < 0 else 90 + out
+        assert candidates([rectangle(*corner, 10, 10)], inside=False) == copied
+
+
 @pytest.mark.parametrize("box", [(1, 50), (89, 50), (50, 1), (50, 89)])
 def test_one_pixel_to_the_border_is_inside(box):
     assert candidates([rectangle(*box, 10, 10)]) == [0]

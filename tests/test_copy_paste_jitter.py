@@ -52,3 +52,13 @@ def test_ranges_of_one_value_give_the_identity():
 def test_ranges_that_mean_nothing_are_refused_by_their_key(key, ranges):
     with pytest.raises(SmallObjError, match=f"SMALLOBJ.{key} is .*must be"):
         Jitter(**ranges)
+
+
+def test_the_widest_ranges_are_the_last_that_are_taken():
+    Jitter((0.01, 100), (-360, 360))
+    for wrong in ({"scale": (0.009, 1)}, {"scale": (1, 101)}):
+        with pytest.raises(SmallObjError, match="SCALE"):
+            Jitter(**wrong)
+    for wrong in ((-361, 0), (0, 361)):
+        with pytest.raises(SmallObjError, match="ROTATION"):
+            Jitter(rotation=wrong)

@@ -82,6 +82,16 @@ def test_a_hole_is_cut_open_because_polygons_of_coco_have_none():
     assert rest["area"] == before.sum() - 24
 
 
+def test_what_is_left_of_an_outline_without_a_pixel_is_no_part_of_it():
+    """A strip of 0.4 pixels, to the right of what is covered."""
+    blob = np.zeros((5, 5), np.uint8)
+    blob[:4, :4] = blob[4, 4] = 1
+    rest, _ = under(rectangle(10, 10, 4.4, 8), blob, 10, 10)
+    assert len(rest["segmentation"]) == 1
+    assert rest["bbox"] == pytest.approx([10, 14, 4.4, 4])
+    assert rest["area"] == 16
+
+
 def test_an_instance_that_is_fully_covered_leaves():
     for label in (
         rectangle(10, 10, 4, 4),
@@ -179,3 +189,9 @@ def test_keys_of_the_users_own_go_with_the_copy_but_its_id_does_not():
     assert copy["track"] == {"of": [1]}
     assert "id" not in copy
     assert copy["copy_paste"]["source"] == 0
+
+
+def test_a_copy_is_no_crowd_also_where_its_source_does_not_say():
+    thing = rectangle(10, 10, 8, 6)
+    del thing["iscrowd"]
+    assert CopyPaste().plan([thing], 90, 90, 0).annotations[1]["iscrowd"] == 0

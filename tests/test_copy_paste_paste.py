@@ -16,6 +16,7 @@ from proofs.copy_paste_laws import check
 from proofs.random_scenes import random_options, random_scene, raster, rectangle, rle_of
 from smallobj_d2 import CopyPaste, Jitter, SameImage, SmallObjError, SourceRule, get_cfg, load_coco
 from smallobj_d2.copy_paste.paste import _warn_of_cap
+from smallobj_d2.masks.shapes import shape_of
 from smallobj_d2.sizes import is_small
 
 DATASETS = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -235,6 +236,7 @@ def test_an_image_of_another_kind_is_refused_with_what_it_is(image):
     [
         {"copies": 0},
         {"copies": 1.5},
+        {"copies": True},
         {"multiple_share": 0},
         {"multiple_share": 1.1},
         {"margin": -1},
@@ -374,6 +376,54 @@ def test_a_loose_box_near_the_corner_is_no_xyxy_box():
     CopyPaste()(np.zeros((60, 70, 3), np.uint8), [loose], 0)
 
 
+def masked(x, y, width, height, bbox):
+    thing = {**rectangle(x, y, width, height), "bbox": bbox}
+    del thing["bbox_mode"]
+    return thing
+
+
+def test_a_box_is_xyxy_if_it_is_so_within_a_pixel_and_not_in_the_corner():
+    wrong = "fits its mask as x0, y0, x1, y1 only"
+    for thing, refused in (
+        (masked(16, 16, 12, 12, [16, 16, 28, 28]), False),  # 16 pixels from the corner
+        (masked(17, 3, 12, 12, [17, 3, 29, 15]), True),  # far enough to one side
+        (masked(3, 17, 12, 12, [3, 17, 15, 29]), True),
+        (masked(30, 30, 15, 15, [30, 29, 46, 46]), True),  # a pixel off
+        (masked(30, 30, 15, 15, [30, 30, 47, 45]), False),  # neither
+    ):
+        if refused:
+            with pytest.raises(SmallObjError, match=wrong):
+                CopyPaste().plan([thing], 60, 70, 0)
+        else:
+            CopyPaste().plan([thing], 60, 70, 0)
+
+
+INSIDE = [10, 10, 30, 30]  # inside either way
+RIGHT, DOWN = [80, 10, 99, 30], [10, 80, 30, 99]  # XYXY: these leave as XYWH, to one side
+
+
+@pytest.mark.parametrize(
+    ("boxes", "refused"),
+    [
+        ([RIGHT, RIGHT], True),
+        ([DOWN, DOWN], True),
+        ([RIGHT], False),
+        ([RIGHT, DOWN, [10, 10, 8, 8]], False),  # the last is no XYXY box
+        ([RIGHT, DOWN, [40, 40, 100.8, 60]], True),  # over the border by less than a pixel
+        ([RIGHT, DOWN, [40, 40, 102, 60]], False),
+        ([RIGHT, DOWN, *[INSIDE] * 4], True),  # a third
+        ([RIGHT, DOWN, *[INSIDE] * 5], False),
+    ],
+)
+def test_boxes_without_masks_are_xyxy_if_a_third_leaves_and_all_fit_as_such(boxes, refused):
+    things = [{"bbox": box, "area": 400.0} for box in boxes]
+    if refused:
+        with pytest.raises(SmallObjError, match="fits the image as x0, y0, x1, y1 only"):
+            CopyPaste().plan(things, 100, 100, 0)
+    else:
+        CopyPaste().plan(things, 100, 100, 0)
+
+
 def test_one_box_that_leaves_the_image_is_no_xyxy_box():
     """Boxes without masks: annotators draw some over the border by a few pixels."""
     image = np.zeros((100, 100, 3), np.uint8)
@@ -399,6 +449,20 @@ def test_copies_stay_off_a_mask_that_its_box_does_not_hold(form):
             assert not (raster(copy["segmentation"], 100, 100) & large).any()
             placed += 1
     assert placed > 30
+
+
+def test_copies_keep_off_what_others_cover_not_only_off_what_they_own():
+    """Spikes, which cover pixels that they do not own."""
+    spike = rectangle(8, 8, 30, 5, segmentation=[[8.0, 8, 38, 10.5, 8, 13]], area=75)
+    copy_paste = CopyPaste(copies=80, jitter=Jitter(rotation=(-180, 180)))
+    plan = copy_paste.plan([spike], 130, 130, 0)
+    assert plan.pasted > 20
+    taken = np.zeros((130, 130), np.uint8)
+    for annotation in plan.annotations:
+        covered = np.zeros_like(taken)
+        shape_of(annotation, 130, 130).cover(covered)
+        assert not (cv2.dilate(covered, np.ones((3, 3), np.uint8)) & taken).any()
+        taken |= covered
 
 
 def test_an_object_that_its_box_does_not_hold_is_copied_whole():
@@ -441,6 +505,12 @@ def test_a_copy_larger_than_the_image_is_given_up_before_it_is_made(kind):
     assert (plan.tried, plan.given_up, plan.pasted) == (3, 3, 0)
 
 
+def test_a_copy_as_long_as_the_diagonal_is_not_too_large():
+    thing = rectangle(1, 49, 98, 1)
+    copy_paste = CopyPaste(jitter=Jitter((1.405, 1.405), (45, 45)), margin=0, allow_overlap=True)
+    assert copy_paste.plan([thing], 100, 100, 0).pasted == 1
+
+
 @pytest.mark.parametrize(
     ("key", "wrong"),
     [
@@ -458,3 +528,15 @@ def test_a_copy_larger_than_the_image_is_given_up_before_it_is_made(kind):
 def test_values_beyond_all_use_are_refused_with_the_rule(key, wrong):
     with pytest.raises(SmallObjError, match=rf"SMALLOBJ\.{key} is .*; it must be .*\d"):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("key", "most", "next_one"),
+    [("copies", 10_000, 10_001), ("max_pastes", 10_000, 10_001), ("margin", 10_000, 10_001)]
+    + [("gap", 1000, 1001), ("blur", 255, 257)],
+)
+def test_the_largest_value_is_the_last_that_is_taken(key, most, next_one):
+    assert getattr(CopyPaste(**{key: most}), key) == most
+    assert getattr(CopyPaste(**{key: np.int64(most)}), key) == most
+    with pytest.raises(SmallObjError, match=f"SMALLOBJ.{key.upper()} is {next_one}"):
+        CopyPaste(**{key: next_one})

@@ -156,6 +156,19 @@ def test_both_stages_can_return_exactly_the_valid_positions(seed, gap, margin):
         taken[y : y + copy.shape[0], x : x + copy.shape[1]] |= copy.astype(bool)
 
 
+def test_a_mask_that_its_box_leaves_out_by_a_pixel_is_seen_by_the_first_copy():
+    """Before any instance is on the map, boxes alone say which are near."""
+    mask = np.zeros((30, 30), np.uint8)
+    mask[10:20, 10:20] = 1
+    scene = Scene([rectangle(11, 11, 8, 8, segmentation=rle_of(mask))], 30, 30)
+    copy = np.ones((1, 1), np.uint8)
+    valid = valid_positions(mask.astype(bool), copy, 0, 0)
+    for x, y in np.ndindex(30, 30):
+        script = Corner((np.array((x, y)) + 0.5) / 30)
+        placed = Placer(scene, margin=0, gap=0).find(copy, script)
+        assert (placed == (x, y) and not script.listed) == ((x, y) in valid)
+
+
 @pytest.mark.parametrize("tries", [0, 256])
 @pytest.mark.parametrize("crowded", [False, True])
 def test_draws_are_uniform_over_the_valid_positions(monkeypatch, tries, crowded):

@@ -118,3 +118,23 @@ def test_no_detection_is_an_ap_of_0_where_there_are_objects(case):
         assert band["AP"] == (0 if band["objects"] else None)
     text = size_table({"segm": by_size(truth, [], "segm", LIMITS)})
     assert "below 8  8 to 16  16 to 32" in text
+
+
+def test_an_object_at_a_limit_is_of_the_band_that_begins_there_and_a_crowd_of_none():
+    data = {
+        "images": [{"id": 1, "height": 100, "width": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 1 + crowd, "image_id": 1, "category_id": 1, "bbox": [9 + 50 * crowd, 9, 8, 8]}
+            | {"area": 64, "iscrowd": crowd}
+            for crowd in (0, 1)
+        ],
+    }
+    truth = COCO()
+    truth.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    result = {"image_id": 1, "category_id": 1, "bbox": [9, 9, 8, 8], "score": 0.9}
+    bands = by_size(truth, [result], "bbox", (4, 8, 16))["pixels"]
+    assert [band["objects"] for band in bands] == [0, 0, 1, 0]
+    assert [band["AP"] for band in bands] == [None, None, 1, None]

@@ -192,6 +192,14 @@ def test_a_small_part_of_an_object_larger_than_the_tile_is_kept():
     assert max(t.annotations[0]["tile"]["share"] for t in found) < 0.2
 
 
+def test_what_fills_a_tile_that_is_less_high_than_wide_is_kept():
+    """Tiles are 120 x 100 pixels, as the image is no higher."""
+    wall = annotation([[0.0, 0, 130, 0, 130, 100, 0, 100]])
+    found = parts([wall], size=120, overlap=0, min_share=0.95)
+    assert [t.window[2:] for t in found] == [(120, 100)] * 2
+    assert all(t.annotations and t.annotations[0]["tile"]["share"] < 0.95 for t in found)
+
+
 def test_boxes_without_masks_are_clipped():
     own = annotation([[30.0, 10, 60, 10, 60, 20, 30, 20]])
     del own["segmentation"]
@@ -225,6 +233,45 @@ def test_an_object_that_the_border_cuts_is_whole_in_a_tile_that_holds_the_rest()
         assert part["segmentation"][0][1] + tile.window.y == 50
 
 
+@pytest.mark.parametrize(("min_share", "kept"), [(0.25, 1), (0.26, 0)])
+def test_the_least_share_itself_is_enough(min_share, kept):
+    own = annotation([[30.0, 10, 70, 10, 70, 20, 30, 20]])  # a quarter is left of x = 40
+    tile = parts([own], size=40, overlap=0, min_share=min_share)[0]
+    assert (len(tile.annotations), tile.left_out) == (kept, 1 - kept)
+
+
+@pytest.mark.parametrize(("height", "kept"), [(10, 1), (9, 0)])
+def test_what_fills_the_least_share_of_a_tile_is_kept(height, kept):
+    """Here a quarter, of 40 x 40 pixels; it is less of the object."""
+    bottom = 10 + height
+    own = annotation([[0.0, 10, 130, 10, 130, bottom, 130, 100, 120, 100, 120, bottom, 0, bottom]])
+    tile = parts([own], size=40, overlap=0, min_share=0.25)[0]
+    assert len(tile.annotations) == kept
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"), [(30, [[30, 0, 2], [0, 0, 2]]), (40, [[0, 0, 0], [10, 0, 2]])]
+)
+def test_a_keypoint_on_an_edge_belongs_to_the_tile_that_begins_there(x, expected):
+    """One tile ends at x = 40, the next begins at x = 30."""
+    own = annotation([[20.0, 0, 60, 0, 60, 20, 20, 20]], keypoints=[x, 0, 2])
+    both = parts([own], size=40, overlap=0)[:2]
+    assert [t.window[:2] for t in both] == [(0, 0), (30, 0)]
+    assert [t.annotations[0]["keypoints"] for t in both] == expected
+
+
+def test_an_object_of_which_a_line_is_cut_off_is_not_whole():
+    spike = [10.0, 10, 30, 10, 60, 10, 30, 10, 30, 20, 10, 20]
+    (part,) = parts([annotation([spike])], size=40, overlap=0)[0].annotations
+    assert 0.999 < part["tile"]["share"] < 1
+    assert part["bbox"] == [10, 10, 20, 10]
+
+
+def test_an_outline_without_area_is_in_no_tile():
+    line = annotation([[10.0, 10, 60, 10, 10, 10]])
+    assert not any(t.annotations for t in parts([line], size=40, overlap=0))
+
+
 def test_keypoints_outside_are_not_labeled():
     own = annotation([[30.0, 10, 60, 10, 60, 20, 30, 20]], keypoints=[35, 12, 2, 55, 12, 2])
     (part,) = parts([own], size=40, overlap=0)[0].annotations
@@ -254,6 +301,18 @@ def test_a_dataset_of_tiles_loads_and_shows_the_same_pixels(both_kinds, tmp_path
         tile = np.asarray(Image.open(done.image_root / image["file_name"]))
         assert (tile == original[y : y + 64, x : x + 64]).all()
     assert len(load_coco(done.json_file, done.image_root).records) == 6
+
+
+def test_whole_cut_and_left_out_are_counted_over_all_tiles(tmp_path):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[2:10, 2:10] = mask[20:22, 2:120] = 1
+    things = [annotation([star(3)]), annotation(rle_of(mask), 2)]
+    how = {"size": 40, "overlap": 0.25, "min_share": 0.2}
+    done = tile_dataset(*dataset(tmp_path, things), tmp_path / "out", **how, progress=False)
+    found = parts(things, **how)
+    shares = [a["tile"]["share"] for t in found for a in t.annotations]
+    assert done.left_out == sum(t.left_out for t in found) > max(t.left_out for t in found)
+    assert (done.whole, done.cut) == (shares.count(1), len(shares) - shares.count(1))
 
 
 def test_each_image_is_read_once_and_not_at_all_when_resumed(both_kinds, tmp_path, monkeypatch):
@@ -297,6 +356,28 @@ def test_jpegs_stay_jpegs_and_small_images_are_linked(tmp_path):
     done = tile_dataset(*files, tmp_path / "whole", size=200, progress=False)
     (tile,) = done.image_root.iterdir()
     assert tile.samefile(files[1] / "big.jpg")
+
+
+@pytest.mark.parametrize("name", ["big.JPG", "big.webp"])
+def test_tiles_of_other_formats_are_png_and_images_that_are_linked_keep_their_name(name, tmp_path):
+    files = dataset(tmp_path / "own", [annotation([star(3)])], name)
+    done = tile_dataset(*files, tmp_path / "out", size=64, progress=False)
+    suffix = ".JPG" if name.endswith("JPG") else ".png"
+    assert {p.suffix for p in done.image_root.iterdir()} == {suffix}
+    done = tile_dataset(*files, tmp_path / "whole", size=200, progress=False)
+    (tile,) = done.image_root.iterdir()
+    assert tile.suffix == files[1].joinpath(name).suffix
+
+
+def test_tiles_that_are_jpegs_are_of_quality_95_and_whole_colour(tmp_path):
+    files = dataset(tmp_path / "own", [annotation([star(3)])], "big.jpg", quality=95)
+    done = tile_dataset(*files, tmp_path / "out", size=64, progress=False)
+    again = tmp_path / "again.jpg"
+    tile = next(done.image_root.iterdir())
+    Image.new("RGB", (8, 8)).save(again, quality=95, subsampling=0)
+    with Image.open(tile) as made, Image.open(again) as wanted:
+        assert made.quantization == wanted.quantization
+        assert made.layer == wanted.layer
 
 
 def test_empty_tiles_are_kept_or_dropped(tmp_path):

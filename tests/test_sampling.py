@@ -61,6 +61,10 @@ def test_oversampling_that_changes_nothing_says_so(records, which, caplog):
     assert not caplog.messages
 
 
+def test_the_largest_factor_is_taken():
+    assert repeat_factors([SMALL], 1000).tolist() == [1000]
+
+
 @pytest.mark.parametrize("factor", [0.99, 0, -1, float("nan")])
 def test_a_factor_below_one_is_refused(factor):
     with pytest.raises(SmallObjError, match=r"OVERSAMPLING_FACTOR"):
@@ -131,6 +135,24 @@ def test_an_epoch_is_the_sum_of_the_factors_and_the_rest_is_carried_over():
     stream = Stream([0.5, 1.25, 0.5], seed=0)
     assert [len(stream.epoch(e)[0]) for e in range(8)] == [2, 2, 2, 3, 2, 2, 2, 3]
     assert len(stream) == 2
+
+
+@pytest.mark.parametrize("factor", [2**-20, 1 - 2**-20])
+def test_an_epoch_is_as_long_as_it_says_where_a_unit_decides(factor):
+    """Factors are kept in units of 2**-20."""
+    stream = Stream([factor], seed=0)
+    for whole in range(2**20, 20 * 2**20, 2**20):
+        for epoch in (whole - 1, whole):
+            length = stream.epoch_start(epoch + 1) - stream.epoch_start(epoch)
+            assert len(stream.epoch(epoch)[0]) == length
+
+
+def test_factors_are_rounded_to_the_nearest_unit():
+    assert Stream([1.3], seed=0).epoch_start(10**6) == 1_300_000
+
+
+def test_records_that_are_drawn_at_all_are_those_whose_factor_is_not_0():
+    assert Stream([0, 0.25, 1, 0, 3.5], seed=0).drawn.tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize("factor", [3, 2.5])
@@ -225,6 +247,7 @@ def test_no_global_random_state_is_read_or_changed():
         ([1, float("inf")], 0, "finite"),
         ([float("nan")], 0, "finite"),
         ([0, 0], 0, "not all zero"),
+        ([1e-7, 1e-7], 0, "not all zero"),  # no draw in a million epochs
         ([1], -1, "The seed is -1"),
     ],
 )
@@ -250,4 +273,8 @@ def test_factors_that_are_not_one_for_each_image_are_refused():
     REPEAT_FACTORS.add("one_too_few_of_a_test", lambda records, cfg: [1.0] * (len(records) - 1))
     cfg.SMALLOBJ.SAMPLER = "one_too_few_of_a_test"
     with pytest.raises(SmallObjError, match=r"shape \(1,\) for 2 images"):
+        factors_from_config([SMALL, LARGE], cfg)
+    REPEAT_FACTORS.add("two_for_each_of_a_test", lambda records, cfg: [[1.0, 2.0]] * len(records))
+    cfg.SMALLOBJ.SAMPLER = "two_for_each_of_a_test"
+    with pytest.raises(SmallObjError, match=r"shape \(2, 2\) for 2 images"):
         factors_from_config([SMALL, LARGE], cfg)
