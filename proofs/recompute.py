@@ -143,6 +143,12 @@ class Sample:
         return points(self.mean, "+", ends), span(*ends, self.mean)
 
 
+def with_most_seeds(gains: dict[str, Sample]) -> dict[str, Sample]:
+    """Those that may be the best: with three seeds, or as many as any."""
+    enough = min(3, max((gain.n for gain in gains.values()), default=0))
+    return {row: gain for row, gain in gains.items() if gain.n >= enough}
+
+
 def weighted(ap: AP, weights: Weights) -> Sample:
     """The weighted sum of rows, over the seeds that all have."""
     each = [ap.get(key, {}) for key in weights]
@@ -402,10 +408,11 @@ class Report:
         """The sentences at the top."""
         where = f"{s.where}, answer"
         gains = {row: s.gain(row, s.base) for row in s.others}
-        enough = {row: gain for row, gain in gains.items() if gain.n >= 3} or gains
+        enough = with_most_seeds(gains)
         best = max(enough, key=lambda row: enough[row].mean)
         gain, timed = gains[best], s.gain(best, s.base, "iteration").seeds
-        parts = [best, *["3"] * (len(enough) < len(gains))]
+        least = min(3, max(gain.n for gain in gains.values()))
+        parts = [best, *[str(least)] * (len(enough) < len(gains))]
         for size in ("small", "medium", "large"):
             change = s.gain(best, s.base, f"segm.{size}")
             mean, ends = change.with_interval()
@@ -475,9 +482,9 @@ class Report:
         }.items():
             shown = found(section, rf"^\* {name}: (.*)\.$").partition(" for all")[0]
             check("sentence", f"{s.where}, {name}", expected, figures(shown))
-        papers = {r: s.gain(r, s.base).mean for r in s.others if r not in s.beyond}
-        best = max(papers, key=lambda row: papers[row], default="") if s.beyond else ""
-        best = best if best and papers[best] > 0 else ""
+        papers = with_most_seeds({r: s.gain(r, s.base) for r in s.others if r not in s.beyond})
+        best = max(papers, key=lambda row: papers[row].mean, default="") if s.beyond else ""
+        best = best if best and papers[best].mean > 0 else ""
         shown = found(section, r"^Against `(\S+)`, the paper's row that gains most")
         check("sentence", f"{s.where}, the paper's best row", best, shown)
         for heading, base, rows in (("Every", s.base, s.others), ("Beyond", best, s.beyond)):
