@@ -426,7 +426,7 @@ class Report:
         parts.append("planned" if s.families(best, s.base) else "not planned")
         if gain.n == 1 or (parts[-1] == "not planned" and gain.p >= ALPHA):
             parts.append("chance")
-        elif parts[-1] == "planned":
+        elif parts[-1] == "planned" and gain.n > 2:  # two decide nothing
             parts += ["significant" if p < ALPHA else "not significant", f"{p:.3g}"]
             parts += ["interim", f"{done}", f"{len(s.asked)} planned"] * (done < len(s.asked))
         check("sentence", f"{where}, best row", " ".join(parts), figures(text.split("\n")[0]))
