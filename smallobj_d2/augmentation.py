@@ -5,7 +5,8 @@ position in the stream of draws; no generator outlives a draw.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from math import floor
 from typing import Any
 
@@ -217,19 +218,23 @@ def require_sources(records: list[dict[str, Any]], cfg: Any) -> None:
         SmallObjError: naming the options.
     """
     s, names = cfg.SMALLOBJ, ", ".join(cfg.DATASETS.TRAIN)
-    if not s.COPY_PASTE:
+
+    def areas() -> Iterator[float]:
+        for annotation in chain.from_iterable(r["annotations"] for r in records):
+            if not annotation.get("iscrowd", 0) and (s.PASTE_BOXES or has_mask(annotation)):
+                yield annotation["area"]
+
+    if not s.COPY_PASTE or any(area < s.SMALL_AREA for area in areas()):
         return
-    annotations = [a for r in records for a in r["annotations"] if s.PASTE_BOXES or has_mask(a)]
-    if not annotations:
+    smallest = min(areas(), default=None)
+    if smallest is None:
         raise SmallObjError(
             f"SMALLOBJ.COPY_PASTE is on, but no annotation of {names} has a mask to cut objects "
             "out by. Either add `segmentation` to the annotations, or set SMALLOBJ.PASTE_BOXES "
             "True to paste rectangles (not in the paper), or set SMALLOBJ.COPY_PASTE False."
         )
-    if not has_small(annotations, s.SMALL_AREA):
-        smallest = min(a["area"] for a in annotations)
-        raise SmallObjError(
-            f"SMALLOBJ.COPY_PASTE is on, but no object of {names} that has a mask is small: the "
-            f"smallest area is {smallest:.0f} pixels, and SMALLOBJ.SMALL_AREA is "
-            f"{s.SMALL_AREA:.0f}. Raise that, or set SMALLOBJ.COPY_PASTE False."
-        )
+    raise SmallObjError(
+        f"SMALLOBJ.COPY_PASTE is on, but no object of {names} that has a mask is small: the "
+        f"smallest area is {smallest:.0f} pixels, and SMALLOBJ.SMALL_AREA is "
+        f"{s.SMALL_AREA:.0f}. Raise that, or set SMALLOBJ.COPY_PASTE False."
+    )

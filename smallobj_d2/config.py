@@ -25,6 +25,7 @@ _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 """What holds ``configs/`` and ``experiments/``: the package in a wheel, else the checkout."""
 CONFIGS = ROOT / "configs"
+EXPERIMENTS = ROOT / "experiments"
 
 
 def add_smallobj_config(cfg: CfgNode) -> None:

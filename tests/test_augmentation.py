@@ -294,7 +294,11 @@ def test_copy_paste_needs_masks_and_says_what_to_do_where_there_are_none():
     require_sources(boxes, load_cfg(CONFIGS / "baseline.yaml"))
 
 
-@pytest.mark.parametrize("more", [(), (square(20, 20, 10, segmentation=None),)])
+@pytest.mark.parametrize(
+    "more",
+    [(), (square(20, 20, 10, segmentation=None),), (square(20, 20, 10, iscrowd=1),)],
+    ids=["large", "a box", "a crowd"],
+)
 def test_copy_paste_needs_small_objects_and_says_how_small_the_smallest_is(more):
     records = [WITHOUT, record(*more)]
     cfg = load_cfg(CONFIGS / "orig_aug.yaml")

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from smallobj_d2.commands import ROOT
 from smallobj_d2.commands.predict import _apart
 from smallobj_d2.commands.predict import main as tool
-from smallobj_d2.config import has_detectron2, load_cfg
+from smallobj_d2.config import ROOT, has_detectron2, load_cfg
 from smallobj_d2.datasets.coco import load_coco
 from smallobj_d2.datasets.images import read_rgb
 from smallobj_d2.datasets.synthetic import make_dataset

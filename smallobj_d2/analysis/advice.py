@@ -67,8 +67,8 @@ def find_sources(
     small = np.unique(objects.image[objects.bands(cfg.SMALLOBJ.SMALL_AREA) == 0])
     chosen = np.sort(rng.permutation(small)[:_EXAMINED])
     found, wanted, under_others = [], [], 0
-    off = None if progress else True  # None: where it is no terminal
-    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=off):
+    hide = not progress or None  # None: where it is no terminal
+    for index in tqdm(chosen.tolist(), desc="objects to copy", unit="img", disable=hide):
         record = records[index]
         scene = Scene(record["annotations"], record["height"], record["width"])
         candidates = rule.candidates(scene)

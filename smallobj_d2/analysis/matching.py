@@ -71,8 +71,8 @@ def match(
     ranges = objects.ranges()
     first = 0
     what = f"anchors, protocol {protocol.name}"
-    off = None if progress else True  # None: where it is no terminal
-    with tqdm(total=objects.num_images, desc=what, unit="img", disable=off) as bar:
+    hide = not progress or None  # None: where it is no terminal
+    with tqdm(total=objects.num_images, desc=what, unit="img", disable=hide) as bar:
         while first < objects.num_images:
             last = int(np.searchsorted(ranges, ranges[first] + _CHUNK, side="right")) - 1
             last = min(max(last, first + 1), objects.num_images)

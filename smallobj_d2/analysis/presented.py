@@ -91,8 +91,8 @@ def presented(
     counts = dict.fromkeys(("augmented_draws", *_COPIES), 0)
 
     def shown() -> Iterator[Mapping[str, Any]]:
-        off = None if progress else True  # None: where it is no terminal
-        for position in tqdm(range(count), desc="draws", unit="img", disable=off):
+        hide = not progress or None  # None: where it is no terminal
+        for position in tqdm(range(count), desc="draws", unit="img", disable=hide):
             draw = stream[position]
             record = {**records[draw.index], "draw": draw}
             plan = augmentation.plan(record) if augmentation else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import ROOT, changed, load_cfg
+from smallobj_d2.config import EXPERIMENTS, changed, load_cfg
 from smallobj_d2.datasets.coco import with_paths
 from smallobj_d2.errors import SmallObjError
 from smallobj_d2.files import disk_errors
@@ -143,7 +143,7 @@ def with_dataset(cfg: Any, args: argparse.Namespace, key: str = "TRAIN", prefix:
 def scale_file(text: str) -> Path:
     """The file of a scale: a name of ``experiments/scales``, or the path of a YAML file."""
     own = path(text)
-    named = ROOT / "experiments" / "scales" / f"{text}.yaml"
+    named = EXPERIMENTS / "scales" / f"{text}.yaml"
     return own if own.suffix in (".yaml", ".yml") else named
 
 

@@ -23,11 +23,11 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from smallobj_d2.commands import CommandLine, path, writable_folder
-from smallobj_d2.config import ROOT
+from smallobj_d2.config import EXPERIMENTS
 from smallobj_d2.errors import SmallObjError, UnreadableImage, command
 from smallobj_d2.files import writing
 
-SPLIT = ROOT / "experiments" / "dsb2018.json"
+SPLIT = EXPERIMENTS / "dsb2018.json"
 NAME_LENGTH = 16
 """Characters of an image's id that its file here is called by; enough to tell them apart."""
 

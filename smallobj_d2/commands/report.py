@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallobj_d2.commands import CommandLine, path, scale_file
-from smallobj_d2.config import ROOT
+from smallobj_d2.config import EXPERIMENTS
 from smallobj_d2.errors import SmallObjError, command
 from smallobj_d2.experiments.paper import load_paper
 from smallobj_d2.experiments.plan import Plan, Planned, load_plan
@@ -33,8 +33,6 @@ from smallobj_d2.experiments.results import (
 )
 from smallobj_d2.experiments.scales import load_scale
 from smallobj_d2.files import reading
-
-EXPERIMENTS = ROOT / "experiments"
 
 
 @command

@@ -27,7 +27,7 @@ from smallobj_d2.commands import (
     scale_file,
     writable_folder,
 )
-from smallobj_d2.config import CONFIGS, ROOT, config_names
+from smallobj_d2.config import CONFIGS, EXPERIMENTS, config_names
 from smallobj_d2.engines import choose_engine
 from smallobj_d2.errors import SmallObjError, clock, command
 from smallobj_d2.experiments import cluster
@@ -44,7 +44,6 @@ from smallobj_d2.experiments.sweep import (
 )
 from smallobj_d2.visualization.texts import counted
 
-EXPERIMENTS = ROOT / "experiments"
 OUT = Path("output", "reproduce")
 
 

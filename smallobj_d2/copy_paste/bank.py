@@ -174,8 +174,7 @@ def build_bank(
     donors: list[list[Cutout]] = []
     names: list[str | None] = []
     weights: list[float] = []
-    off = None if progress else True  # None: where it is no terminal
-    with tqdm(total=images, desc="object bank", unit="img", disable=off) as bar:
+    with tqdm(total=images, desc="object bank", unit="img", disable=not progress or None) as bar:
         for index in rng.permutation(len(records)).tolist():
             if len(donors) == images:
                 break

@@ -261,7 +261,7 @@ def _look_into(file: Any, height: Any, width: Any) -> Defects:
         found.append(("image-16-bit", f"it has 16 bits or more (Pillow's mode {mode})"))
     elif mode != "RGB":
         found.append((_KINDS.get(mode, "image-other"), f"its mode is {mode}"))
-    if orientation in range(2, 9):
+    if orientation in _TURNS:
         found.append(("image-turned", f"EXIF turns it (orientation {orientation})"))
     if upright != (width, height):
         what = f"it is {upright[0]} x {upright[1]} pixels, but the JSON says {width} x {height}"

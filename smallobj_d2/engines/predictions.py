@@ -294,7 +294,7 @@ def predict_images(
     """
     summary = Summary()
     entries: list[dict[str, Any]] = []
-    bar = tqdm(total=len(images.records), unit="img", disable=None if progress else True)
+    bar = tqdm(total=len(images.records), unit="img", disable=not progress or None)
     with bar, writing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         if not as_results:
             named = [{"id": i, "name": name} for i, name in categories.items()]

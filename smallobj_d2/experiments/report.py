@@ -744,7 +744,7 @@ def _sure(title: str, lines: Sequence[_Line], more: str, rules: Sequence[int] = 
     body = []
     for name, change, other in lines:
         ends = interval(change.values)
-        mean = _signed(change.mean, *(() if math.isnan(ends[0]) else ends))
+        mean = _signed(change.mean, *ends)
         body.append(
             [
                 name,
@@ -871,10 +871,8 @@ def _interval(ends: tuple[float, float], *beside: float) -> str:
 def _points(change: Difference) -> str:
     """A difference for a sentence, with its interval."""
     ends = interval(change.values)
-    if math.isnan(ends[0]):
-        return f"{_signed(change.mean)} points"
-    mean = _signed(change.mean, *ends)
-    return f"{mean} points (95%: {_interval(ends, change.mean)})"
+    text = f"{_signed(change.mean, *ends)} points"
+    return text if math.isnan(ends[0]) else f"{text} (95%: {_interval(ends, change.mean)})"
 
 
 def _p(value: float) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from smallobj_d2.config import CONFIGS, ROOT, find_config, load_cfg, unset_variable
+from smallobj_d2.config import CONFIGS, EXPERIMENTS, find_config, load_cfg, unset_variable
 from smallobj_d2.datasets.coco import dataset_info, datasets_root
 from smallobj_d2.datasets.synthetic import make_splits
 from smallobj_d2.errors import SmallObjError
@@ -198,7 +198,7 @@ def load_scale(path: Path) -> Scale:
         SmallObjError: if there is no scale of that name, or the file is not a scale.
     """
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "experiments" / "scales").glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in (EXPERIMENTS / "scales").glob("*.yaml")))
         raise SmallObjError(
             f"There is no scale {path.stem!r}; there are: {known}. Your own is the path of a file, "
             f"and there is no {path}."

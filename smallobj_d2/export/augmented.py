@@ -118,7 +118,7 @@ def augment_dataset(
             [stream[k] for k in range(len(stream))],
             unit="img",
             desc="draws",
-            disable=None if progress else True,
+            disable=not progress or None,
         )
         with closing(in_order(work, draws, workers)) as copies:
             for draw, copy in copies:

@@ -117,7 +117,7 @@ def tile_dataset(
         return tiles
 
     names: set[str] = set()
-    bar = tqdm(checked.images, unit="img", desc="tiles", disable=None if progress else True)
+    bar = tqdm(checked.images, unit="img", desc="tiles", disable=not progress or None)
     with (
         export(summary, recipe, checked.data) as (images, annotations),
         closing(in_order(work, bar, workers)) as made,

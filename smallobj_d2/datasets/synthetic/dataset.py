@@ -179,7 +179,7 @@ def make_dataset(
     annotations: list[dict[str, Any]] = []
     paths = [folder / "images" / n for n in names]
     made = each(partial(_make_image, seed, size), range(num_images), paths)
-    bar = tqdm(made, desc=name, total=num_images, unit="img", disable=None if progress else True)
+    bar = tqdm(made, desc=name, total=num_images, unit="img", disable=not progress or None)
     for i, (image, found) in enumerate(bar, 1):
         images.append({"id": i, **image})
         annotations += [
