@@ -74,15 +74,20 @@ def _precision(
     means = np.zeros((len(hits), len(counts)))
     for at, (hit, ignore) in enumerate(zip(hits, ignored, strict=True)):
         kept = np.flatnonzero(~ignore)
+        right = np.flatnonzero(hit[kept])
+        if not len(right):
+            continue
+        # Recall grows and precision peaks at what is right: only there need they be known.
+        kept = kept[: right[-1] + 1]
+        starts = np.concatenate([[0], right[:-1] + 1])
         for low in range(0, len(counts), _CHUNK):
-            weights = counts[low : low + _CHUNK, image[kept]]
-            right = np.cumsum(weights * hit[kept], axis=1)
-            every = np.cumsum(weights, axis=1)
-            best = np.divide(right, every, out=np.zeros(right.shape), where=every > 0)
+            chunk = counts[low : low + _CHUNK]
+            found_so_far = np.cumsum(chunk[:, image[kept[right]]], axis=1)
+            every = np.cumsum(np.add.reduceat(chunk[:, image[kept]], starts, axis=1), axis=1)
+            best = np.divide(found_so_far, every, out=np.zeros(every.shape), where=every > 0)
             best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
-            recall = right / np.maximum(total[low : low + _CHUNK, None], 1)
-            for b in range(len(weights)):
-                where = np.searchsorted(recall[b], recalls, side="left")
-                inside = where[where < len(kept)]
-                means[at, low + b] = best[b, inside].sum() / len(recalls)
+            recall = found_so_far / np.maximum(total[low : low + _CHUNK, None], 1)
+            reached = np.searchsorted(recalls, recall, side="right")
+            first = np.diff(reached, axis=1, prepend=0)  # how many recalls are reached here first
+            means[at, low : low + _CHUNK] = (best * first).sum(axis=1) / len(recalls)
     return np.asarray(means.mean(axis=0), np.float64)
