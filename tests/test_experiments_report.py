@@ -813,7 +813,7 @@ def test_runs_of_two_machines_have_intervals_over_images_together(detected, tmp_
     for of_one in (first, second):
         assert not report.main(["--runs", str(of_one), *common])
         shutil.rmtree(of_one)
-    (entry,) = (e for e in load_results(results / "fake_torchvision.json").over_images if 2 in e[2])
+    (entry,) = load_results(results / "fake_torchvision.json").over_images  # none of seeds 0, 1
     assert entry == ("orig_aug", "baseline", (0, 1, 2))
 
 

@@ -86,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add_intervals(result: Path, folders: Sequence[Path], plan: Plan, resamples: int) -> None:
-    """Put intervals over images into a results file, in place of those that it has of the same."""
+    """Put intervals over images into a results file, in place of those of the same two rows."""
     content = json.loads(result.read_bytes())
     found = parse_results(content)
     planned = plan.get(found.about["scale"], Planned())
     counted = planned.fitting(found).only(found)
     aps = resampled_aps(found, folders, resamples, result.with_suffix(".npz"))
     new = over_images(counted, aps, planned.bases)
-    every = {(i["row"], i["base"], *i["seeds"]): i for i in [*content["over_images"], *new]}
+    every = {(i["row"], i["base"]): i for i in [*content["over_images"], *new]}
     write_results(result, content | {"over_images": [*every.values()]})
