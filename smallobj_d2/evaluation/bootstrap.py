@@ -78,12 +78,12 @@ def _precision(
         if not len(right):
             continue
         # Recall grows and precision peaks at what is right: only there need they be known.
-        kept = kept[: right[-1] + 1]
+        of_kept, of_right = image[kept[: right[-1] + 1]], image[kept[right]]
         starts = np.concatenate([[0], right[:-1] + 1])
         for low in range(0, len(counts), _CHUNK):
             chunk = counts[low : low + _CHUNK]
-            found_so_far = np.cumsum(chunk[:, image[kept[right]]], axis=1)
-            every = np.cumsum(np.add.reduceat(chunk[:, image[kept]], starts, axis=1), axis=1)
+            found_so_far = np.cumsum(chunk[:, of_right], axis=1)
+            every = np.cumsum(np.add.reduceat(chunk[:, of_kept], starts, axis=1), axis=1)
             best = np.divide(found_so_far, every, out=np.zeros(every.shape), where=every > 0)
             best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
             recall = found_so_far / np.maximum(total[low : low + _CHUNK, None], 1)
